@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Client of the Lacuna inference service."""
