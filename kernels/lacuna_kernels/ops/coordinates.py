@@ -1,0 +1,134 @@
+"""Sets of integer coordinates: first occurrences, lookups, and the kernel maps made of them.
+
+Coordinates are int32 [n, 4] as (item, x, y, z), any values within +-2^30; the order of a set is the order of first
+occurrence, so that a cloud has the same sites in the same order alone and in any batch.
+"""
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.types import Triple
+
+COORDINATE_LIMIT = 2**30
+_KEY_LIMIT = 2**62
+
+
+def kernel_offsets(kernel_size: Triple) -> list[Triple]:
+    """Return (kx, ky, kz) of every weight slice, in the order of the weight's first axis: z fastest."""
+    return [(x, y, z) for x, y, z in product(*map(range, kernel_size))]
+
+
+class SiteIndex:
+    """Finds rows of a fixed int32 [n, 4] set; exact for any int32 values, since keys are re-ranked before they overflow."""
+
+    def __init__(self, coordinates: Tensor) -> None:
+        self.low = coordinates.amin(0).long() if len(coordinates) else coordinates.new_zeros(4).long()
+        high = coordinates.amax(0).long() if len(coordinates) else self.low
+        self.extent = (high - self.low + 1).tolist()
+        self.ranks: list[Tensor | None] = []
+        key, span = torch.zeros(len(coordinates), dtype=torch.int64, device=coordinates.device), 1
+        for axis in range(4):
+            ranks = None
+            if span * self.extent[axis] > _KEY_LIMIT:
+                ranks, key = torch.unique(key, return_inverse=True)
+                span = len(ranks)
+            self.ranks.append(ranks)
+            key = key * self.extent[axis] + (coordinates[:, axis].long() - self.low[axis])
+            span *= self.extent[axis]
+        self.key = key
+        self.sorted, self.order = torch.sort(key, stable=True)
+
+    def find(self, queries: Tensor) -> Tensor:
+        """Return for int64 or int32 [m, 4] queries the first row that holds each, -1 where none does: int64 [m]."""
+        if not len(self.sorted):
+            return torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
+        shifted = queries.long() - self.low
+        found = ((shifted >= 0) & (shifted < torch.tensor(self.extent, device=queries.device))).all(1)
+        key = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+        for axis, ranks in enumerate(self.ranks):
+            if ranks is not None:
+                place = torch.searchsorted(ranks, key).clamp_(max=len(ranks) - 1)
+                found &= ranks[place] == key
+                key = place
+            key = key * self.extent[axis] + torch.where(found, shifted[:, axis], 0)
+        place = torch.searchsorted(self.sorted, key).clamp_(max=len(self.sorted) - 1)
+        found &= self.sorted[place] == key
+        return torch.where(found, self.order[place], -1)
+
+
+def unique_first(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop repeated rows: (rows int64 [u] of the first occurrences, in order; inverse int64 [n] into them)."""
+    index = SiteIndex(coordinates)
+    first = index.find(coordinates)
+    rows = torch.unique(first)
+    return rows, torch.searchsorted(rows, first)
+
+
+def submanifold_map(coordinates: Tensor, kernel_size: Triple, dilation: Triple) -> Tensor:
+    """Kernel map of a convolution whose outputs are its inputs: int64 [k, n]."""
+    padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True))
+    return strided_map(coordinates, coordinates, kernel_size, (1, 1, 1), (padding[0], padding[1], padding[2]), dilation)
+
+
+def strided_map(
+    inputs: Tensor, outputs: Tensor, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
+) -> Tensor:
+    """Kernel map: for offset k and output site the input at output * stride - padding + k * dilation; int64 [k, m]."""
+    index = SiteIndex(inputs)
+    base = outputs.long() * _row(1, stride, outputs) - _row(0, padding, outputs)
+    steps = [base + _row(0, _scaled(offset, dilation), outputs) for offset in kernel_offsets(kernel_size)]
+    return torch.stack([index.find(step) for step in steps])
+
+
+def strided_sites(
+    inputs: Tensor,
+    kernel_size: Triple,
+    stride: Triple,
+    padding: Triple,
+    dilation: Triple,
+    spatial_shape: Triple | None,
+) -> Tensor:
+    """All sites that at least one input feeds, in the order of (input, offset): int32 [m, 4].
+
+    spatial_shape bounds the outputs: 0 <= site < spatial_shape by axis; None means any.
+    """
+    steps = torch.tensor([_scaled(o, dilation) for o in kernel_offsets(kernel_size)], device=inputs.device)
+    moved = inputs[:, None, 1:].long() + torch.tensor(padding, device=inputs.device) - steps
+    by = torch.tensor(stride, device=inputs.device)
+    site = torch.div(moved, by, rounding_mode="floor")
+    fits = (site * by == moved).all(2)
+    if spatial_shape is not None:
+        fits &= ((site >= 0) & (site < torch.tensor(spatial_shape, device=inputs.device))).all(2)
+    item = inputs[:, None, :1].expand(-1, len(steps), 1)
+    candidates = torch.cat([item.long(), site], 2)[fits].int()
+    return candidates[unique_first(candidates)[0]]
+
+
+def floor_sites(inputs: Tensor, stride: Triple) -> Tensor:
+    """The sites floor(input / stride), in the order of their first input, as MinkowskiEngine has them: int32 [m, 4]."""
+    site = torch.div(inputs, _row(1, stride, inputs).int(), rounding_mode="floor")
+    return site[unique_first(site)[0]]
+
+
+def inverse_map(forward: Tensor, fine_sites: int) -> Tensor:
+    """Turn a strided kernel map [k, coarse] round: for offset k and fine site the coarse site it fed; int64 [k, fine]."""
+    result = torch.full((len(forward), fine_sites), -1, dtype=torch.int64, device=forward.device)
+    offset, coarse = (forward >= 0).nonzero(as_tuple=True)
+    result[offset, forward[offset, coarse]] = coarse
+    return result
+
+
+def count_offsets(coordinates: Tensor, items: int) -> Tensor:
+    """Offsets int64 [items + 1] of sites grouped by item."""
+    counts = torch.bincount(coordinates[:, 0].long(), minlength=items)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _scaled(offset: Triple, dilation: Triple) -> Triple:
+    return (offset[0] * dilation[0], offset[1] * dilation[1], offset[2] * dilation[2])
+
+
+def _row(item: int, xyz: Triple, like: Tensor) -> Tensor:
+    return torch.tensor([item, *xyz], dtype=torch.int64, device=like.device)

@@ -1,0 +1,106 @@
+"""The contract between a backend, which compiles networks, and whoever runs them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lacuna_kernels.graph import Graph, Precision
+from lacuna_kernels.model import Weights
+from lacuna_kernels.types import Batch, Value, ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a network is compiled.
+
+    precision     of every node that does not ask for another
+    max_cost      the largest batch that may ever be run, in rows or points; more is CapacityExceeded
+    initial_cost  the batch that the first plan is made for
+    """
+
+    precision: Precision = Precision.FP32
+    max_cost: int = 1 << 20
+    initial_cost: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a batch gave: the outputs by name, on the CPU, and how long the device was busy with it."""
+
+    values: dict[str, Value]
+    busy_seconds: float
+
+
+class Pending(Protocol):
+    """A batch under way."""
+
+    def result(self) -> Result:
+        """Wait for the outputs; raises DeviceOutOfMemory or DeviceError."""
+        ...
+
+
+class Program(Protocol):
+    """A compiled network on one device; used by one thread at a time."""
+
+    @property
+    def inputs(self) -> Mapping[str, ValueType]:
+        """Types of the inputs."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, ValueType]:
+        """Types of the outputs."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """The largest batch, in rows or points, that a plan exists for; it grows on demand up to max_cost."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory held: weights and the buffers of all plans."""
+        ...
+
+    @property
+    def builds(self) -> Mapping[str, int]:
+        """Plans built so far, by reason: load, growth."""
+        ...
+
+    def submit(self, batch: Batch) -> Pending:
+        """Start a checked batch of CPU tensors; raises CapacityExceeded, DeviceOutOfMemory or DeviceError."""
+        ...
+
+    def close(self) -> None:
+        """Give the device's memory back; nothing may be pending."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device for people and metrics: uuid as NVML has it, None for a CPU."""
+
+    index: int
+    name: str
+    uuid: str | None
+    memory_bytes: int
+
+
+class Backend(Protocol):
+    """A device that networks are compiled for; opened and closed on the thread that owns it."""
+
+    @property
+    def device(self) -> DeviceInfo:
+        """Which device this is."""
+        ...
+
+    def compile(self, graph: Graph, weights: Weights, options: Options) -> Program:
+        """Compile a network, build its first plan and warm it up; raises ModelError or DeviceOutOfMemory.
+
+        May be called from a builder thread while programs of this backend run.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the device; all programs must be closed."""
+        ...
