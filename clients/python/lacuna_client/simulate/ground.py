@@ -40,7 +40,8 @@ class Street:
         left = north * np.float32(math.cos(self.heading)) - east * np.float32(math.sin(self.heading))
         square = east * east + north * north
         inside = np.maximum(1 - k * (2 * left - k * square), np.float32(1e-4))
-        return (2 * left - k * square) / (1 + np.sqrt(inside))
+        distance: Floats = (2 * left - k * square) / (1 + np.sqrt(inside))
+        return distance
 
     def outside(self, x: Floats, y: Floats) -> Floats:
         """Distance to the edge of the carriageway, negative on it."""
@@ -134,11 +135,12 @@ class Ground:
 def smooth_minimum(one: Floats, other: Floats, width: float) -> Floats:
     """The lesser of two distances, blended where they differ by less than `width`."""
     blend = np.maximum(np.float32(width) - np.abs(one - other), 0)
-    return np.minimum(one, other) - blend * blend * np.float32(0.25 / width)
+    blended: Floats = np.minimum(one, other) - blend * blend * np.float32(0.25 / width)
+    return blended
 
 
 def nearest_root(a: Floats, b: Floats, c: np.float32) -> Floats:
-    """Smallest positive root of a t^2 + b t + c = 0 for c < 0, in the form that stays exact as a goes to 0; else inf."""
+    """Smallest positive root of a t^2 + b t + c for c < 0, else inf; in the form that stays exact as a goes to 0."""
     discriminant = b * b - 4 * a * c
     denominator = b + np.sqrt(np.maximum(discriminant, 0))
     good = (discriminant >= 0) & (denominator > 1e-6)

@@ -26,10 +26,13 @@ class Lidar:
     height_m: float = 1.73
     nearest_m: float = 2.5
     reach_m: float = 80.0
-    range_noise_m: float = 0.018
+    range_noise_m: float = 0.015
+    beam_bias_m: float = 0.01
     beam_noise_deg: float = 0.05
     tilt_deg: float = 1.0
-    intensity_noise: float = 0.05
+    sensitivity: float = 500.0  # a hit of strength s is lost with chance exp(-sensitivity s)
+    dropout: float = 0.002  # chance that a shot is lost for no reason
+    dull: float = 0.04  # chance that a shot's intensity is near 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Rays:
     tilt: float
 
     def windows(self, extent: Extent) -> Iterator[Window]:
-        """The rows and columns whose rays may meet a shape: one block, or two where it straddles the start of the turn."""
+        """The rows and columns whose rays may meet a shape: one block, or two if it straddles the turn's start."""
         rows = self.rows(extent)
         count = self.way.x.shape[1]
         distance = math.hypot(extent.x, extent.y)

@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """Where rays enter and leave a shape (metres along the ray; enter = inf where they miss), and |cos| of incidence."""
+    """Where rays enter and leave a shape (metres along the ray; enter = inf for a miss), and |cos| of incidence."""
 
     enter: Floats
     leave: Floats
@@ -44,6 +44,7 @@ class Surface:
     reflectance  share of the light that returns at normal incidence, 0..1
     density      expected hits per metre of way inside it: finite for leaves and fences, which let beams through
     dropout      share of the beams that never return (glass, black paint)
+    roughness    standard deviation of the reflectance from one beam to the next
     windows      whether the surface carries a regular grid of window panes
     """
 
@@ -51,6 +52,7 @@ class Surface:
     reflectance: float
     density: float = math.inf
     dropout: float = 0.0
+    roughness: float = 0.06
     windows: bool = False
 
 
@@ -119,7 +121,8 @@ class Ellipsoid:
         a = wx * wx + wy * wy + wz * wz
         b = np.float32(ox) * wx + np.float32(oy) * wy + np.float32(oz) * wz
         enter, leave, root = solve(a, b, np.float32(ox * ox + oy * oy + oz * oz - 1))
-        return Passage(enter, leave, root / np.sqrt(a) + np.float32(0.1))
+        cosine: Floats = root / np.sqrt(a) + np.float32(0.1)
+        return Passage(enter, leave, cosine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +148,10 @@ class Cylinder:
         b = np.float32(ox) * way.x + np.float32(oy) * way.y
         enter, leave, root = solve(a, b, np.float32(ox * ox + oy * oy - self.radius**2))
         with np.errstate(invalid="ignore"):
-            z = np.float32(origin.z) + np.where(np.isfinite(enter), enter, 0) * way.z
+            z = np.float32(origin.z) + np.where(np.isfinite(enter), enter, np.float32(0)) * way.z
         enter[(z < self.bottom) | (z > self.top)] = INFINITY
-        return Passage(enter, leave, root / (np.sqrt(a) * np.float32(self.radius)))
+        cosine = (root / (np.sqrt(a) * self.radius)).astype(np.float32, copy=False)
+        return Passage(enter, leave, cosine)
 
 
 Shape = Polyhedron | Ellipsoid | Cylinder

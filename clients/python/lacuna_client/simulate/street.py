@@ -62,9 +62,8 @@ def random_ground(rng: Rng, style: StreetStyle) -> Ground:
     half_width = rng.uniform(*style.half_width_m)
     offset = rng.uniform(-0.75, 0.25) * max(half_width - 1.5, 0.5)
     main = Street(0.0, -offset, rng.normal(0, 0.04), rng.uniform(*style.curvature_per_m), half_width)
-    streets = [main]
-    for _ in range(rng.choice(len(style.crossings), p=style.crossings)):
-        streets.append(crossing(rng, main, style))
+    count = rng.choice(len(style.crossings), p=style.crossings)
+    streets = [main, *(crossing(rng, main, style) for _ in range(count))]
     kerb = 0.02 if rng.random() < 0.15 else rng.uniform(*style.kerb_m)
     grass = [rng.uniform(0.03, 0.12) if rng.random() < 0.35 else 0.0 for _ in range(2)]
     sidewalks = [0.0 if g and rng.random() < 0.2 else rng.uniform(*style.sidewalk_m) for g in grass]
@@ -241,7 +240,7 @@ class Furnisher:
     def background(self) -> None:
         """Houses and trees further out, so that streets do not end in nothing."""
         rng = self.rng
-        for _ in range(rng.integers(10, 30)):
+        for _ in range(rng.integers(25, 60)):
             radius, angle = rng.uniform(25, 75), rng.uniform(0, 2 * math.pi)
             x, y = radius * math.cos(angle), radius * math.sin(angle)
             room = self.clearance(x, y)

@@ -22,7 +22,7 @@ def car(rng: Rng, ground: Point, yaw: float) -> list[Shape]:
     """A passenger car: body, bonnet, cabin with glass, wheels."""
     length, width, height = rng.uniform(3.5, 4.9), rng.uniform(1.6, 1.9), rng.uniform(1.38, 1.75)
     belt, floor = height * rng.uniform(0.58, 0.66), rng.uniform(0.16, 0.26)
-    paint = Surface(Class.VEHICLE, rng.uniform(0.04, 0.5), dropout=rng.uniform(0.02, 0.35))
+    paint = Surface(Class.VEHICLE, rng.uniform(0.02, 0.45), dropout=rng.uniform(0.0, 0.2), roughness=0.1)
     glass = Surface(Class.VEHICLE, rng.uniform(0.03, 0.2), dropout=rng.uniform(0.4, 0.8))
     middle = (belt + floor) / 2
     nose = rng.uniform(0.1, 0.3)
@@ -140,7 +140,9 @@ def person(rng: Rng, ground: Point) -> list[Shape]:
 
 def leaves(rng: Rng, density: tuple[float, float]) -> Surface:
     """Foliage that a beam passes for 1/density metres on average."""
-    return Surface(Class.VEGETATION, rng.uniform(0.12, 0.5), density=rng.uniform(*density), dropout=0.05)
+    return Surface(
+        Class.VEGETATION, rng.uniform(0.12, 0.5), density=rng.uniform(*density), dropout=0.05, roughness=0.12
+    )
 
 
 def tree(rng: Rng, ground: Point) -> list[Shape]:
