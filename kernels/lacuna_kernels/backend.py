@@ -23,7 +23,8 @@ def open_backend(kind: DeviceKind = "auto", index: int = 0) -> Backend:
         raise DeviceError("no CUDA device: torch finds none, or pycuda is not installed (pip install lacuna[gpu])")
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  pycuda needs a driver to be imported
 
-    return CudaBackend(index)
+    backend: Backend = CudaBackend(index)
+    return backend
 
 
 def gpu_count() -> int:

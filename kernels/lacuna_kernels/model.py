@@ -1,6 +1,7 @@
 """Model folders: `model.json` and `model.safetensors`."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +92,10 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 def _gain(name: str, shape: tuple[int, ...]) -> float:
     if ".factors." in name:
-        return float(shape[2]) ** -0.5
+        return math.sqrt(1 / shape[2])
     if len(shape) == 3:  # sparse convolution [k, ci, co]: about a third of the neighbours are there
-        return (2.0 / (shape[1] * max(1.0, shape[0] / 3))) ** 0.5
-    fan_in = 1
-    for size in shape[1:]:
-        fan_in *= size
-    return float(fan_in) ** -0.5
+        return math.sqrt(2 / (shape[1] * max(1.0, shape[0] / 3)))
+    return math.sqrt(1 / math.prod(shape[1:]))
 
 
 def _read_json(path: Path) -> object:

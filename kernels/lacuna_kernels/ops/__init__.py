@@ -11,25 +11,37 @@ from lacuna_kernels.ops.classify import Argmax, Softmax
 from lacuna_kernels.ops.combine import Add, Concat
 from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
+from lacuna_kernels.ops.image import Conv2d
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, LayerNorm
+from lacuna_kernels.ops.point_to_voxel import PointToVoxel
 from lacuna_kernels.ops.sparse_conv import SparseConv
+from lacuna_kernels.ops.sparse_to_bev import SparseToBev
+from lacuna_kernels.ops.tokens import Attention, ImageToSequence, PositionEmbedding, PrependToken, SelectToken
 from lacuna_kernels.ops.voxelize import Voxelize
 
 OPS: tuple[type[Node], ...] = (
     ActivationNode,
     Add,
     Argmax,
+    Attention,
     BatchNorm,
     Concat,
+    Conv2d,
     Devoxelize,
     GlobalPool,
+    ImageToSequence,
     KroneckerLinear,
     LayerNorm,
     Linear,
+    PointToVoxel,
+    PositionEmbedding,
+    PrependToken,
+    SelectToken,
     Softmax,
     SparseConv,
+    SparseToBev,
     Voxelize,
 )
 

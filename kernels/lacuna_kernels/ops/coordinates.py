@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from lacuna_kernels.types import Triple
+from lacuna_kernels.types import Geometry, Triple
 
 COORDINATE_LIMIT = 2**30
 _KEY_LIMIT = 2**62
@@ -21,7 +21,7 @@ def kernel_offsets(kernel_size: Triple) -> list[Triple]:
 
 
 class SiteIndex:
-    """Finds rows of a fixed int32 [n, 4] set; exact for any int32 values, since keys are re-ranked before they overflow."""
+    """Finds rows of a fixed int32 [n, 4] set; exact for any values: keys are ranked anew before they overflow."""
 
     def __init__(self, coordinates: Tensor) -> None:
         self.low = coordinates.amin(0).long() if len(coordinates) else coordinates.new_zeros(4).long()
@@ -66,37 +66,28 @@ def unique_first(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.searchsorted(rows, first)
 
 
-def submanifold_map(coordinates: Tensor, kernel_size: Triple, dilation: Triple) -> Tensor:
-    """Kernel map of a convolution whose outputs are its inputs: int64 [k, n]."""
-    padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True))
-    return strided_map(coordinates, coordinates, kernel_size, (1, 1, 1), (padding[0], padding[1], padding[2]), dilation)
+def submanifold_geometry(kernel_size: Triple, dilation: Triple) -> Geometry:
+    """Geometry of a convolution whose outputs are its inputs: stride 1, padding dilation*(K - 1)/2."""
+    px, py, pz = (d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True))
+    return Geometry(kernel_size, (1, 1, 1), (px, py, pz), dilation)
 
 
-def strided_map(
-    inputs: Tensor, outputs: Tensor, kernel_size: Triple, stride: Triple, padding: Triple, dilation: Triple
-) -> Tensor:
-    """Kernel map: for offset k and output site the input at output * stride - padding + k * dilation; int64 [k, m]."""
+def kernel_map(inputs: Tensor, outputs: Tensor, g: Geometry) -> Tensor:
+    """For offset k and output site the input at output * stride - padding + k * dilation, -1 where none; int64 [k, m]."""
     index = SiteIndex(inputs)
-    base = outputs.long() * _row(1, stride, outputs) - _row(0, padding, outputs)
-    steps = [base + _row(0, _scaled(offset, dilation), outputs) for offset in kernel_offsets(kernel_size)]
+    base = outputs.long() * _row(1, g.stride, outputs) - _row(0, g.padding, outputs)
+    steps = [base + _row(0, _scaled(offset, g.dilation), outputs) for offset in kernel_offsets(g.kernel_size)]
     return torch.stack([index.find(step) for step in steps])
 
 
-def strided_sites(
-    inputs: Tensor,
-    kernel_size: Triple,
-    stride: Triple,
-    padding: Triple,
-    dilation: Triple,
-    spatial_shape: Triple | None,
-) -> Tensor:
+def contributing_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None) -> Tensor:
     """All sites that at least one input feeds, in the order of (input, offset): int32 [m, 4].
 
     spatial_shape bounds the outputs: 0 <= site < spatial_shape by axis; None means any.
     """
-    steps = torch.tensor([_scaled(o, dilation) for o in kernel_offsets(kernel_size)], device=inputs.device)
-    moved = inputs[:, None, 1:].long() + torch.tensor(padding, device=inputs.device) - steps
-    by = torch.tensor(stride, device=inputs.device)
+    steps = torch.tensor([_scaled(o, g.dilation) for o in kernel_offsets(g.kernel_size)], device=inputs.device)
+    moved = inputs[:, None, 1:].long() + torch.tensor(g.padding, device=inputs.device) - steps
+    by = torch.tensor(g.stride, device=inputs.device)
     site = torch.div(moved, by, rounding_mode="floor")
     fits = (site * by == moved).all(2)
     if spatial_shape is not None:
@@ -113,7 +104,7 @@ def floor_sites(inputs: Tensor, stride: Triple) -> Tensor:
 
 
 def inverse_map(forward: Tensor, fine_sites: int) -> Tensor:
-    """Turn a strided kernel map [k, coarse] round: for offset k and fine site the coarse site it fed; int64 [k, fine]."""
+    """Turn a map [k, coarse] round: for offset k and fine site the coarse site it fed, or -1; int64 [k, fine]."""
     result = torch.full((len(forward), fine_sites), -1, dtype=torch.int64, device=forward.device)
     offset, coarse = (forward >= 0).nonzero(as_tuple=True)
     result[offset, forward[offset, coarse]] = coarse

@@ -71,8 +71,7 @@ class SparseConv(Node):
         assert self.kernel_size is not None
         size, dilation = self.kernel_size, self.dilation or ONES
         if self.mode == "submanifold":
-            px, py, pz = (d * (k - 1) // 2 for d, k in zip(dilation, size, strict=True))
-            return Geometry(size, ONES, (px, py, pz), dilation)
+            return sites.submanifold_geometry(size, dilation)
         return Geometry(size, self.stride or ONES, self.padding or (0, 0, 0), dilation, self.sites == "floor")
 
     def infer_type(self, inputs: Sequence[ValueType]) -> ValueType:
@@ -141,7 +140,7 @@ class SparseConv(Node):
 
 def _forward_map(fine: Tensor, coarse: Tensor, level_out: str, g: Geometry, context: Context) -> Tensor:
     def build() -> Tensor:
-        return sites.strided_map(fine, coarse, g.kernel_size, g.stride, g.padding, g.dilation)
+        return sites.kernel_map(fine, coarse, g)
 
     return context.map((level_out, g), build)
 
@@ -152,7 +151,7 @@ def active_sites(coordinates: Tensor, level: Level) -> Tensor:
     assert g is not None
     if g.floor_sites:
         return sites.floor_sites(coordinates, g.stride)
-    return sites.strided_sites(coordinates, g.kernel_size, g.stride, g.padding, g.dilation, level.spatial_shape)
+    return sites.contributing_sites(coordinates, g, level.spatial_shape)
 
 
 def gather_multiply_add(x: Tensor, weight: Tensor, kernel_map: Tensor) -> Tensor:
