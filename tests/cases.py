@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lacuna_kernels import DType, Precision, Value
 from torch import Tensor
+
+from lacuna_kernels import DType, Precision, Value
 
 _ROUNDOFF = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
 _SIGMAS = 8
@@ -15,8 +16,8 @@ def tolerance(precision: Precision | torch.dtype = Precision.FP32, terms: int = 
     """Largest error to expect of a sum of `terms` products after `layers` such layers, relative to the output's RMS.
 
     Operands rounded to `precision` give products with independent relative errors, so the sum's error relative to
-    the sum's RMS does not grow with `terms`; sums kept in fp32 add the fp32 roundoff times sqrt(terms). Errors of layers
-    add up as sqrt(layers). The factor 8 turns a standard deviation into the largest of some million values.
+    the sum's RMS does not grow with `terms`; sums kept in fp32 add the fp32 roundoff times sqrt(terms). Errors of
+    layers add up as sqrt(layers). The factor 8 turns a standard deviation into the largest of some million values.
     """
     if isinstance(precision, torch.dtype):
         precision = {torch.float32: Precision.FP32, torch.float16: Precision.FP16, torch.bfloat16: Precision.BF16}[

@@ -17,7 +17,7 @@ from lacuna_kernels.types import Batch, Value, ValueType, cost
 def walk(graph: Graph, weights: Weights, batch: Batch) -> dict[str, Value]:
     """Compute the outputs of a batch node by node, on whatever torch device its tensors lie, in fp32.
 
-    Differentiable in weights and inputs, so the same function trains a network. Values are dropped after their last use.
+    Differentiable in weights and inputs, so the same function trains a network. Values are dropped after last use.
     """
     context, values = Context(graph.types), {name: _as_fp32(value) for name, value in batch.items()}
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}

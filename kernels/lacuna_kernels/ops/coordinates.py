@@ -73,7 +73,7 @@ def submanifold_geometry(kernel_size: Triple, dilation: Triple) -> Geometry:
 
 
 def kernel_map(inputs: Tensor, outputs: Tensor, g: Geometry) -> Tensor:
-    """For offset k and output site the input at output * stride - padding + k * dilation, -1 where none; int64 [k, m]."""
+    """Return for offset k and output site the input at output*stride - padding + k*dilation, or -1: int64 [k, m]."""
     index = SiteIndex(inputs)
     base = outputs.long() * _row(1, g.stride, outputs) - _row(0, g.padding, outputs)
     steps = [base + _row(0, _scaled(offset, g.dilation), outputs) for offset in kernel_offsets(g.kernel_size)]
