@@ -32,71 +32,71 @@ class ServiceError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class BadRequest(ServiceError):  # noqa: N818 - named as HTTP names it
+class BadRequest(ServiceError):
     """The request is malformed; the message says how, and what would be right."""
 
     status, outcome = 400, "bad_request"
 
 
-class Unauthorized(ServiceError):  # noqa: N818
+class Unauthorized(ServiceError):
     """The API key is missing or wrong."""
 
     status, outcome = 401, "unauthorized"
 
 
-class NotFound(ServiceError):  # noqa: N818
+class NotFound(ServiceError):
     """There is no such model, version or path."""
 
     status, outcome = 404, "not_found"
 
 
-class MethodNotAllowed(ServiceError):  # noqa: N818
+class MethodNotAllowed(ServiceError):
     """The path exists, but not with this method."""
 
     status, outcome = 405, "method_not_allowed"
 
 
-class NotAcceptable(ServiceError):  # noqa: N818
+class NotAcceptable(ServiceError):
     """None of the formats that the client accepts can be written."""
 
     status, outcome = 406, "not_acceptable"
 
 
-class TooLarge(ServiceError):  # noqa: N818
+class TooLarge(ServiceError):
     """The request is well formed but above a stated limit."""
 
     status, outcome = 413, "too_large"
 
 
-class UnsupportedMedia(ServiceError):  # noqa: N818
+class UnsupportedMedia(ServiceError):
     """The body has a format or encoding that this server does not read."""
 
     status, outcome = 415, "unsupported_media"
 
 
-class QueueFull(ServiceError):  # noqa: N818
+class QueueFull(ServiceError):
     """The model's queue is full, or would make the request miss its deadline."""
 
     status, outcome = 503, "queue_full"
 
 
-class NotReady(ServiceError):  # noqa: N818
+class NotReady(ServiceError):
     """The model or the server is loading, unloaded, broken or shutting down; the message says which."""
 
     status, outcome = 503, "not_ready"
 
 
-class OutOfMemory(ServiceError):  # noqa: N818
+class OutOfMemory(ServiceError):
     """The device has no memory for this request, even alone."""
 
     status, outcome = 503, "out_of_memory"
 
 
-class DeadlineExceeded(ServiceError):  # noqa: N818
+class DeadlineExceeded(ServiceError):
     """The request was not answered within the time that it, or the model, allows."""
 
     status, outcome = 504, "deadline_exceeded"
 
 
-class Internal(ServiceError):  # noqa: N818
+class Internal(ServiceError):
     """We failed; the log of the request's id says more."""
