@@ -1,0 +1,1 @@
+"""The CUDA backend: hand-written kernels, compiled and launched through PyCUDA, over memory that torch owns."""

@@ -1,0 +1,156 @@
+"""One GPU: its primary context, streams that PyCUDA and torch share, and kernels loaded from machine code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.compiler import Compiler, Variant
+from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
+
+Dim3 = tuple[int, int, int]
+Argument = Tensor | np.int64 | int | float | None
+_STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
+
+
+class Device:
+    """A GPU opened on the calling thread. Torch's memory and PyCUDA's kernels live in the same primary context.
+
+    Work goes to the current torch stream if it is `stream`, one of `new_stream()`, or torch's default stream.
+    """
+
+    def __init__(self, index: int = 0, cache: Path | None = None) -> None:
+        from pycuda import driver  # noqa: PLC0415  needs a driver to be imported
+
+        driver.init()
+        torch.cuda.set_device(index)
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        self.index = index
+        self.compiler = Compiler(cache)
+        self._driver = driver
+        self._modules: dict[str, Any] = {}
+        self._kernels: dict[Variant, Kernel] = {}
+        self._streams: dict[int, Any] = {0: None}
+        self._lock = threading.RLock()
+        self._context = driver.Device(index).retain_primary_context()
+        self._context.push()
+        self.stream = self.new_stream()
+        properties = torch.cuda.get_device_properties(index)
+        self.properties = properties
+        self.architecture = f"sm_{properties.major}{properties.minor}"
+        self.multiprocessors = int(properties.multi_processor_count)
+        self.shared_bytes_max = int(
+            driver.Device(index).get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        )
+
+    def new_stream(self) -> torch.cuda.Stream:
+        """Return a new stream that torch and our kernels can both use; the device keeps it."""
+        stream = self._driver.Stream()
+        with self._lock:
+            self._streams[stream.handle] = stream
+        return torch.cuda.get_stream_from_external(stream.handle, self.index)
+
+    @contextmanager
+    def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Make the device current on another thread than the one that opened it, with a stream."""
+        self._context.push()
+        try:
+            with torch.cuda.device(self.index), torch.cuda.stream(stream):
+                yield
+        finally:
+            self._context.pop()
+
+    def kernel(self, variant: Variant) -> Kernel:
+        """Return the kernel, compiled and loaded on first use; raises DeviceError."""
+        with self._lock:
+            if variant not in self._kernels:
+                self._kernels[variant] = self._load(variant)
+            return self._kernels[variant]
+
+    def _load(self, variant: Variant) -> Kernel:
+        architecture = variant.architecture_for(self.architecture)
+        if architecture is None:
+            raise DeviceError(f"{variant} is for {variant.architectures}, this device is {self.architecture}")
+        digest = self.compiler.digest(variant, architecture)
+        if digest not in self._modules:
+            self._modules[digest] = self._driver.module_from_buffer(self.compiler.cubin(variant, architecture))
+        function = self._modules[digest].get_function(variant.function)
+        if variant.dynamic_shared_bytes > _STATIC_SHARED_BYTES:
+            attribute = self._driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+            function.set_attribute(attribute, variant.dynamic_shared_bytes)
+        return Kernel(function, variant, self._streams, self.index)
+
+    def close(self) -> None:
+        """Forget the kernels and leave the context; on the thread that opened the device."""
+        torch.cuda.synchronize(self.index)
+        self._kernels.clear()
+        self._modules.clear()
+        self._streams.clear()
+        self._context.pop()
+
+
+class Kernel:
+    """A loaded function. Calling it launches it on the current torch stream: tensors are passed by address, None is 0,
+    int is 32 bits (np.int64 for 64) and float is fp32. Tensors must be kept alive until the launch has run."""
+
+    def __init__(self, function: Any, variant: Variant, streams: dict[int, Any], index: int) -> None:
+        self.variant = variant
+        self._function, self._streams, self._index = function, streams, index
+
+    def __call__(self, grid: Dim3, block: Dim3, *args: Argument) -> None:
+        """Launch; an empty grid is no launch."""
+        handle = torch.cuda.current_stream(self._index).cuda_stream
+        if handle not in self._streams:
+            raise DeviceError("kernels run on a stream made by Device.new_stream()")
+        if 0 in grid:
+            return
+        self._function.prepare([_code(arg) for arg in args])
+        self._function.prepared_async_call(
+            grid,
+            block,
+            self._streams[handle],
+            *map(_number, args),
+            shared_size=self.variant.dynamic_shared_bytes,
+        )
+
+
+def _code(arg: Argument) -> str:
+    if isinstance(arg, Tensor) or arg is None:
+        return "P"
+    if isinstance(arg, np.int64):
+        return "q"
+    return "f" if isinstance(arg, float) else "i"
+
+
+def _number(arg: Argument) -> int | float:
+    if isinstance(arg, Tensor):
+        return arg.data_ptr()
+    if arg is None:
+        return 0
+    return float(arg) if isinstance(arg, float) else int(arg)
+
+
+@contextmanager
+def device_errors(what: str) -> Iterator[None]:
+    """Turn what torch and PyCUDA raise into DeviceOutOfMemory or DeviceError; our own errors pass."""
+    try:
+        yield
+    except KernelsError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "MemoryError":
+            raise DeviceOutOfMemory(f"no device memory for {what}: {_first_line(error)}") from error
+        if isinstance(error, RuntimeError) or type(error).__module__.startswith("pycuda"):
+            raise DeviceError(f"{what}: {_first_line(error)}") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
