@@ -88,9 +88,8 @@ def main() -> int:
         problems = [str(error)]
     for problem in problems:
         _say(f"WRONG: {problem}")
-    _say(
-        f"nvcc {compiler.version}: {len(SHIPPED)} variants, {time.perf_counter() - start:.0f} s, {len(problems)} problems"
-    )
+    seconds = time.perf_counter() - start
+    _say(f"nvcc {compiler.version}: {len(SHIPPED)} variants, {seconds:.0f} s, {len(problems)} problems")
     return 1 if problems else 0
 
 

@@ -39,7 +39,7 @@ class Variant:
     dynamic_shared_bytes: int = 0
 
     def architecture_for(self, device: str) -> str | None:
-        """Return what to compile for on a device such as "sm_90": with its own features if declared, None if it cannot."""
+        """Return what to compile for on a device such as "sm_90", its own features if declared; None if it cannot."""
         if f"{device}a" in self.architectures:
             return f"{device}a"
         return device if PORTABLE in self.architectures and _number(device) >= _number(PORTABLE) else None
