@@ -1,1 +1,1 @@
-"""Between bytes on the wire and arrays in memory: one module for each encoding, knowing nothing of models or requests."""
+"""Between bytes on the wire and arrays in memory: a module for each encoding, none knows of models or requests."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lacuna_service.codecs.columns import Ask
+from lacuna_service.codecs.columns import Ask, clip
 from lacuna_service.codecs.records import check_unpacked
 from lacuna_service.errors import BadRequest, UnsupportedMedia
 
@@ -123,4 +123,4 @@ def _lazrs(function: str, *arguments: Any) -> None:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a Rust panic arrives as a BaseException
-        raise BadRequest(f"LAZ: the compressed points cannot be unpacked: {error}") from None
+        raise BadRequest(f"LAZ: the compressed points cannot be unpacked: {clip(str(error))[1:-1]}") from None

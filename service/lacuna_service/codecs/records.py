@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -111,19 +112,25 @@ def text_lines(body: memoryview) -> Iterator[bytes]:
 
 
 def _numbers(lines: Iterator[bytes], rows: int, columns: int, kind: str) -> NDArray[np.float64]:
-    if rows == 0:
-        return np.empty((0, columns))
+    lines = islice(lines, rows)
+    first = next(lines, None)
+    if first is None:
+        return _all_of(np.empty((0, columns)), rows, kind)
     # One field per column makes numpy insist on that many in every line.
     strict = np.dtype([(f"f{at}", np.float64) for at in range(columns)])
     try:
-        table = np.loadtxt(lines, strict, comments=None, max_rows=rows, encoding="latin-1", ndmin=1)
+        table = np.loadtxt(chain([first], lines), strict, comments=None, encoding="latin-1", ndmin=1)
     except ValueError as error:
         raise BadRequest(
             f"{kind}: {columns} numbers a line are declared, but: {clip(str(error).partition(';')[0])[1:-1]}"
         ) from None
+    return _all_of(table.view(np.float64).reshape(len(table), columns), rows, kind)
+
+
+def _all_of(table: NDArray[np.float64], rows: int, kind: str) -> NDArray[np.float64]:
     if len(table) != rows:
         raise BadRequest(f"{kind}: {rows} points are declared, but the file ends after {len(table)}")
-    return table.view(np.float64).reshape(rows, columns)
+    return table
 
 
 def _as_declared(values: NDArray[np.float64], field: Field, kind: str) -> NDArray[Any]:
@@ -136,5 +143,7 @@ def _as_declared(values: NDArray[np.float64], field: Field, kind: str) -> NDArra
             f"{kind}: {clip(field.name)} holds {values[wrong][0]:g}, but {field.dtype.name} "
             f"goes from {limits.min} to {limits.max}"
         )
-    with np.errstate(invalid="ignore"):  # 2^64 itself, which float64 cannot tell from the largest uint64
-        return values.astype(field.dtype)
+    largest = float(limits.max)
+    if largest > limits.max:  # float64 cannot tell the largest 64-bit number from the next, which would wrap
+        values = np.minimum(values, np.nextafter(largest, 0))
+    return values.astype(field.dtype)
