@@ -1,0 +1,5 @@
+"""`python -m lacuna_client` is the command `lacuna-client`."""
+
+from lacuna_client.cli import main
+
+main()
