@@ -1,0 +1,90 @@
+"""How large a plan is: rows or points, items, and the sites of every level that may come of them."""
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+from lacuna_kernels.graph import Graph
+from lacuna_kernels.types import Axis, Geometry, Level, ValueType
+
+MIN_POINTS = 1 << 14
+MIN_CLOUDS = 16
+FIRST_GROWTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a plan has room for.
+
+    points  points of each cloud input
+    items   rows, sequences, images or clouds of a batch
+    growth  no level has room for more than growth * points sites; a batch that needs more runs again on a larger plan
+    """
+
+    points: int
+    items: int
+    growth: int = FIRST_GROWTH
+
+    def holds(self, other: "Capacity") -> bool:
+        """Whether whatever fits the other fits this too."""
+        return self.points >= other.points and self.items >= other.items and self.growth >= other.growth
+
+    def sites(self, level: Level) -> int:
+        """Room for the sites of a level: what can come of its parent's at most, and of `growth`, and of its cells."""
+        if level.parent is None or level.geometry is None:
+            bound = self.points
+        else:
+            bound = min(self.sites(level.parent) * fan_out(level.geometry), self.growth * self.points)
+        if level.spatial_shape is not None and level.parent is not None:
+            bound = min(bound, self.items * prod(level.spatial_shape))
+        return max(1, bound)
+
+    def of(self, kind: ValueType) -> int:
+        """Room for the first axis of a value."""
+        if kind.level is not None:
+            return self.sites(kind.level)
+        return self.points if kind.axis is Axis.POINT else self.items
+
+
+def fan_out(geometry: Geometry) -> int:
+    """The most output sites that one input site can feed."""
+    if geometry.floor_sites:
+        return 1
+    axes = zip(geometry.kernel_size, geometry.stride, geometry.dilation, strict=True)
+    return prod(-(-k // (s // gcd(s, d))) for k, s, d in axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How the capacities of one network's plans are chosen.
+
+    ragged     whether it takes clouds, so that cost counts points; else cost counts items
+    min_items  smallest number of items; dense work is done for all of them, whether they are there or not
+    max_cost   largest batch that may ever be run
+    """
+
+    ragged: bool
+    min_items: int
+    max_cost: int
+
+    @classmethod
+    def of(cls, graph: Graph, max_cost: int) -> "Sizes":
+        """Sizes for a network: room for some clouds from the start unless they become images."""
+        ragged = any(kind.axis.ragged for kind in graph.input_value_types.values())
+        dense = any(kind.axis in (Axis.IMAGE, Axis.SEQUENCE, Axis.ROW) for kind in graph.types.values())
+        return cls(ragged, MIN_CLOUDS if ragged and not dense else 1, max_cost)
+
+    def capacity(self, cost: int, items: int) -> Capacity:
+        """The capacity for a batch, in powers of two; more cost than max_cost gets no room."""
+        if not self.ragged:
+            return Capacity(1, max(1, min(power_of_two(items), self.max_cost)))
+        points = min(max(power_of_two(cost), MIN_POINTS), self.max_cost)
+        return Capacity(max(1, points), max(power_of_two(items), self.min_items))
+
+    def cost(self, capacity: Capacity) -> int:
+        """The largest batch that a capacity has room for, in the unit of cost."""
+        return capacity.points if self.ragged else capacity.items
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << max(0, number - 1).bit_length()

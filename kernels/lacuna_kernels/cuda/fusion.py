@@ -1,0 +1,103 @@
+"""What runs as one step: batch norm folded into weights, residual and activation moved into the op before them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lacuna_kernels.graph import Graph, Node, Precision
+from lacuna_kernels.model import Weights, node_weights
+from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation, ActivationNode
+from lacuna_kernels.ops.combine import Add
+from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
+from lacuna_kernels.ops.linear import Linear
+from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
+from lacuna_kernels.ops.sparse_conv import SparseConv
+
+FUSEABLE = (KroneckerLinear, Linear, SparseConv)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One op of the network with what was fused into it: y = f(op(inputs) + bias + residual).
+
+    node        the op; its own bias and activation are already in `weights` and `activation`
+    output      name of the value it makes: that of the last node fused
+    weights     fp32 on the CPU, by name without the node's
+    precision   of its arithmetic and of its output
+    residual    name of the value added before the activation
+    """
+
+    node: Node
+    output: str
+    weights: Mapping[str, Tensor]
+    precision: Precision
+    residual: str | None = None
+    activation: Activation | None = None
+    slope: float = DEFAULT_SLOPE
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all values it reads."""
+        return self.node.inputs if self.residual is None else (*self.node.inputs, self.residual)
+
+    @property
+    def open(self) -> bool:
+        """Whether more can be fused into its end."""
+        return isinstance(self.node, FUSEABLE) and self.activation is None
+
+
+def fuse(graph: Graph, weights: Weights, precision: Precision) -> list[Layer]:
+    """Return the layers of a network in an order in which they can run."""
+    uses = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    layers: dict[str, Layer] = {}
+    for node in graph.nodes:
+        layer = _layer(node, node_weights(weights, node), node.precision or precision)
+        _join(layer, {name: layers[name] for name in node.inputs if name in layers and uses[name] == 1}, layers)
+    return list(layers.values())
+
+
+def _layer(node: Node, weights: Mapping[str, Tensor], precision: Precision) -> Layer:
+    return Layer(node, node.name, weights, precision, activation=getattr(node, "activation", None))
+
+
+def _join(layer: Layer, candidates: Mapping[str, Layer], layers: dict[str, Layer]) -> None:
+    """Add a layer: fused into the last of the open layers that nothing else reads, if it can be."""
+    for name in reversed([name for name in layers if name in candidates]):
+        fused = _fused(candidates[name], layer)
+        if fused is not None:
+            del layers[name]
+            layers[layer.output] = fused
+            return
+    layers[layer.output] = layer
+
+
+def _fused(first: Layer, then: Layer) -> Layer | None:
+    """Return both as one layer, or None."""
+    if not first.open or first.precision is not then.precision:
+        return None
+    if isinstance(then.node, BatchNorm) and first.residual is None:
+        scale, shift = batch_norm_affine(then.weights, then.node.eps)
+        return replace(first, output=then.output, weights=scaled(first.node, first.weights, scale, shift))
+    if isinstance(then.node, ActivationNode):
+        return replace(first, output=then.output, activation=Activation(then.node.op), slope=then.node.negative_slope)
+    if isinstance(then.node, Add) and len(then.node.inputs) == 2 and first.residual is None:
+        (other,) = [name for name in then.node.inputs if name != first.output]
+        return replace(first, output=then.output, residual=other)
+    return None
+
+
+def scaled(node: Node, weights: Mapping[str, Tensor], scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    """Weights of op(x) * scale + shift, for scale and shift by output feature: fp32."""
+    result = dict(weights)
+    result["bias"] = shift + (weights["bias"] * scale if "bias" in weights else 0)
+    if isinstance(node, KroneckerLinear):
+        key = f"factors.{len(node.patterns) - 1}"
+        a, b, _, d = node.patterns[-1]
+        result[key] = weights[key] * scale.reshape(a, b, 1, d)
+    elif isinstance(node, Linear):
+        result["weight"] = weights["weight"] * scale[:, None]
+    else:
+        result["weight"] = weights["weight"] * scale
+    return result
