@@ -17,7 +17,8 @@ from lacuna_client.wire import HEADER_LENGTH, Array, InferResult, Tensor, decode
 
 
 class Client:
-    """A connection to one server; threads may share it. Every method raises members of the LacunaError family.
+    """A connection to one server; threads may share it. A request that fails raises a member of the LacunaError
+    family; what cannot be sent at all is a TypeError, ValueError or OSError.
 
     url        "http://host:port"; without a scheme, http
     api_key    sent as a bearer token
