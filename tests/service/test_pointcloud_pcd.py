@@ -152,6 +152,7 @@ MISTAKES = [
     (pcd(b"1 2 3 4\n1 2 3 4", "ascii"), "PCD: POINTS is 1, but more lines follow"),
     (pcd(b"1 2 3 4\n      ", "ascii", "2"), "PCD: 2 points of 4 numbers take at least 15 characters, but 14 follow"),
     (pcd(b"1 2 3 4\n       ", "ascii", "2"), "PCD: 2 points are declared, but the file ends after 1"),
+    (pcd(b"\n" * 20_000, "ascii"), "the file has more than 10000 blank lines"),
     (pcd(b"1 " * 40_000, "ascii"), "a line of the file is longer than 65536 bytes"),
     (
         pcd(b"1 2 3 256", "ascii", SIZE="4 4 4 1", TYPE="F F F U"),

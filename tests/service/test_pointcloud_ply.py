@@ -161,11 +161,12 @@ def test_mistakes_are_told_with_their_numbers(body, expected):
     assert refusal(BadRequest, body, "ply").startswith(expected)
 
 
-def test_too_many_lists_before_the_vertices_are_refused_before_they_are_walked():
-    body = header(FACES.replace("face 2", "face 900000") + vertices(1), BINARY) + bytes(10_000_000)
+@pytest.mark.parametrize(("form", "steps"), [("ascii", 900_000), (BINARY, 2_700_000)])
+def test_too_many_rows_before_the_vertices_are_refused_before_they_are_walked(form, steps):
+    body = header(FACES.replace("face 2", "face 900000") + vertices(1), form) + bytes(10_000_000)
     assert refusal(TooLarge, body, "ply") == (
-        "PLY: 900000 rows of 'face' with lists come before the vertices; "
-        "at most 500000 lists are stepped over, put the element 'vertex' first"
+        f"PLY: stepping over the 900000 rows of 'face' before the vertices takes {steps} steps, "
+        "the limit is 500000: put the element 'vertex' first"
     )
 
 

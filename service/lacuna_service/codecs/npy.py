@@ -67,7 +67,7 @@ def _split(body: memoryview) -> tuple[dict[str, Any], memoryview]:
 
 def _literal(text: str) -> dict[str, Any]:
     try:
-        header = ast.literal_eval(text.strip(" \n\0"))
+        header = None if "\\" in text else ast.literal_eval(text.strip(" \n\0"))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         header = None
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:

@@ -1,7 +1,7 @@
 """PLY, the Stanford polygon format, as text or binary of either byte order; only the element `vertex` is read.
 
-Elements after the vertices are ignored. Elements before them are stepped over; where their rows have lists, that costs
-a step of Python for each row and list, so there is a limit, and a file above it is asked to put its vertices first.
+Elements after the vertices are ignored. Elements before them are stepped over; in text, and where rows have lists, that
+costs a step of Python for each row, so there is a limit, and a file above it is asked to put its vertices first.
 """
 
 import re
@@ -78,6 +78,7 @@ def _read_text(data: memoryview, before: list[Element], vertex: Element, ask: As
     check_points(vertex.rows, ask)
     lines = text_lines(data)
     for element in before:
+        _check_steps(element, element.rows)
         next(islice(lines, element.rows, element.rows), None)
     return vertex.row().parse(lines, vertex.rows, "PLY")
 
@@ -100,17 +101,21 @@ def _after(data: memoryview, begin: int, element: Element) -> int:
     """Where the element that starts at `begin` ends."""
     if not element.has_lists:
         return begin + element.rows * element.row().size
-    if element.rows * len(element.properties) > STEPS_LIMIT:
-        raise TooLarge(
-            f"PLY: {element.rows} rows of {clip(element.name)} with lists come before the vertices; "
-            f"at most {STEPS_LIMIT} lists are stepped over, put the element 'vertex' first"
-        )
+    _check_steps(element, element.rows * len(element.properties))
     for _ in range(element.rows):
         for entry in element.properties:
             begin += entry.size if isinstance(entry, Field) else _list_bytes(data, begin, *entry)
         if begin > len(data):
             raise BadRequest(f"PLY: the file ends within the {element.rows} rows of {clip(element.name)}")
     return begin
+
+
+def _check_steps(element: Element, steps: int) -> None:
+    if steps > STEPS_LIMIT:
+        raise TooLarge(
+            f"PLY: stepping over the {element.rows} rows of {clip(element.name)} before the vertices takes {steps} "
+            f"steps, the limit is {STEPS_LIMIT}: put the element 'vertex' first"
+        )
 
 
 def _list_bytes(data: memoryview, begin: int, length: np.dtype[np.generic], item: np.dtype[np.generic]) -> int:

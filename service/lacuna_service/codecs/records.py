@@ -15,6 +15,7 @@ from lacuna_service.errors import BadRequest, TooLarge
 HEADER_LIMIT_BYTES = 64 * 1024
 FIELDS_LIMIT = 1024
 ROW_LIMIT_BYTES = 64 * 1024
+BLANK_LIMIT = 10_000
 UNPACKED_LIMIT_BYTES_PER_POINT = 128
 """Compressed data may unpack to this much for every point of the limit, and no more."""
 
@@ -104,11 +105,16 @@ def whole(text: str, what: str) -> int:
 def text_lines(body: memoryview) -> Iterator[bytes]:
     """The lines of a text that hold something, each of bounded length."""
     stream = io.BytesIO(body)
+    blank = 0
     while line := stream.readline(ROW_LIMIT_BYTES + 1):
         if len(line) > ROW_LIMIT_BYTES:
             raise BadRequest(f"a line of the file is longer than {ROW_LIMIT_BYTES} bytes")
-        if line.strip():
+        if not line.isspace():
             yield line
+            continue
+        blank += 1
+        if blank > BLANK_LIMIT:
+            raise BadRequest(f"the file has more than {BLANK_LIMIT} blank lines")
 
 
 def _numbers(lines: Iterator[bytes], rows: int, columns: int, kind: str) -> NDArray[np.float64]:
