@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lacuna_client.simulate.furnish import random_scene
 from lacuna_client.simulate.hits import Hits, cast, cast_ground, random_pavement
 from lacuna_client.simulate.lidar import Lidar, Rays, random_rays
 from lacuna_client.simulate.shapes import Floats
-from lacuna_client.simulate.street import StreetStyle, random_scene
+from lacuna_client.simulate.street import StreetStyle
 
 Rng = np.random.Generator
 Mask = NDArray[np.bool_]
@@ -31,7 +32,7 @@ class Scan:
 def simulate_scan(seed: int, lidar: Lidar | None = None, style: StreetStyle | None = None) -> Scan:
     """Drive through a random street and take one scan; the same seed gives the same bits.
 
-    Returns about 115,000 points, row of beams by row of beams from the top one down, as KITTI stores them.
+    Returns about 120,000 points, row of beams by row of beams from the top one down, as KITTI stores them.
     """
     lidar, style = lidar or Lidar(), style or StreetStyle()
     rng = np.random.default_rng(seed)
