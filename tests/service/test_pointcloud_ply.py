@@ -13,7 +13,7 @@ from tests.service.pointcloud_cases import XYZI, read, refusal, scan
 
 XYZ = ("x", "y", "z")
 ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">"}
-FACES = "element face 2\nproperty uchar kind\nproperty list uchar int vertex_indices\nproperty float area\n"
+FACES = "element face 2\nproperty uchar kind\nproperty list ushort int vertex_indices\nproperty float area\n"
 
 
 def header(elements, form="ascii"):
@@ -27,7 +27,7 @@ def vertices(rows, kinds="float float float float", names=XYZI):
 
 def faces(order):
     return b"".join(
-        struct.pack(f"{order}BB{len(corners)}if", 7, len(corners), *corners, 0.5)
+        struct.pack(f"{order}BH{len(corners)}if", 7, len(corners), *corners, 0.5)
         for corners in ([0, 1, 2], [0, 1, 2, 1])
     )
 
@@ -117,7 +117,7 @@ MISTAKES = [
         "PLY: property 'half x' is not understood; known types are char, uchar",
     ),
     (
-        header(FACES.replace("uchar int", "float int")),
+        header(FACES.replace("ushort int", "float int")),
         "PLY: property 'list float int vertex_indices' is not understood",
     ),
     (header("element vertex 1\n" + "property char x\n" * 1025), "PLY: header line 'property char x' is not understood"),
@@ -142,7 +142,7 @@ MISTAKES = [
     (header(FACES + vertices(0), BINARY) + b"\7\2\0\0\0\0", "PLY: the file ends within the 2 rows of 'face'"),
     (header(FACES + vertices(0), BINARY), "PLY: a list before the vertices is cut off or has the length 0"),
     (
-        header(FACES.replace("uchar int", "int int") + vertices(0), BINARY) + b"\7\xff\xff\xff\xff",
+        header(FACES.replace("ushort int", "int int") + vertices(0), BINARY) + b"\7\xff\xff\xff\xff",
         "PLY: a list before the vertices is cut off or has the length -1",
     ),
     (
