@@ -1,0 +1,97 @@
+"""Whole networks on clouds: a ragged batch gives what each cloud gives alone."""
+
+import pytest
+import torch
+
+from lacuna_kernels import (
+    InputError,
+    Options,
+    Value,
+    check_request,
+    collate,
+    open_backend,
+    parse_graph,
+    random_weights,
+    split,
+)
+from lacuna_kernels.graph import Graph
+from tests.cases import CLOUDS, CloudCase, assert_close, tolerance
+from tests.kernels.networks import centerpoint_head, cloud, document, node, spvcnn
+
+
+def pooled() -> dict[str, object]:
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.3, 0.3, 0.3], reduce="first"),
+        node("stem", "sparse_conv", "grid", out_channels=8, kernel_size=[3, 3, 3], activation="relu"),
+        node("mean", "global_pool", "stem"),
+        node("max", "global_pool", "stem", mode="max"),
+        node("both", "concat", "mean", "max"),
+        node("y", "linear", "both", out_features=3),
+    ]
+    return document(cloud("intensity"), nodes, "y", "stem")
+
+
+NETWORKS = {"spvcnn": spvcnn, "centerpoint": centerpoint_head, "pooled": pooled}
+
+
+@pytest.fixture(params=NETWORKS)
+def graph(request: pytest.FixtureRequest) -> Graph:
+    return parse_graph(NETWORKS[request.param]())
+
+
+@pytest.mark.parametrize("case", CLOUDS, ids=str)
+def test_a_ragged_batch_gives_what_each_cloud_gives_alone(graph: Graph, case: CloudCase) -> None:
+    program = open_backend("cpu").compile(graph, random_weights(graph, 0), Options())
+    whole = {"points": case.value(graph.types["points"].channels)}
+    ones = [1] * len(case.points)
+
+    together = split(program.submit(whole).result().values, ones)
+
+    for alone, answer in zip(split(whole, ones), together, strict=True):
+        for name, expected in program.submit(alone).result().values.items():
+            assert_close(answer[name].data, expected.data, tolerance(terms=1000, layers=10))
+            if expected.coordinates is not None:
+                assert answer[name].coordinates is not None
+                assert torch.equal(answer[name].coordinates, expected.coordinates)
+
+
+def test_collate_and_split_undo_each_other() -> None:
+    batches = [{"points": case.value()} for case in CLOUDS]
+
+    parts = split(collate(batches), [len(case.points) for case in CLOUDS])
+
+    for part, batch in zip(parts, batches, strict=True):
+        assert torch.equal(part["points"].data, batch["points"].data)
+        assert torch.equal(part["points"].offsets, batch["points"].offsets)
+
+
+POINTS, ENDS = torch.zeros(3, 4), torch.tensor([0, 3])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Value(torch.zeros(3, 5), ENDS), r"has shape \[3, 5\], it must be point \[points, 4\]"),
+        (Value(torch.zeros(3, 4).double(), ENDS), "has type torch.float64, it must be torch.float32"),
+        (Value(POINTS), "needs offsets"),
+        (Value(POINTS, torch.tensor([0, 2])), "must rise from 0 to its 3 points"),
+        (Value(POINTS, torch.tensor([1, 3])), "must rise from 0 to its 3 points"),
+        (Value(POINTS, torch.tensor([0, 2, 1, 3])), "must rise"),
+        (Value(torch.full((3, 4), torch.nan), ENDS), "3 points that are not finite, the first is point 0"),
+        (
+            Value(torch.tensor([[0, 0, 0, 0], [0, torch.inf, 0, 0]]), torch.tensor([0, 2])),
+            "1 points that are not finite",
+        ),
+        (Value(torch.full((3, 4), 1e9), ENDS), "a point lies 3.33e[+]09 voxels"),
+        (Value(torch.full((3, 4), -3e38), ENDS), "a point lies inf voxels"),
+    ],
+)
+def test_a_bad_cloud_is_refused_with_the_numbers(value: Value, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_request(parse_graph(pooled()), {"points": value})
+
+
+@pytest.mark.parametrize(("names", "words"), [([], "'points' is missing"), (["points", "more"], "'more' is not known")])
+def test_wrong_input_names_are_refused(names: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_request(parse_graph(pooled()), {name: Value(POINTS, ENDS) for name in names})
