@@ -1,0 +1,111 @@
+"""Bodies over ASGI: read up to a limit, decompressed within the same limit, compressed when asked."""
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, ParamSpec, TypeVar
+
+from lacuna_service.codecs.columns import clip
+from lacuna_service.errors import BadRequest, TooLarge, UnsupportedMedia
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+INLINE_BYTES = 128 * 1024
+"""Up to this size, work on a body costs the event loop less than a hop to a thread."""
+
+COMPRESS_FROM_BYTES = 4096
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+
+class Disconnected(Exception):
+    """The client went away before its request was whole."""
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytearray:
+    """Read and decompress a body into writable memory of its own.
+
+    limit  in bytes, for the body as sent and as decompressed
+    Raises TooLarge, BadRequest, UnsupportedMedia, Disconnected.
+    """
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", "", *_WINDOW_BITS):
+        raise UnsupportedMedia(f"Content-Encoding {clip(encoding)} is not read here; known are gzip and deflate")
+    body = await _receive_all(receive, _announced(headers), limit)
+    if encoding not in _WINDOW_BITS:
+        return body
+    return await offload(len(body) * 8, decompress, body, encoding, limit)
+
+
+async def offload(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do work on `size` bytes here if they are few, else on a thread, so that the event loop stays free."""
+    if size <= INLINE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
+
+
+def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytearray:
+    """Undo gzip or deflate (with zlib's header, or raw) without ever making more than `limit` bytes."""
+    bits = _WINDOW_BITS[encoding]
+    if encoding == "deflate" and not _has_zlib_header(body):
+        bits = -zlib.MAX_WBITS
+    reader = zlib.decompressobj(bits)
+    try:
+        out = bytearray(reader.decompress(body, limit + 1))
+    except zlib.error as error:
+        raise BadRequest(f"the body is not {encoding}: {error}") from error
+    if len(out) > limit:
+        raise TooLarge(f"the body has more than {limit} bytes after decompression, the limit")
+    if not reader.eof:
+        raise BadRequest(f"the {encoding} body is cut short")
+    if reader.unused_data:
+        raise BadRequest(f"{len(reader.unused_data)} bytes follow the {encoding} data")
+    return out
+
+
+def choose_encoding(accept: str | None, size: int) -> str | None:
+    """How to compress an answer of `size` bytes: only if the client asks for it, and if it is worth it."""
+    if not accept or size < COMPRESS_FROM_BYTES:
+        return None
+    offers = [entry.split(";") for entry in accept.lower().split(",")]
+    allowed = {name.strip() for name, *rest in offers if not any(part.strip() in ("q=0", "q=0.0") for part in rest)}
+    return next((encoding for encoding in _WINDOW_BITS if encoding in allowed), None)
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    """Compress an answer, fast rather than small: deflate means zlib's format, as HTTP has it."""
+    return gzip.compress(body, 1, mtime=0) if encoding == "gzip" else zlib.compress(body, 1)
+
+
+def _has_zlib_header(body: bytes | bytearray) -> bool:
+    return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
+
+
+def _announced(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise BadRequest(f"Content-Length must be a whole number, got {clip(text)}")
+    return int(text[:19])
+
+
+async def _receive_all(receive: Receive, announced: int | None, limit: int) -> bytearray:
+    if announced is not None and announced > limit:
+        raise TooLarge(f"the body has {announced} bytes, the limit is {limit}")
+    body, at = bytearray(announced or 0), 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        part = message.get("body", b"")
+        if at + len(part) > limit:
+            raise TooLarge(f"the body has more than {limit} bytes, the limit")
+        body[at : at + len(part)] = part
+        at += len(part)
+        if not message.get("more_body", False):
+            break
+    del body[at:]
+    return body

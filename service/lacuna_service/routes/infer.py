@@ -1,0 +1,42 @@
+"""`POST .../infer`: tensors in, tensors out."""
+
+import time
+
+from lacuna_service.body import offload
+from lacuna_service.codecs.inference import decode_request, encode_answer
+from lacuna_service.routes.endpoint import ClientWatch, Exchange, ModelEndpoint
+from lacuna_service.routes.replies import Reply
+
+HEADER_LENGTH = "inference-header-content-length"
+
+
+class Infer(ModelEndpoint):
+    """Inference requests of the Open Inference Protocol v2, JSON or binary."""
+
+    async def answer(self, exchange: Exchange) -> Reply:
+        """Answer with the outputs that the request names, or with all."""
+        model, signature, began = exchange.model, self.signature(exchange.model), time.perf_counter()
+        header_length = exchange.headers.get(HEADER_LENGTH)
+        json_bytes = len(exchange.body) if header_length is None else 0
+        request = await offload(json_bytes, decode_request, exchange.body, header_length)
+        wanted = signature.wanted(request)
+        batch = await offload(json_bytes, signature.batch, request)
+        exchange.spent("decode", began)
+
+        with ClientWatch(exchange.receive):
+            answer = await self.engine.infer(model, batch, timeout_s=request.timeout_s, priority=request.priority)
+        exchange.items = answer.items
+        exchange.seconds |= {"queue": answer.queue_seconds, "compute": answer.compute_seconds}
+
+        began = time.perf_counter()
+        tensors = signature.tensors(answer.values)
+        outputs = {spec.name: (tensors[spec.name], binary) for spec, binary in wanted}
+        size = sum(tensor.nbytes for tensor, binary in outputs.values() if not binary)
+        encoded = await offload(
+            size, encode_answer, model.name, model.version, request.id, outputs, exchange.parameters(answer)
+        )
+        exchange.spent("encode", began)
+        if encoded.header_length is None:
+            return Reply(encoded.body)
+        headers = {HEADER_LENGTH: str(encoded.header_length)}
+        return Reply(encoded.body, "application/octet-stream", headers=headers)

@@ -1,0 +1,88 @@
+"""Running the application with uvicorn: one process, signals that drain it, and its exit status."""
+
+import logging
+import math
+import signal
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from lacuna_service.app import create_app
+from lacuna_service.cli import program_version
+from lacuna_service.engine import Engine, EngineConfig
+from lacuna_service.logs import configure
+from lacuna_service.metrics import Metrics
+from lacuna_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP whose answer to what is no HTTP is an error like every other."""
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(orjson.dumps({"error": msg}).decode())
+
+
+class _Server(uvicorn.Server):
+    """A server that SIGTERM and SIGINT end in good order; uvicorn's own dies of the signal after it has shut down."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal comes; returns the exit status: 0 after a drained shutdown, 1 if the engine cannot start."""
+    configure(settings.log_level, settings.log_format)
+    failures: list[str] = []
+
+    def stop() -> None:
+        failures.append("engine")
+        server.should_exit = True
+
+    engine = Engine(engine_config(settings), Metrics())
+    app = create_app(settings, engine, program_version(), stop)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=math.ceil(settings.drain_s),
+        )
+    )
+    server.run()
+    return 1 if failures else 0
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the engine needs of the settings."""
+    return EngineConfig(
+        repository=settings.repository,
+        device=settings.device,
+        model_control=settings.model_control,
+        startup=settings.model or None,
+        cpu_threads=settings.cpu_threads,
+    )

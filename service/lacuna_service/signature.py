@@ -1,0 +1,142 @@
+"""A network's inputs and outputs as a client sees them: named tensors of the Open Inference Protocol.
+
+| of the graph | on the wire |
+|---|---|
+| a dense input or output `x` | `x`, `[-1, ...]`: rows first |
+| the cloud, if the graph has one | `POINTS` `[-1, columns]`, and optional `OFFSETS` INT32 `[-1]` |
+| clouds `a` and `b`, if it has several | `POINTS_a`, `OFFSETS_a`, `POINTS_b`, `OFFSETS_b` |
+| a point output `labels` | `labels`, in the order of POINTS |
+| a site output `f` | `f`, and `f_COORDINATES` INT32 `[-1, 4]`: cloud, x, y, z in steps of the level |
+
+Cloud i owns the points from OFFSETS[i] to OFFSETS[i + 1]; without OFFSETS there is one cloud.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels import Axis, Graph, Value, ValueType
+from lacuna_service.codecs.columns import clip
+from lacuna_service.codecs.inference import InferRequest, WireTensor
+from lacuna_service.codecs.tensors import BINARY_ONLY, NAMES
+from lacuna_service.errors import BadRequest
+
+OFFSETS_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor: the sizes after the first axis, whose size is the request's; and whether it may be left out."""
+
+    name: str
+    datatype: str
+    sizes: tuple[int, ...]
+    optional: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same type in torch."""
+        return next(dtype for dtype, name in NAMES.items() if name == self.datatype)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype} {[-1, *self.sizes]}" + (" (optional)" if self.optional else "")
+
+
+class Signature:
+    """The tensors that a network takes and gives, and the way from them to the network's values and back."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._inputs, self._outputs = graph.input_value_types, graph.output_types
+        clouds = [name for name, kind in self._inputs.items() if kind.axis.ragged]
+        self._suffix = {name: "" if len(clouds) == 1 else f"_{name}" for name in clouds}
+        self.ragged = bool(clouds)
+        self.inputs = tuple(spec for name, kind in self._inputs.items() for spec in self._input_specs(name, kind))
+        self.outputs = tuple(spec for name, kind in self._outputs.items() for spec in _output_specs(name, kind))
+        self._input_by_name = {spec.name: spec for spec in self.inputs}
+        self._output_by_name = {spec.name: spec for spec in self.outputs}
+
+    def _input_specs(self, name: str, kind: ValueType) -> list[TensorSpec]:
+        datatype = NAMES[kind.dtype.torch]
+        if name not in self._suffix:
+            return [TensorSpec(name, datatype, kind.shape)]
+        offsets = TensorSpec(f"OFFSETS{self._suffix[name]}", "INT32", (), optional=True)
+        return [TensorSpec(f"POINTS{self._suffix[name]}", datatype, kind.shape), offsets]
+
+    def batch(self, request: InferRequest) -> dict[str, Value]:
+        """The network's inputs out of a request's tensors; raises BadRequest for names or datatypes that do not fit."""
+        sent = self._raw(request.raw) if request.raw is not None else request.inputs
+        for tensor in sent:
+            self._check_input(tensor)
+        return self.values({tensor.name: tensor.tensor() for tensor in sent})
+
+    def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
+        """The network's inputs out of named tensors of the right datatypes; raises BadRequest if one is missing."""
+        for spec in self.inputs:
+            if not spec.optional and spec.name not in tensors:
+                raise BadRequest(f"input {spec.name!r} is missing; the model takes {self._told()}")
+        return {name: self._value(name, tensors) for name in self._inputs}
+
+    def wanted(self, request: InferRequest) -> list[tuple[TensorSpec, bool]]:
+        """The outputs to answer, in order, and whether in binary form; raises BadRequest for one that there is not."""
+        asked = request.outputs or tuple((spec.name, request.binary_default) for spec in self.outputs)
+        wanted = []
+        for name, binary in asked:
+            spec = self._output_by_name.get(name)
+            if spec is None:
+                raise BadRequest(f"output {clip(name)} is not known; the model gives {', '.join(self._output_by_name)}")
+            if spec.datatype in BINARY_ONLY and not binary:
+                raise BadRequest(f"output {name!r} is {spec.datatype}, which has no JSON form: ask for binary data")
+            wanted.append((spec, binary))
+        return wanted
+
+    def tensors(self, values: Mapping[str, Value]) -> dict[str, Tensor]:
+        """Every output tensor of the network's values, in the datatype that was announced."""
+        found: dict[str, Tensor] = {}
+        for name, value in values.items():
+            found[name] = value.data.to(self._output_by_name[name].dtype)
+            if value.coordinates is not None and self._outputs[name].axis is Axis.SITE:
+                found[f"{name}_COORDINATES"] = value.coordinates
+        return found
+
+    def _told(self) -> str:
+        return ", ".join(map(str, self.inputs))
+
+    def _check_input(self, tensor: WireTensor) -> None:
+        spec = self._input_by_name.get(tensor.name)
+        if spec is None:
+            raise BadRequest(f"input {clip(tensor.name)} is not known; the model takes {self._told()}")
+        if tensor.datatype != spec.datatype:
+            raise BadRequest(f"input {spec.name!r} has datatype {clip(tensor.datatype)}, it must be {spec.datatype}")
+        if len(tensor.shape) != 1 + len(spec.sizes) or tensor.shape[1:] != spec.sizes:
+            raise BadRequest(f"input {spec.name!r} has shape {list(tensor.shape)}, it must be {[-1, *spec.sizes]}")
+
+    def _raw(self, body: memoryview) -> tuple[WireTensor]:
+        spec, *others = self.inputs
+        if not all(other.optional for other in others):
+            raise BadRequest(f"a body without a header serves models of one input, this one takes {self._told()}")
+        row_bytes = spec.dtype.itemsize
+        for size in spec.sizes:
+            row_bytes *= size
+        if len(body) % row_bytes:
+            raise BadRequest(f"the body has {len(body)} bytes, no multiple of the {row_bytes} of one row of {spec}")
+        return (WireTensor(spec.name, spec.datatype, (len(body) // row_bytes, *spec.sizes), body),)
+
+    def _value(self, name: str, tensors: Mapping[str, Tensor]) -> Value:
+        if name not in self._suffix:
+            return Value(tensors[name])
+        points = tensors[f"POINTS{self._suffix[name]}"]
+        offsets = tensors.get(f"OFFSETS{self._suffix[name]}")
+        if offsets is None:
+            return Value(points, torch.tensor([0, len(points)]))
+        if len(offsets) > OFFSETS_LIMIT:
+            raise BadRequest(f"{len(offsets)} offsets, at most {OFFSETS_LIMIT} are taken")
+        return Value(points, offsets.long())
+
+
+def _output_specs(name: str, kind: ValueType) -> list[TensorSpec]:
+    specs = [TensorSpec(name, NAMES[kind.dtype.torch], kind.shape)]
+    if kind.axis is Axis.SITE:
+        specs.append(TensorSpec(f"{name}_COORDINATES", "INT32", (4,)))
+    return specs
