@@ -80,6 +80,12 @@ def test_cloud_answers_come_as_npy_and_ply(client):
     assert client.pointcloud("echo", body, accept="ply", columns=5) == b"ply\nof 2"
 
 
+def test_version_and_energy_of_a_cloud_are_asked_for(client, server):
+    client.pointcloud("echo", np.ones((2, 4), "<f4").tobytes(), "3", energy=True)
+    assert server.last.path == "/v2/models/echo/versions/3/pointcloud"
+    assert server.last.query == {"format": ["bin"], "energy": ["1"]}
+
+
 def test_arrays_are_sent_as_npy(client, server):
     points = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
     with pytest.raises(lc.BadRequest, match="not rows of 4 floats"):

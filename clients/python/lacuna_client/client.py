@@ -132,57 +132,67 @@ class Client:
         self,
         model: str,
         source: Source,
+        version: str | None = ...,
         *,
         format: str | None = ...,
         accept: Literal["json"] = ...,
         columns: int | None = ...,
         timeout_s: float | None = ...,
+        energy: bool = ...,
     ) -> CloudLabels: ...
     @overload
     def pointcloud(
         self,
         model: str,
         source: Source,
+        version: str | None = ...,
         *,
         format: str | None = ...,
         accept: Literal["npy"],
         columns: int | None = ...,
         timeout_s: float | None = ...,
+        energy: bool = ...,
     ) -> NDArray[np.integer[Any]]: ...
     @overload
     def pointcloud(
         self,
         model: str,
         source: Source,
+        version: str | None = ...,
         *,
         format: str | None = ...,
         accept: Literal["ply"],
         columns: int | None = ...,
         timeout_s: float | None = ...,
+        energy: bool = ...,
     ) -> bytes: ...
     def pointcloud(
         self,
         model: str,
         source: Source,
+        version: str | None = None,
         *,
         format: str | None = None,  # noqa: A002 - the word of the query
         accept: Literal["json", "npy", "ply"] = "json",
         columns: int | None = None,
         timeout_s: float | None = None,
+        energy: bool = False,
     ) -> CloudLabels | NDArray[np.integer[Any]] | bytes:
         """Label the points of a file (by path or bytes) or of an array [n, columns].
 
         format   bin, pcd, ply, npy, las or laz, if the file's suffix does not tell; bytes are taken for bin
         accept   json: a CloudLabels; npy: only the labels, as an array; ply: the bytes of a coloured PLY file
         columns  float32 columns of a .bin file, if not the model's own
+        energy   ask for `parameters["energy_joules"]` of a CloudLabels
         """
         body, form = body_and_format(source, format)
+        asked = {"columns": None if columns is None else str(columns), "energy": "1" if energy else None}
         response = self._send(
             "POST",
-            model_path(model) + "/pointcloud",
+            model_path(model, version) + "/pointcloud",
             content=body,
             headers={"Content-Type": "application/octet-stream", "Accept": ACCEPT[accept]},
-            params={"format": form, **({} if columns is None else {"columns": str(columns)})},
+            params={"format": form, **{name: value for name, value in asked.items() if value is not None}},
             timeout_s=timeout_s,
         )
         if accept == "json":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ FORMATS = ("bin", "pcd", "ply", "npy", "las", "laz")
 ACCEPT = {"json": "application/json", "npy": "application/x-npy", "ply": "application/x-ply"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CloudLabels:
-    """A labelled cloud: `labels[i]` is the class of point i, an index into `classes`."""
+    """A labelled cloud: `labels[i]` is the class of point i, an index into `classes`.
+
+    parameters  what the server says beside, "energy_joules" for one
+    """
 
     model_name: str
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -38,7 +42,7 @@ class CloudLabels:
         """Read the server's answer. Raises ProtocolError if it is not one."""
         try:
             labels = np.array(answer["labels"], np.int64).reshape(int(answer["points"]))
-            return cls(str(answer["model_name"]), tuple(answer["classes"]), labels)
+            return cls(str(answer["model_name"]), tuple(answer["classes"]), labels, answer.get("parameters", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the answer is not a labelled cloud: {error!r}") from error
 
