@@ -40,19 +40,18 @@ class Layout:
     bytes: int
 
 
-def lifetimes(uses: Sequence[Use], kept: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """First and last step of every buffer; those that are kept live to the end."""
+def lifetimes(uses: Sequence[Use]) -> dict[str, tuple[int, int]]:
+    """First and last step of every buffer."""
     spans: dict[str, tuple[int, int]] = {}
     for step, use in enumerate(uses):
         spans.update(dict.fromkeys(use.writes, (step, step)))
         spans.update({name: (spans[name][0], step) for name in use.reads if name in spans})
-    spans.update({name: (spans[name][0], len(uses)) for name in kept if name in spans})
     return spans
 
 
-def arrange(uses: Sequence[Use], kept: Sequence[str]) -> Layout:
+def arrange(uses: Sequence[Use]) -> Layout:
     """Place the largest buffers first, each at the lowest place where no buffer alive at the same time lies."""
-    spans = lifetimes(uses, kept)
+    spans = lifetimes(uses)
     specs = {name: spec for use in uses for name, spec in use.writes.items()}
     placed: list[tuple[int, int, tuple[int, int]]] = []
     offsets: dict[str, int] = {}

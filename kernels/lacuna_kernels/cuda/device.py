@@ -23,7 +23,8 @@ _STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
 class Device:
     """A GPU opened on the calling thread. Torch's memory and PyCUDA's kernels live in the same primary context.
 
-    Work goes to the current torch stream if it is `stream`, one of `new_stream()`, or torch's default stream.
+    Kernels run on the current torch stream, which must be one of `new_stream()` or torch's default stream.
+    Programs compute on `stream`, one after the other; inputs and outputs travel beside that on `upload` and `download`.
     """
 
     def __init__(self, index: int = 0, cache: Path | None = None) -> None:
@@ -41,7 +42,7 @@ class Device:
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
         self._context.push()
-        self.stream = self.new_stream()
+        self.stream, self.upload, self.download = (self.new_stream() for _ in range(3))
         properties = torch.cuda.get_device_properties(index)
         self.properties = properties
         self.architecture = f"sm_{properties.major}{properties.minor}"

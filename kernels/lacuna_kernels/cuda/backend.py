@@ -1,0 +1,197 @@
+"""The CUDA backend: programs whose plans grow on a builder thread while others run."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from lacuna_kernels.cuda.blueprint import draw
+from lacuna_kernels.cuda.capacity import Capacity, Sizes
+from lacuna_kernels.cuda.device import Device, device_errors
+from lacuna_kernels.cuda.fusion import fuse
+from lacuna_kernels.cuda.lowering import check_supported
+from lacuna_kernels.cuda.plan import Overflow, Plan, Running
+from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.errors import CapacityExceeded
+from lacuna_kernels.graph import Graph
+from lacuna_kernels.model import Weights as HostWeights
+from lacuna_kernels.program import DeviceInfo, Options, Result
+from lacuna_kernels.types import Batch, ValueType, cost
+
+T = TypeVar("T")
+
+
+class Builder:
+    """The thread that compiles, warms up and captures, on a stream of its own, so that traffic goes on meanwhile."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stream = device.new_stream()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lacuna-builder")
+
+    def run(self, job: Callable[[], T]) -> Future[T]:
+        """Run a job after those before it; what torch and PyCUDA raise comes out as our errors."""
+        return self._thread.submit(self._on_device, job)
+
+    def _on_device(self, job: Callable[[], T]) -> T:
+        with self._device.on_thread(self._stream), torch.no_grad(), device_errors("building a plan"):
+            return job()
+
+    def close(self) -> None:
+        """Finish what is under way and stop."""
+        self._thread.shutdown()
+
+
+class CudaProgram:
+    """A compiled network: plans by capacity, of which the smallest that has room runs a batch."""
+
+    def __init__(
+        self,
+        device: Device,
+        builder: Builder,
+        lock: threading.RLock,
+        graph: Graph,
+        weights: HostWeights,
+        options: Options,
+    ) -> None:
+        check_supported(graph)
+        self._device, self._builder, self._lock = device, builder, lock
+        self._graph, self._options = graph, options
+        self._sizes = Sizes.of(graph, options.max_cost)
+        self._layers = fuse(graph, weights, options.precision)
+        self._weights = Weights(torch.device("cuda", device.index))
+        self._plans: list[Plan] = []
+        self._growth = Capacity(1, 1).growth
+        self._builds: Counter[str] = Counter()
+        first = self._sizes.capacity(min(options.initial_cost, options.max_cost), 1)
+        builder.run(lambda: self._plan_for(first, "load")).result()
+
+    @property
+    def inputs(self) -> Mapping[str, ValueType]:
+        """Types of the inputs."""
+        return self._graph.input_value_types
+
+    @property
+    def outputs(self) -> Mapping[str, ValueType]:
+        """Types of the outputs."""
+        return self._graph.output_types
+
+    @property
+    def capacity(self) -> int:
+        """The largest batch that a plan exists for."""
+        return max((self._sizes.cost(plan.room) for plan in self._plans), default=0)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights, and the buffers of all plans."""
+        return self._weights.bytes + sum(plan.bytes for plan in self._plans)
+
+    @property
+    def builds(self) -> Mapping[str, int]:
+        """Plans built so far, by reason."""
+        return dict(self._builds)
+
+    def submit(self, batch: Batch) -> Pending:
+        """Start a checked batch; if no plan has room for it, it starts by itself as soon as there is one."""
+        if cost(batch) > self._options.max_cost:
+            raise CapacityExceeded(f"a batch of {cost(batch)} is over the limit of {self._options.max_cost}")
+        need = self._need(batch)
+        with self._lock, device_errors("starting a batch"):
+            plan = self._smallest(need)
+            if plan is not None:
+                with torch.cuda.device(self._device.index):
+                    return Pending(self, plan.start(batch))
+        return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch)))
+
+    def _need(self, batch: Batch) -> Capacity:
+        items = next((value.items for value in batch.values()), 0)
+        return replace(self._sizes.capacity(cost(batch), items), growth=self._growth)
+
+    def _smallest(self, need: Capacity) -> Plan | None:
+        fits = [plan for plan in self._plans if plan.room.holds(need)]
+        return min(fits, key=lambda plan: (plan.room.points, plan.room.items, plan.room.growth), default=None)
+
+    def rerun(self, overflowed: Running) -> Future[Running]:
+        """Run a batch again with room for twice the sites, and so all batches from now on."""
+        room = overflowed.room
+        self._growth = max(self._growth, 2 * room.growth)
+        need = replace(room, growth=self._growth)
+        return self._builder.run(lambda: self._start_on_new(need, overflowed.batch))
+
+    def _start_on_new(self, need: Capacity, batch: Batch) -> Running:
+        plan = self._plan_for(need, "growth")
+        with self._lock:
+            return plan.start(batch)
+
+    def _plan_for(self, need: Capacity, why: str) -> Plan:
+        """Return a plan with room, built if there is none; on the builder's thread."""
+        plan = self._smallest(need)
+        if plan is not None:
+            return plan
+        plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need))
+        with self._lock:
+            keep = [old for old in self._plans if not (self._sizes.ragged and need.holds(old.room))]
+            self._plans = [*keep, plan]
+            self._builds[why] += 1
+        return plan
+
+    def finish(self, running: Running) -> Result | Overflow:
+        """Take a batch's outputs off the device."""
+        running.wait()
+        with self._lock, torch.cuda.device(self._device.index):
+            return running.finish()
+
+    def close(self) -> None:
+        """Give the device's memory back; nothing may be pending."""
+        self._builder.run(lambda: None).result()
+        with self._lock:
+            self._plans = []
+            self._weights.held.clear()
+
+
+class Pending:
+    """A batch under way, or waiting for a plan with room for it."""
+
+    def __init__(self, program: CudaProgram, running: Running | Future[Running]) -> None:
+        self._program, self._running = program, running
+
+    def result(self) -> Result:
+        """Wait for the outputs; any thread may, once. Raises DeviceOutOfMemory or DeviceError."""
+        with device_errors("running a batch"):
+            while True:
+                running = self._running.result() if isinstance(self._running, Future) else self._running
+                outcome = self._program.finish(running)
+                if isinstance(outcome, Result):
+                    return outcome
+                self._running = self._program.rerun(running)
+
+
+class CudaBackend:
+    """One GPU, opened on the calling thread, which closes it."""
+
+    def __init__(self, index: int = 0, cache: Path | None = None) -> None:
+        with device_errors(f"opening GPU {index}"):
+            self._device = Device(index, cache)
+            self._builder = Builder(self._device)
+        self._lock = threading.RLock()
+        properties = self._device.properties
+        self.device = DeviceInfo(index, properties.name, f"GPU-{properties.uuid}", properties.total_memory)
+
+    def compile(self, graph: Graph, weights: HostWeights, options: Options) -> CudaProgram:
+        """Compile a network, build its first plan and warm it up; any thread may.
+
+        Raises Unsupported naming the node, DeviceOutOfMemory or DeviceError.
+        """
+        return CudaProgram(self._device, self._builder, self._lock, graph, weights, options)
+
+    def close(self) -> None:
+        """Close the device; all programs must be closed."""
+        self._builder.close()
+        self._device.close()

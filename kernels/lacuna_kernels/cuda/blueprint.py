@@ -1,0 +1,135 @@
+"""Everything about a plan that needs no memory yet: its steps, its buffers and where they lie."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange
+from lacuna_kernels.cuda.capacity import Capacity
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.lowering import lowering
+from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Buffers, Step, Weights, Writer, levels_of, sites_name
+from lacuna_kernels.graph import Graph
+from lacuna_kernels.types import Level, ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Small int32 buffers side by side in one, so that they travel in one copy.
+
+    parts  by buffer name, its start and length
+    """
+
+    parts: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> "Vector":
+        """Put buffers of these lengths side by side."""
+        parts, start = {}, 0
+        for name, size in sizes.items():
+            parts[name] = (start, size)
+            start += size
+        return cls(parts)
+
+    @property
+    def spec(self) -> BufferSpec:
+        """The whole."""
+        return BufferSpec((sum(length for _, length in self.parts.values()),), torch.int32)
+
+    def views(self, whole: Tensor) -> dict[str, Tensor]:
+        """The parts of the whole."""
+        return {name: whole[start : start + length] for name, (start, length) in self.parts.items()}
+
+
+def header(graph: Graph, items: int) -> Vector:
+    """What goes to the device with every batch: `items:count`, and `<cloud>:count`, `<cloud>:offsets` of each cloud."""
+    sizes = {ITEMS: 1}
+    for name, kind in graph.input_value_types.items():
+        if kind.axis.ragged:
+            sizes |= {f"{name}:count": 1, f"{name}:offsets": items + 1}
+    return Vector.of(sizes)
+
+
+def status(levels: Sequence[Level]) -> Vector:
+    """What comes back with every batch: the overflow flag, then the number of sites of every level."""
+    return Vector.of({OVERFLOW: 1} | {sites_name(level, "count"): 1 for level in levels})
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What to launch and where things lie.
+
+    types            of the network's values
+    inputs, outputs  buffers that hold what comes from and goes to the host; each batch in flight has its own
+    unstaged         those outputs whose size is known afterwards only: sites
+    results          by name of an output, the buffer that holds it
+    arena            where all other buffers lie, in memory that every batch uses
+    """
+
+    room: Capacity
+    types: Mapping[str, ValueType]
+    steps: Sequence[Step]
+    inputs: Mapping[str, BufferSpec]
+    outputs: Mapping[str, BufferSpec]
+    unstaged: frozenset[str]
+    results: Mapping[str, str]
+    header: Vector
+    status: Vector
+    arena: Layout
+    uses: Sequence[Use]
+
+
+def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights, room: Capacity) -> Blueprint:
+    """Write the steps of a network for a capacity, and place their buffers."""
+    levels = levels_of(graph.types)
+    going, coming = header(graph, room.items), status(levels)
+    writer = Writer(device, graph.types, levels, weights, room)
+    inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
+    writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
+    writer.add("begin", [], {STATUS: coming.spec}, _begin)
+    for layer in layers:
+        lowering(graph, layer.node)(writer, layer)
+    results = {name: _result(writer, name, kind) for name, kind in graph.output_types.items()}
+    outputs = {results[name]: writer.spec(name, writer.dtypes[results[name]]) for name in results}
+    places = [_places(writer, kind.level) for kind in graph.output_types.values() if kind.level is not None]
+    outputs |= {name: spec for place in places for name, spec in place.items()}
+    sites = {results[name] for name, kind in graph.output_types.items() if kind.level is not None}
+    outside = {*inputs, *outputs, *going.parts, *coming.parts, STATUS}
+    uses = [_inside(step.use, outside) for step in writer.steps]
+    return Blueprint(
+        room=room,
+        types=graph.types,
+        steps=writer.steps,
+        inputs=inputs,
+        outputs=outputs,
+        unstaged=frozenset(sites.union(*places)),
+        results=results,
+        header=going,
+        status=coming,
+        arena=arrange(uses),
+        uses=uses,
+    )
+
+
+def _begin(buffers: Buffers) -> None:
+    buffers[STATUS].zero_()
+
+
+def _result(writer: Writer, name: str, kind: ValueType) -> str:
+    """Buffer with an output, fp32 if it is of floating point."""
+    return writer.converted(name, torch.float32) if kind.dtype.is_float else name
+
+
+def _places(writer: Writer, level: Level) -> dict[str, BufferSpec]:
+    """Buffers that say where the sites of an output lie."""
+    return {
+        sites_name(level, "coordinates"): BufferSpec((writer.room.sites(level), 4), torch.int32),
+        sites_name(level, "offsets"): BufferSpec((writer.room.items + 1,), torch.int32),
+    }
+
+
+def _inside(use: Use, outside: set[str]) -> Use:
+    return Use(use.reads, {name: spec for name, spec in use.writes.items() if name not in outside})

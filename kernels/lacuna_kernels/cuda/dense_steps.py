@@ -1,0 +1,134 @@
+"""Steps of the ops that need no coordinates: elementwise ones, linear ones, and those that torch computes."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.arena import BufferSpec
+from lacuna_kernels.cuda.elementwise import elementwise
+from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.kronecker_linear import Epilogue, ks_chain, ks_chain_workspace
+from lacuna_kernels.cuda.steps import DTYPES, Buffers, Writer, flat, vectors
+from lacuna_kernels.ops.activation import Activation, ActivationNode
+from lacuna_kernels.ops.context import Context
+from lacuna_kernels.ops.image import Conv2d
+from lacuna_kernels.ops.kronecker_linear import KroneckerLinear, KSPattern
+from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
+from lacuna_kernels.ops.tokens import Attention
+from lacuna_kernels.types import Axis, Value
+
+TENSOR_CORE_OPS = (Attention, Conv2d)
+"""Torch computes these in the layer's precision; everything else of its in fp32."""
+
+
+def linear(writer: Writer, layer: Layer) -> None:
+    """y = f(x @ weight.T + bias + residual): a Kronecker-sparse layer of one factor without any structure."""
+    dtype = DTYPES[layer.precision]
+    weight = writer.weights.get(layer, "weight", dtype)
+    _chain(writer, layer, [weight.view(1, *weight.shape, 1)])
+
+
+def kronecker_linear(writer: Writer, layer: Layer) -> None:
+    """y = f(K_L ... K_1 x + bias + residual)."""
+    assert isinstance(layer.node, KroneckerLinear)
+    dtype = DTYPES[layer.precision]
+    _chain(writer, layer, [writer.weights.get(layer, f"factors.{i}", dtype) for i in range(len(layer.node.patterns))])
+
+
+def _chain(writer: Writer, layer: Layer, factors: Sequence[Tensor]) -> None:
+    dtype, kind, device = DTYPES[layer.precision], writer.types[layer.output], writer.device
+    (x, *residual) = [writer.converted(name, dtype) for name in layer.inputs]
+    count = None if kind.axis is Axis.SEQUENCE else writer.count_of(layer.output)  # counts know nothing of tokens
+    rows = writer.room.of(kind) * prod(kind.shape[:-1])
+    sizes = ks_chain_workspace([KSPattern(*factor.shape) for factor in factors], rows)
+    between = {f"{layer.output}:between{i}": BufferSpec((size,), dtype) for i, size in enumerate(sizes)}
+    bias = writer.weights.bias(layer)
+
+    def run(b: Buffers) -> None:
+        added = vectors(b[residual[0]]) if residual else None
+        epilogue = Epilogue(bias, added, layer.activation, layer.slope)
+        first, second = (b[name] for name in between)
+        y, counted = vectors(b[layer.output]), None if count is None else b[count]
+        ks_chain(device, vectors(b[x]), factors, y, (first, second), epilogue, count=counted)
+
+    reads = [x, *residual] if count is None else [x, *residual, count]
+    writer.add(layer.output, reads, writer.output(layer) | between, run)
+
+
+def activation(writer: Writer, layer: Layer) -> None:
+    """y = f(x)."""
+    assert isinstance(layer.node, ActivationNode)
+    (x,) = layer.node.inputs
+    device, count = writer.device, writer.count_of(x)
+    kind, slope = Activation(layer.node.op), layer.node.negative_slope
+
+    def run(b: Buffers) -> None:
+        elementwise(device, flat(b[layer.output]), flat(b[x]), b[count], activation=kind, slope=slope)
+
+    writer.add(layer.output, [x, count], writer.output(layer), run)
+
+
+def batch_norm(writer: Writer, layer: Layer) -> None:
+    """y = x * scale + shift, by channel."""
+    assert isinstance(layer.node, BatchNorm)
+    (x,) = layer.node.inputs
+    device, count, kind = writer.device, writer.count_of(x), writer.types[x]
+    scale, shift = batch_norm_affine(layer.weights, layer.node.eps)
+    put = writer.weights.upload
+    held = writer.weights.make((layer.output, "affine"), lambda: (put(scale), put(shift)))
+    inner = prod(kind.shape[1:]) if kind.axis is Axis.IMAGE else 1
+
+    def run(b: Buffers) -> None:
+        elementwise(device, flat(b[layer.output]), flat(b[x]), b[count], affine=held, inner=inner)
+
+    writer.add(layer.output, [x, count], writer.output(layer), run)
+
+
+def add(writer: Writer, layer: Layer) -> None:
+    """y = x_0 + x_1 + ..., two at a time, in order."""
+    precision = DTYPES[layer.precision]
+    first, *others = [writer.converted(name, precision) for name in layer.node.inputs]
+    device, count = writer.device, writer.count_of(layer.output)
+
+    def run(b: Buffers) -> None:
+        y, total = flat(b[layer.output]), flat(b[first])
+        for other in others:
+            elementwise(device, y, total, b[count], plus=flat(b[other]))
+            total = y
+
+    writer.add(layer.output, [first, *others, count], writer.output(layer), run)
+
+
+def concat(writer: Writer, layer: Layer) -> None:
+    """Copy every input to its columns."""
+    kind, count, device = writer.types[layer.output], writer.count_of(layer.output), writer.device
+    if kind.axis is Axis.SEQUENCE:
+        reference(writer, layer)
+        return
+    names = layer.node.inputs
+    widths = [prod(writer.types[name].shape) for name in names]
+
+    def run(b: Buffers) -> None:
+        y, start = flat(b[layer.output]), 0
+        for name, width in zip(names, widths, strict=True):
+            elementwise(device, y[:, start : start + width], flat(b[name]), b[count])
+            start += width
+
+    writer.add(layer.output, [*names, count], writer.output(layer), run)
+
+
+def reference(writer: Writer, layer: Layer) -> None:
+    """What the op means, computed by torch inside the captured graph, for all rows there is room for."""
+    native = isinstance(layer.node, TENSOR_CORE_OPS)
+    dtype = DTYPES[layer.precision] if native else torch.float32
+    names = [writer.converted(name, dtype) if native else name for name in layer.node.inputs]
+    weights = {key: writer.weights.get(layer, key, dtype) for key in layer.weights}
+    context = Context(writer.types)
+
+    def run(b: Buffers) -> None:
+        inputs = [Value(b[name].to(dtype)) for name in names]
+        b[layer.output].copy_(layer.node.reference(inputs, weights, context).data)
+
+    writer.add(layer.output, names, writer.output(layer), run)

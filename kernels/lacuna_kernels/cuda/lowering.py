@@ -1,0 +1,45 @@
+"""Which op becomes which steps."""
+
+from collections.abc import Callable, Mapping
+
+from lacuna_kernels.cuda import dense_steps as dense
+from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.steps import Writer
+from lacuna_kernels.errors import Unsupported
+from lacuna_kernels.graph import Graph, Node
+from lacuna_kernels.ops.activation import ActivationNode
+from lacuna_kernels.ops.combine import Add, Concat
+from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
+from lacuna_kernels.ops.linear import Linear
+from lacuna_kernels.ops.norm import BatchNorm
+
+Lower = Callable[[Writer, Layer], None]
+
+OWN: Mapping[type[Node], Lower] = {
+    ActivationNode: dense.activation,
+    Add: dense.add,
+    BatchNorm: dense.batch_norm,
+    Concat: dense.concat,
+    KroneckerLinear: dense.kronecker_linear,
+    Linear: dense.linear,
+}
+"""Ops with kernels of ours."""
+
+ROWWISE_OPS = frozenset({"argmax", "layer_norm", "softmax"})
+"""Ops that torch computes for any axis, since every row is computed alone."""
+
+
+def lowering(graph: Graph, node: Node) -> Lower:
+    """Return what writes the steps of a node; raises Unsupported naming the node."""
+    if type(node) in OWN:
+        return OWN[type(node)]
+    kinds = [*graph.input_types(node), graph.types[node.name]]
+    if node.op in ROWWISE_OPS or not any(kind.axis.ragged for kind in kinds):
+        return dense.reference
+    raise Unsupported(f"node {node.name!r} ({node.op}): no CUDA kernel computes it")
+
+
+def check_supported(graph: Graph) -> None:
+    """Raise Unsupported naming the first node that CUDA cannot run."""
+    for node in graph.nodes:
+        lowering(graph, node)

@@ -1,0 +1,153 @@
+"""The steps of a plan while they are written down: what each launches, reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.arena import BufferSpec, Use
+from lacuna_kernels.cuda.capacity import Capacity
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.elementwise import elementwise
+from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.types import Axis, Level, ValueType
+
+Buffers = Mapping[str, Tensor]
+Run = Callable[[Buffers], None]
+T = TypeVar("T")
+
+ITEMS = "items:count"
+STATUS = "status"
+OVERFLOW = "status:overflow"
+DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Some launches that always run together, in order, on the current stream: no allocation, no synchronisation."""
+
+    name: str
+    use: Use
+    run: Run
+
+
+@dataclass(slots=True)
+class Weights:
+    """What a program keeps on the device for all of its plans: made once, on first use."""
+
+    place: torch.device
+    held: dict[tuple[object, ...], object] = field(default_factory=dict)
+    bytes: int = 0
+
+    def get(self, layer: Layer, key: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return one of the layer's weights on the device, in a type."""
+        return self.make((layer.output, key, dtype), lambda: self.upload(layer.weights[key], dtype))
+
+    def bias(self, layer: Layer) -> Tensor | None:
+        """Return the bias, fp32, or None."""
+        return self.get(layer, "bias") if "bias" in layer.weights else None
+
+    def make(self, key: tuple[object, ...], build: Callable[[], T]) -> T:
+        """Return what was built under this key, built on first use."""
+        if key not in self.held:
+            self.held[key] = build()
+        return self.held[key]  # type: ignore[return-value]
+
+    def upload(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Copy to the device, contiguous."""
+        on_device = weight.to(dtype).contiguous().to(self.place)
+        self.bytes += on_device.nbytes
+        return on_device
+
+
+class Writer:
+    """Writes the steps of one plan, layer by layer; knows the element type of every buffer.
+
+    A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
+    """
+
+    def __init__(
+        self, device: Device, types: Mapping[str, ValueType], levels: Sequence[Level], weights: Weights, room: Capacity
+    ) -> None:
+        self.device, self.types, self.levels, self.weights, self.room = device, types, levels, weights, room
+        self.steps: list[Step] = []
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.done: set[str] = set()
+
+    def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
+        """Append a step."""
+        self.dtypes.update({key: spec.dtype for key, spec in writes.items()})
+        self.steps.append(Step(name, Use(tuple(reads), writes), run))
+
+    def once(self, name: str) -> bool:
+        """Whether this is asked for the first time."""
+        first = name not in self.done
+        self.done.add(name)
+        return first
+
+    def spec(self, name: str, dtype: torch.dtype) -> BufferSpec:
+        """Room for a value of the graph."""
+        kind = self.types[name]
+        return BufferSpec((self.room.of(kind), *kind.shape), dtype)
+
+    def output(self, layer: Layer) -> dict[str, BufferSpec]:
+        """Room for a layer's output, in the layer's precision if it is of floating point."""
+        kind = self.types[layer.output]
+        dtype = DTYPES[layer.precision] if kind.dtype.is_float else kind.dtype.torch
+        return {layer.output: self.spec(layer.output, dtype)}
+
+    def count_of(self, name: str) -> str:
+        """Name of the buffer int32 [1] with the rows in use of a value's first axis."""
+        return count_name(self.types[name])
+
+    def converted(self, name: str, dtype: torch.dtype) -> str:
+        """Name of a buffer with the value in a type: its own, or one that a step is added for."""
+        if self.dtypes[name] is dtype:
+            return name
+        copy = f"{name}:{dtype}"
+        if self.once(copy):
+            count, device = self.count_of(name), self.device
+            self.add(
+                f"convert {name}",
+                [name, count],
+                {copy: self.spec(name, dtype)},
+                lambda b: elementwise(device, flat(b[copy]), flat(b[name]), b[count]),
+            )
+        return copy
+
+
+def count_name(kind: ValueType) -> str:
+    """Name of the buffer int32 [1] with the rows in use of a type's first axis."""
+    if kind.axis is Axis.POINT:
+        return f"{kind.points}:count"
+    return sites_name(kind.level, "count") if kind.level is not None else ITEMS
+
+
+def sites_name(level: Level, what: str) -> str:
+    """Name of a buffer of a level: count, coordinates, offsets."""
+    return f"{level.name}:sites:{what}"
+
+
+def flat(x: Tensor) -> Tensor:
+    """View with one row per entry of the first axis."""
+    return x.view(len(x), prod(x.shape[1:]))
+
+
+def vectors(x: Tensor) -> Tensor:
+    """View with one row per feature vector: the tokens of all sequences, else the rows."""
+    return x.view(-1, x.shape[-1])
+
+
+def levels_of(types: Mapping[str, ValueType]) -> list[Level]:
+    """The levels of a network, in the order in which they are made."""
+    found: dict[str, Level] = {}
+    for kind in types.values():
+        if kind.level is not None:
+            found.setdefault(kind.level.name, kind.level)
+    return list(found.values())
