@@ -148,6 +148,12 @@ def fits_memory(tile: Tile, limits: DeviceLimits) -> bool:
     return tile.shared_bytes <= limits.shared_bytes
 
 
+def copies_vectors(tile: Tile, pattern: KSPattern) -> bool:
+    """Whether ks_matmul_mma.cu may copy 16 bytes at once: runs along l that start and end at multiples of 8 elements."""
+    whole = pattern.d % 8 == 0 if tile.d >= 8 else pattern.d == tile.d
+    return whole and pattern.c * pattern.d % 8 == 0
+
+
 def candidates(pattern: KSPattern, dtype: torch.dtype, rows: int, limits: DeviceLimits) -> list[Tile]:
     """The tiles that can do it, best guess first, never none.
 
@@ -167,8 +173,10 @@ def predicted_clocks(tile: Tile, pattern: KSPattern, size: int, rows: int, limit
     """
     waves = ceil(tile.blocks(pattern, rows) / limits.multiprocessors)
     work = max(_ARITHMETIC[tile.method](tile, pattern), _traffic_bytes(tile, pattern, size, rows) / 40)
-    latency = 1500 + 500 * ceil(pattern.c / tile.step)
-    resident = max(1, 1024 // tile.threads)
+    if tile.method is Method.MMA and not copies_vectors(tile, pattern):
+        work += (tile.n + tile.b) * pattern.c * tile.d / 12
+    latency = 1500 + 500 * ceil(pattern.c / tile.step) + work
+    resident = max(1, min(1024 // tile.threads, limits.shared_bytes // max(tile.shared_bytes, 1)))
     return max(waves * work, ceil(waves / resident) * latency)
 
 
