@@ -3,8 +3,9 @@
 import tomllib
 from typing import Annotated, Literal, Self
 
-from lacuna_kernels import Graph, Precision
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lacuna_kernels import Graph, Precision
 
 MAX_COST = 2**31 - 1
 DEFAULT_ROWS = 256

@@ -1,24 +1,51 @@
-"""The engine: which models there are, which version answers, and the one call that answers."""
+"""The engine: devices, models coming and going, and the one call that answers."""
 
-from dataclasses import dataclass, field
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from lacuna_kernels import Batch, DeviceKind, Graph, Value
-
-from lacuna_service.config import ServingConfig
+from lacuna_kernels import (
+    Backend,
+    Batch,
+    DeviceInfo,
+    DeviceKind,
+    InputError,
+    check_request,
+    cost,
+    gpu_count,
+    open_backend,
+)
+from lacuna_service.batcher import Batcher, Replica
+from lacuna_service.catalogue import Catalogue, IndexEntry, ServedModel, State
+from lacuna_service.config import is_ragged
+from lacuna_service.errors import BadRequest, NotFound, NotReady
+from lacuna_service.journal import EnergyMeter, Journal
+from lacuna_service.loader import LoadedModel, Loader
 from lacuna_service.metrics import Metrics
+from lacuna_service.repository import BrokenModel, Repository
 from lacuna_service.statistics import Statistics
+from lacuna_service.tickets import Answer
+from lacuna_service.worker import Worker, cores_for_compute
 
-State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+__all__ = ["Answer", "Engine", "EngineConfig", "IndexEntry", "ServedModel", "State"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What the engine needs to know to start.
 
-    startup      models to load when it starts; None loads all
-    cpu_threads  of the CPU backend; 0 leaves one core to the event loop
+    model_control   explicit allows load and unload while it runs
+    startup         models to load when it starts; None loads all
+    cpu_threads     of the CPU backend; 0 leaves one core to the event loop
     """
 
     repository: Path
@@ -28,90 +55,229 @@ class EngineConfig:
     cpu_threads: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one request gave.
-
-    values          the outputs by name, on the CPU
-    items           rows or clouds; cost: rows or points
-    energy_joules   modelled from the running power; None without a meter
-    """
-
-    values: dict[str, Value]
-    items: int
-    cost: int
-    queue_seconds: float
-    compute_seconds: float
-    energy_joules: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One version of a model as the repository's index lists it; version is empty where a name has none."""
-
-    name: str
-    version: str
-    state: State
-    reason: str
-
-
-@dataclass(slots=True, weakref_slot=True, eq=False)
-class ServedModel:
-    """One version of a model that answers, for as long as somebody holds it, even after it was unloaded.
-
-    max_batch_size   rows of the largest batch; 0 where an input is a cloud
-    """
-
-    name: str
-    version: str
-    graph: Graph
-    config: ServingConfig
-    max_batch_size: int
-    statistics: Statistics = field(default_factory=Statistics)
-    ready: bool = True
-
-
 class Engine:
     """Loads the models of a repository onto the devices, and answers requests. Lives on one event loop."""
 
-    def __init__(self, config: EngineConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        metrics: Metrics,
+        meter: EnergyMeter | None = None,
+        open_device: Callable[[DeviceKind, int], Backend] = open_backend,
+    ) -> None:
         self.config, self.metrics = config, metrics
+        self._meter, self._open_device = meter, open_device
+        self._repository = Repository(config.repository)
+        self._catalogue = Catalogue(self._repository, metrics)
+        self._statistics: dict[tuple[str, int], Statistics] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._workers: list[Worker] = []
+        self._open: set[Replica] = set()
+        self._started = self._stopping = self._lost_device = False
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken: started, not stopping, devices alive."""
-        raise NotImplementedError
+        """Whether requests are taken: all models tried, not stopping, and no device has failed."""
+        return self._started and not self._stopping and not self._lost_device
+
+    @property
+    def devices(self) -> list[DeviceInfo]:
+        """The devices that are open."""
+        return [worker.backend.device for worker in self._workers]
 
     async def start(self) -> None:
-        """Open the devices, load and warm up the models; a broken one is UNAVAILABLE, the others serve."""
-        raise NotImplementedError
+        """Open the devices, load and warm up the models; a broken one is UNAVAILABLE, the others serve.
+
+        Raises NotADirectoryError if there is no repository, DeviceError if there is no such device.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._repository.check()
+        await self._open_devices()
+        self._loader = Loader(self._repository, self._workers)
+        names = self._repository.names() if self.config.startup is None else self.config.startup
+        await asyncio.shield(self._spawn(self._load_all(names)))
+        self._started = True
+
+    async def _load_all(self, names: list[str] | tuple[str, ...]) -> None:
+        for name in names:
+            for reason in await self._alone(name, self._load):
+                log.error("model %r is unavailable: %s", name, reason)
+
+    async def _open_devices(self) -> None:
+        on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and gpu_count() > 0)
+        threads = self.config.cpu_threads or cores_for_compute()
+        for index in range(max(1, gpu_count()) if on_gpus else 1):
+            kind: DeviceKind = "cuda" if on_gpus else "cpu"
+            name = f"{kind}:{index}" if on_gpus else kind
+            worker = Worker(name, partial(self._open_device, kind, index), threads)
+            await worker.start()
+            self._workers.append(worker)
+        if self._meter is not None:
+            await asyncio.to_thread(self._meter.start, self.devices)
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new work, finish what waits, for at most so long, and close the devices."""
-        raise NotImplementedError
+        self._stopping = True
+        try:
+            async with asyncio.timeout(drain_s):
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await asyncio.gather(*(model.batcher.drain() for model in self._catalogue.all_served()))
+        except TimeoutError:
+            log.warning("requests were given up: they did not end within %g s", drain_s)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._close()
+        except TimeoutError:
+            log.warning("a device is still busy after %g s and is left to the end of the process", CLOSE_SECONDS)
+
+    async def _close(self) -> None:
+        for model in self._catalogue.all_served():
+            model.batcher.abandon("the server is stopping")
+            self._catalogue.withdraw(model)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._workers and hasattr(self, "_loader"):
+            self._loader.close()
+        while self._open:
+            replica = self._open.pop()
+            await replica.worker.close(replica.program)
+        for worker in self._workers:
+            await worker.stop()
+        if self._meter is not None and self._workers:
+            await asyncio.to_thread(self._meter.close)
+        self._workers = []
 
     def index(self) -> list[IndexEntry]:
         """List every version of every model, with its state."""
-        raise NotImplementedError
+        return self._catalogue.index()
 
     def get(self, name: str, version: str | None = None) -> ServedModel:
         """Return a model that answers, the newest version by default; raises NotFound or NotReady."""
-        raise NotImplementedError
-
-    async def load(self, name: str) -> None:
-        """Load or reload all versions of a model; raises BadRequest with the reason, NotFound."""
-        raise NotImplementedError
-
-    async def unload(self, name: str) -> None:
-        """Take a model out of service; requests that came before are answered."""
-        raise NotImplementedError
+        return self._catalogue.get(name, version)
 
     async def infer(
         self, model: ServedModel, batch: Batch, *, timeout_s: float | None = None, priority: int = 0
     ) -> Answer:
-        """Answer one request, checked here.
+        """Answer one request, which is checked here completely.
 
-        Raises BadRequest, TooLarge, QueueFull, NotReady, OutOfMemory, DeadlineExceeded or Internal. Work whose
-        awaiting task is cancelled before it starts is dropped.
+        Raises BadRequest, TooLarge, QueueFull, NotReady, OutOfMemory, DeadlineExceeded or Internal. If the awaiting
+        task is cancelled before the work starts, the work is dropped. Priority 1 goes first, then 0 or 2, then 3 to 10.
         """
-        raise NotImplementedError
+        if self._stopping:
+            raise NotReady("the server is stopping")
+        try:
+            items = check_request(model.graph, batch)
+        except InputError as error:
+            raise BadRequest(str(error)) from error
+        return await model.batcher.infer(batch, items, cost(batch), timeout_s, priority)
+
+    async def load(self, name: str) -> None:
+        """Load or reload all versions of a model, while those that answer go on until theirs is ready.
+
+        Raises NotFound, or BadRequest with the reasons; a version that cannot be loaded again is not replaced.
+        """
+        self._check_control(name)
+        if reasons := await asyncio.shield(self._spawn(self._alone(name, self._load))):
+            raise BadRequest(f"model {name!r} could not be loaded: {'; '.join(reasons)}")
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service; returns when the requests that came before are answered. Raises NotFound."""
+        self._check_control(name)
+        await asyncio.shield(self._spawn(self._alone(name, self._unload)))
+
+    def _check_control(self, name: str) -> None:
+        if self.config.model_control != "explicit":
+            raise BadRequest("models can be loaded and unloaded only with model control set to explicit")
+        if self._stopping or not self._workers:
+            raise NotReady("the server is starting or stopping")
+        if not self._catalogue.knows(name):
+            raise NotFound(f"model {name[:128]!a} does not exist")
+
+    async def _alone(self, name: str, change: Callable[[str], Coroutine[Any, Any, T]]) -> T:
+        """Make one change of a model at a time."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            try:
+                return await change(name)
+            finally:
+                self._catalogue.end(name)
+
+    async def _load(self, name: str) -> list[str]:
+        """Load all versions and return what went wrong."""
+        self._catalogue.begin(name, "LOADING")
+        try:
+            versions = await self._loader.versions(name)
+        except BrokenModel as error:
+            self._catalogue.fail(name, None, str(error))
+            return [str(error)]
+        reasons = [reason for version in versions if (reason := await self._load_version(name, version))]
+        for model in self._catalogue.served(name):
+            if int(model.version) not in versions:
+                self._withdraw(model)
+        return reasons
+
+    async def _load_version(self, name: str, version: int) -> str | None:
+        if self._stopping:
+            return "the server is stopping"
+        try:
+            loaded = await self._loader.load(name, version)
+        except BrokenModel as error:
+            self._catalogue.fail(name, version, str(error))
+            return f"version {version}: {error}"
+        self._serve(name, version, loaded)
+        return None
+
+    def _serve(self, name: str, version: int, loaded: LoadedModel) -> None:
+        """Swap a loaded version in; the one before it is closed when nobody holds it any more."""
+        statistics = self._statistics.setdefault((name, version), Statistics())
+        for old in self._catalogue.served(name):
+            if old.version == str(version):
+                old.batcher.journal.close()
+        journal = Journal(name, str(version), self.metrics, statistics, self._meter)
+        batcher = Batcher(loaded.config, loaded.replicas, journal, partial(self._lost, name, str(version)))
+        rows = 0 if is_ragged(loaded.graph) else loaded.config.max_batch_cost
+        model = ServedModel(name, str(version), loaded.graph, loaded.config, rows, statistics, batcher)
+        self._open.update(loaded.replicas)
+        weakref.finalize(model, self._let_go, batcher, loaded.replicas).atexit = False
+        self.metrics.queue_depth.labels(name).set_function(
+            lambda: sum(model.batcher.waiting for model in self._catalogue.served(name))
+        )
+        self._catalogue.serve(model)
+
+    def _withdraw(self, model: ServedModel) -> None:
+        self._catalogue.withdraw(model)
+        model.batcher.journal.close()
+
+    def _let_go(self, batcher: Batcher, replicas: list[Replica]) -> None:
+        """The last one who held a model has let go of it; this may be any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._retire, batcher, replicas)
+        except RuntimeError:
+            assert not self._open, "the event loop is closed before the engine"
+
+    def _retire(self, batcher: Batcher, replicas: list[Replica]) -> None:
+        for replica in replicas:
+            replica.worker.feeders.remove(batcher)
+            if replica in self._open:
+                self._open.discard(replica)
+                self._spawn(replica.worker.close(replica.program))
+
+    async def _unload(self, name: str) -> None:
+        self._catalogue.begin(name, "UNLOADING")
+        models = self._catalogue.served(name)
+        for model in models:
+            self._withdraw(model)
+        await asyncio.gather(*(model.batcher.drain() for model in models))
+
+    def _lost(self, name: str, version: str, reason: str) -> None:
+        """A model's programs have failed on every device."""
+        self._lost_device = True
+        for model in self._catalogue.served(name):
+            if model.version == version and not model.batcher.replicas:
+                self._withdraw(model)
+                self._catalogue.fail(name, int(version), reason)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -20,7 +20,7 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # else every series has a second one, of its birth, that nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # else every series has a second one, of its birth, that nobody reads
         self.registry = registry or CollectorRegistry()
         self._declare_requests()
         self._declare_batches()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lacuna_kernels import Graph, Model, ModelError, load_model
-
 from lacuna_service.config import ServingConfig, parse_config
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -66,7 +65,7 @@ class Repository:
         for file in _FILES:
             self._inside(folder / file)
         try:
-            model = load_model(folder)
+            model = _unmapped(load_model(folder))
             return StoredModel(model, _read_config(folder / "serving.toml", model.graph))
         except ModelError as error:
             raise BrokenModel(str(error)) from error
@@ -93,10 +92,18 @@ class Repository:
 
 
 def _folders(parent: Path) -> Iterator[Path]:
+    """Visible folders in a folder; links that lead nowhere too, so that they are not overlooked."""
     try:
-        yield from (path for path in parent.iterdir() if not path.name.startswith(".") and path.is_dir())
+        for path in parent.iterdir():
+            if not path.name.startswith(".") and (path.is_dir() or (path.is_symlink() and not path.exists())):
+                yield path
     except OSError as error:
         raise BrokenModel(f"{parent.name!r} cannot be listed: {error.strerror or error}") from error
+
+
+def _unmapped(model: Model) -> Model:
+    """Copy the weights into memory: those of a mapped file would change, or crash, when it is overwritten."""
+    return Model(model.graph, {name: weight.clone() for name, weight in model.weights.items()})
 
 
 def _read_config(path: Path, graph: Graph) -> ServingConfig:
