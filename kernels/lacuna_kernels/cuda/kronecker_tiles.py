@@ -149,7 +149,7 @@ def fits_memory(tile: Tile, limits: DeviceLimits) -> bool:
 
 
 def copies_vectors(tile: Tile, pattern: KSPattern) -> bool:
-    """Whether ks_matmul_mma.cu may copy 16 bytes at once: runs along l that start and end at multiples of 8 elements."""
+    """Whether ks_matmul_mma.cu may copy 16 bytes at once: runs that start and end at multiples of 8 elements."""
     whole = pattern.d % 8 == 0 if tile.d >= 8 else pattern.d == tile.d
     return whole and pattern.c * pattern.d % 8 == 0
 
