@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from lacuna_service.errors import ServiceError
 from lacuna_service.settings import PREFIX, Settings
 
 app = typer.Typer(
@@ -64,6 +66,60 @@ def serve(settings: Settings) -> None:
     from lacuna_service.server import run  # noqa: PLC0415  torch takes a second, and --help needs none of it
 
     raise typer.Exit(run(settings))
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="Model folder: NAME, for its newest version, or NAME/VERSION.")],
+    inputs: Annotated[Path, typer.Option(help="Safetensors file of inputs, named as over HTTP.")],
+    expected: Annotated[Path, typer.Option(help="Safetensors file of what the outputs should be, by name.")],
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", envvar=variable_of("device"))
+    ] = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="That of serving.toml, or fp32, by default.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest relative L2 error. By default 1e-4 in fp32, 2e-2 in fp16, 1e-1 in bf16."),
+    ] = None,
+    agreement: Annotated[float, typer.Option(help="Smallest share of equal labels.")] = 0.999,
+) -> None:
+    """Compare a model folder's answers with your own. Exit status: 0 if all agree, 1 if not, 2 if it cannot be told."""
+    from lacuna_kernels import KernelsError, Precision, load_model  # noqa: PLC0415  see serve
+    from lacuna_service import check as checking  # noqa: PLC0415
+
+    try:
+        folder = checking.version_folder(model)
+        chosen = Precision(precision) if precision else checking.serving_precision(folder, load_model(folder))
+        limit = checking.TOLERANCE[chosen] if tolerance is None else tolerance
+        wanted = checking.read_tensors(expected)
+        ours = checking.answer(folder, checking.read_tensors(inputs), device, chosen)
+    except (KernelsError, ServiceError) as error:
+        typer.echo(f"cannot tell: {error}", err=True)
+        raise typer.Exit(2) from error
+    results = checking.compare(ours, wanted, limit, agreement)
+    typer.echo(f"{folder} in {chosen}: passes up to a relative L2 of {limit:g}, from {agreement:.2%} of equal labels")
+    for result in results:
+        typer.echo(str(result))
+    raise typer.Exit(0 if results and all(result.passed for result in results) else 1)
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="Model folder: NAME, for its newest version, or NAME/VERSION.")],
+    rows: Annotated[int, typer.Option(help="Rows or points that the cost is for.", min=1)] = 1,
+) -> None:
+    """Show a model's inputs, outputs, nodes, parameters and cost."""
+    from lacuna_kernels import KernelsError, load_model  # noqa: PLC0415  see serve
+    from lacuna_service.check import version_folder  # noqa: PLC0415
+    from lacuna_service.info import describe  # noqa: PLC0415
+
+    try:
+        typer.echo(describe(load_model(version_folder(model)), rows))
+    except (KernelsError, ServiceError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
 
 
 @app.command()

@@ -11,7 +11,7 @@
 Cloud i owns the points from OFFSETS[i] to OFFSETS[i + 1]; without OFFSETS there is one cloud.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,12 @@ class Signature:
         sent = self._raw(request.raw) if request.raw is not None else request.inputs
         for tensor in sent:
             self._check_input(tensor)
+        self._check_missing({tensor.name for tensor in sent})
         return self.values({tensor.name: tensor.tensor() for tensor in sent})
 
     def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
         """The network's inputs out of named tensors of the right datatypes; raises BadRequest if one is missing."""
-        for spec in self.inputs:
-            if not spec.optional and spec.name not in tensors:
-                raise BadRequest(f"input {spec.name!r} is missing; the model takes {self._told()}")
+        self._check_missing(tensors.keys())
         return {name: self._value(name, tensors) for name in self._inputs}
 
     def wanted(self, request: InferRequest) -> list[tuple[TensorSpec, bool]]:
@@ -102,6 +101,11 @@ class Signature:
 
     def _told(self) -> str:
         return ", ".join(map(str, self.inputs))
+
+    def _check_missing(self, given: Collection[str]) -> None:
+        for spec in self.inputs:
+            if not spec.optional and spec.name not in given:
+                raise BadRequest(f"input {spec.name!r} is missing; the model takes {self._told()}")
 
     def _check_input(self, tensor: WireTensor) -> None:
         spec = self._input_by_name.get(tensor.name)
