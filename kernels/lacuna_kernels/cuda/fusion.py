@@ -50,7 +50,7 @@ class Layer:
 
 def fuse(graph: Graph, weights: Weights, precision: Precision) -> list[Layer]:
     """Return the layers of a network in an order in which they can run."""
-    uses = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
+    uses = Counter(name for node in graph.nodes for name in node.inputs) + Counter(list(graph.outputs))
     layers: dict[str, Layer] = {}
     for node in graph.nodes:
         layer = _layer(node, node_weights(weights, node), node.precision or precision)

@@ -1,0 +1,195 @@
+"""What the CUDA backend decides before it touches a device: fusion, capacities, where buffers lie."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lacuna_kernels import Precision, Value, parse_graph, random_weights, walk
+from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
+from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
+from lacuna_kernels.cuda.fusion import Layer, fuse
+from lacuna_kernels.graph import Graph
+from lacuna_kernels.ops.activation import activate
+from lacuna_kernels.ops.context import Context
+from lacuna_kernels.types import Geometry
+from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet
+from tests.cases import CLOUDS, assert_close, tolerance
+from tests.kernels.networks import document, node
+
+
+def rows(*nodes: dict[str, Any], features: int = 8, outputs: tuple[str, ...] = ("y",)) -> Graph:
+    return parse_graph(document({"x": {"axis": "row", "dtype": "fp32", "shape": [features]}}, list(nodes), *outputs))
+
+
+def run_layers(layers: list[Layer], graph: Graph, values: dict[str, Value]) -> dict[str, Value]:
+    """What fused layers mean: the op without its activation, then the residual, then the activation."""
+    context = Context(dict(graph.types))
+    values = dict(values)
+    for layer in layers:
+        changes = {"bias": "bias" in layer.weights} if hasattr(layer.node, "bias") else {}
+        if hasattr(layer.node, "activation"):
+            changes["activation"] = None
+        plain = layer.node.model_copy(update=changes)
+        y = plain.reference([values[name] for name in layer.node.inputs], layer.weights, context)
+        if layer.residual is not None:
+            y = replace(y, data=y.data + values[layer.residual].data)
+        values[layer.output] = replace(y, data=activate(y.data, layer.activation, layer.slope))
+    return values
+
+
+def dense_chain() -> Graph:
+    return rows(
+        node("a", "linear", "x", out_features=8),
+        node("a_norm", "batch_norm", "a"),
+        node("a_relu", "leaky_relu", "a_norm", negative_slope=0.2),
+        node("b", "kronecker_linear", "a_relu", patterns=[[2, 2, 2, 2], [1, 4, 4, 2]], bias=False),
+        node("b_norm", "batch_norm", "b"),
+        node("sum", "add", "a_relu", "b_norm"),
+        node("y", "gelu", "sum"),
+    )
+
+
+NETWORKS: dict[str, Callable[[], Graph]] = {
+    "dense": dense_chain,
+    "minkunet": lambda: minkunet(5, width=0.25, voxel_size_m=0.5),
+    "centerpoint": lambda: centerpoint_encoder(channels=(4, 4, 8, 8)),
+    "mlp": lambda: kronecker_mlp([[(1, 4, 8, 2), (2, 4, 4, 1)]], 3, normalise=True),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fused_layers_mean_what_the_network_means(name: str) -> None:
+    graph = NETWORKS[name]()
+    weights = random_weights(graph, 3)
+    ((key, kind),) = graph.input_value_types.items()
+    inputs = {key: CLOUDS[0].value(kind.channels) if kind.axis.ragged else Value(torch.randn(7, *kind.shape))}
+    expected = walk(graph, weights, inputs)
+
+    found = run_layers(fuse(graph, weights, Precision.FP32), graph, inputs)
+
+    for output, value in expected.items():
+        if value.data.is_floating_point():
+            assert_close(found[output].data, value.data, tolerance(terms=1000, layers=20))
+
+
+def test_norm_sum_and_activation_run_with_the_op_before_them() -> None:
+    layers = fuse(dense_chain(), random_weights(dense_chain(), 0), Precision.FP16)
+
+    assert [(layer.node.name, layer.output, layer.residual) for layer in layers] == [
+        ("a", "a_relu", None),
+        ("b", "y", "a_relu"),
+    ]
+
+
+def test_every_convolution_of_minkunet_takes_its_norm_sum_and_activation_along() -> None:
+    graph = minkunet(19)
+    layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+    ops = [layer.node.op for layer in layers]
+
+    assert ops.count("sparse_conv") == 49
+    assert sorted({*ops}) == ["argmax", "concat", "devoxelize", "linear", "sparse_conv", "voxelize"]
+    assert sum(layer.residual is not None for layer in layers) == 16
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        rows(node("a", "linear", "x", out_features=8), node("y", "relu", "a"), outputs=("y", "a")),
+        rows(node("a", "linear", "x", out_features=8), node("b", "relu", "a"), node("y", "add", "a", "b")),
+        rows(node("a", "linear", "x", out_features=8), node("y", "add", "a", "a")),
+        rows(node("a", "linear", "x", out_features=8, activation="relu"), node("y", "batch_norm", "a")),
+        rows(node("a", "linear", "x", out_features=8), node("y", "relu", "a", precision="fp16")),
+    ],
+    ids=["is an output", "is read twice", "added to itself", "norm after activation", "other precision"],
+)
+def test_what_somebody_else_needs_is_not_fused(graph: Graph) -> None:
+    layers = fuse(graph, random_weights(graph, 0), Precision.FP32)
+
+    assert [layer.output for layer in layers] == [node.name for node in graph.nodes]
+
+
+def test_a_node_may_ask_for_another_precision() -> None:
+    graph = rows(node("a", "linear", "x", out_features=8), node("y", "linear", "a", out_features=2, precision="fp32"))
+
+    assert [layer.precision for layer in fuse(graph, random_weights(graph, 0), Precision.FP16)] == ["fp16", "fp32"]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "floor", "most"),
+    [(2, 2, 1, False, 1), (3, 2, 1, False, 8), (3, 2, 1, True, 1), (3, 1, 1, False, 27), (3, 2, 2, False, 27)],
+)
+def test_fan_out_counts_the_outputs_that_one_site_can_feed(
+    size: int, stride: int, dilation: int, floor: bool, most: int
+) -> None:
+    geometry = Geometry((size,) * 3, (stride,) * 3, (1, 1, 1), (dilation,) * 3, floor)
+
+    assert fan_out(geometry) == most
+
+
+def test_levels_have_room_for_what_can_come_of_their_parents() -> None:
+    types = minkunet(19).types
+    room = Capacity(points=50_000, items=16)
+
+    assert {room.of(kind) for kind in types.values() if kind.level is not None} == {50_000}
+
+
+def test_growth_bounds_levels_that_spread() -> None:
+    levels = {kind.level.name: kind.level for kind in centerpoint_encoder().types.values() if kind.level is not None}
+    small, large = Capacity(16_384, 16), Capacity(16_384, 16, growth=4)
+
+    assert small.sites(levels["grid"]) == 16_384
+    assert small.sites(levels["down2"]) == 2 * 16_384
+    assert large.sites(levels["down2"]) == 4 * 16_384
+    assert large.holds(small)
+    assert not small.holds(large)
+
+
+def test_capacities_are_powers_of_two_up_to_the_limit() -> None:
+    sizes = Sizes(ragged=True, min_items=16, max_cost=100_000)
+
+    assert sizes.capacity(1, 1) == Capacity(MIN_POINTS, 16)
+    assert sizes.capacity(20_000, 17) == Capacity(32_768, 32)
+    assert sizes.capacity(90_000, 1) == Capacity(100_000, 16)
+    assert Sizes(ragged=False, min_items=1, max_cost=100).capacity(70, 70) == Capacity(1, 100)
+
+
+@given(st.integers(1, 2**40))
+def test_power_of_two_is_the_smallest_that_is_enough(number: int) -> None:
+    power = power_of_two(number)
+
+    assert power >= number > power // 2
+
+
+SIZES = st.integers(0, 2000)
+PROGRAMS = st.lists(st.tuples(SIZES, st.sets(st.integers(0, 20), max_size=4)), min_size=1, max_size=20)
+
+
+@given(PROGRAMS)
+def test_buffers_alive_at_the_same_time_never_overlap(program: list[tuple[int, set[int]]]) -> None:
+    uses = [
+        Use([f"b{source}" for source in sources if source < step], {f"b{step}": BufferSpec((size,), torch.uint8)})
+        for step, (size, sources) in enumerate(program)
+    ]
+    layout, spans = arrange(uses), lifetimes(uses)
+
+    for first, (a, b) in spans.items():
+        for second, (c, d) in spans.items():
+            if first < second and a <= d and c <= b:
+                low, high = sorted((first, second), key=lambda name: layout.offsets[name])
+                end = layout.offsets[low] + max(1, program[int(low[1:])][0])
+                assert end <= layout.offsets[high]
+
+
+def test_a_chain_takes_the_memory_of_two_buffers() -> None:
+    spec = BufferSpec((1000,), torch.float32)
+    uses = [Use([f"b{i - 1}"] if i else [], {f"b{i}": spec}) for i in range(10)]
+    layout = arrange(uses)
+
+    assert layout.bytes == 2 * spec.bytes
+    cut = views(layout, uses, torch.zeros(layout.bytes, dtype=torch.uint8))
+    assert all(view.shape == (1000,) and view.dtype is torch.float32 for view in cut.values())
