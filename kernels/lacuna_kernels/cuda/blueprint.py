@@ -86,7 +86,7 @@ def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights
     """Write the steps of a network for a capacity, and place their buffers."""
     levels = levels_of(graph.types)
     going, coming = header(graph, room.items), status(levels)
-    writer = Writer(device, graph.types, levels, weights, room)
+    writer = Writer(device, graph.types, weights, room)
     inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
     writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
     writer.add("begin", [], {STATUS: coming.spec}, _begin)

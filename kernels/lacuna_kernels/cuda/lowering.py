@@ -3,15 +3,22 @@
 from collections.abc import Callable, Mapping
 
 from lacuna_kernels.cuda import dense_steps as dense
+from lacuna_kernels.cuda import sparse_steps as sparse
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.steps import Writer
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.graph import Graph, Node
 from lacuna_kernels.ops.activation import ActivationNode
 from lacuna_kernels.ops.combine import Add, Concat
+from lacuna_kernels.ops.devoxelize import Devoxelize
+from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm
+from lacuna_kernels.ops.point_to_voxel import PointToVoxel
+from lacuna_kernels.ops.sparse_conv import SparseConv
+from lacuna_kernels.ops.sparse_to_bev import SparseToBev
+from lacuna_kernels.ops.voxelize import Voxelize
 
 Lower = Callable[[Writer, Layer], None]
 
@@ -20,8 +27,14 @@ OWN: Mapping[type[Node], Lower] = {
     Add: dense.add,
     BatchNorm: dense.batch_norm,
     Concat: dense.concat,
+    Devoxelize: sparse.devoxelize,
+    GlobalPool: sparse.global_pool,
     KroneckerLinear: dense.kronecker_linear,
     Linear: dense.linear,
+    PointToVoxel: sparse.point_to_voxel,
+    SparseConv: sparse.sparse_conv,
+    SparseToBev: sparse.sparse_to_bev,
+    Voxelize: sparse.voxelize,
 }
 """Ops with kernels of ours."""
 

@@ -72,10 +72,8 @@ class Writer:
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
     """
 
-    def __init__(
-        self, device: Device, types: Mapping[str, ValueType], levels: Sequence[Level], weights: Weights, room: Capacity
-    ) -> None:
-        self.device, self.types, self.levels, self.weights, self.room = device, types, levels, weights, room
+    def __init__(self, device: Device, types: Mapping[str, ValueType], weights: Weights, room: Capacity) -> None:
+        self.device, self.types, self.weights, self.room = device, types, weights, room
         self.steps: list[Step] = []
         self.dtypes: dict[str, torch.dtype] = {}
         self.done: set[str] = set()
@@ -101,6 +99,12 @@ class Writer:
         kind = self.types[layer.output]
         dtype = DTYPES[layer.precision] if kind.dtype.is_float else kind.dtype.torch
         return {layer.output: self.spec(layer.output, dtype)}
+
+    def level(self, name: str) -> Level:
+        """The sites that a value lies on."""
+        level = self.types[name].level
+        assert level is not None
+        return level
 
     def count_of(self, name: str) -> str:
         """Name of the buffer int32 [1] with the rows in use of a value's first axis."""

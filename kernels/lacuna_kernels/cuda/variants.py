@@ -1,6 +1,31 @@
 """The kernels that are shipped: what CI compiles and what an image's cache is filled with."""
 
+from lacuna_kernels.cuda import (
+    coordinates,
+    devoxelize,
+    elementwise,
+    global_pool,
+    kernel_map,
+    kronecker_linear,
+    row_means,
+    scan,
+    sparse_conv,
+    sparse_to_bev,
+    voxelize,
+)
 from lacuna_kernels.cuda.compiler import Variant
 
-SHIPPED: tuple[Variant, ...] = ()
-"""Each wrapper beside this file names its own in VARIANTS; they are joined here."""
+SHIPPED: tuple[Variant, ...] = (
+    *coordinates.VARIANTS,
+    *devoxelize.VARIANTS,
+    *elementwise.VARIANTS,
+    *global_pool.VARIANTS,
+    *kernel_map.VARIANTS,
+    *kronecker_linear.VARIANTS,
+    *row_means.VARIANTS,
+    *scan.VARIANTS,
+    *sparse_conv.VARIANTS,
+    *sparse_to_bev.VARIANTS,
+    *voxelize.VARIANTS,
+)
+"""Those that the wrappers beside this file name."""
