@@ -1,0 +1,70 @@
+// How output sites of a convolution reach input sites: input = output*stride - padding + k*dilation, by axis.
+#pragma once
+#include "hash.cuh"
+
+// Laid out as pack_geometry in cuda/coordinates.py fills it.
+struct Geometry {
+    int size[3], stride[3], padding[3], dilation[3];
+    int shape[3];     // cells of the output grid, -1 for no bound
+    int floor_sites;  // 1: the outputs are floor(input / stride)
+};
+
+__device__ inline int floor_div(int a, int b) {
+    const int quotient = a / b;
+    return quotient - (quotient * b > a);
+}
+
+__device__ inline int volume_of(const Geometry& g) { return g.size[0] * g.size[1] * g.size[2]; }
+
+__device__ inline Site input_site(Site output, int kx, int ky, int kz, const Geometry& g) {
+    return {output.item, output.x * g.stride[0] - g.padding[0] + kx * g.dilation[0],
+            output.y * g.stride[1] - g.padding[1] + ky * g.dilation[1],
+            output.z * g.stride[2] - g.padding[2] + kz * g.dilation[2]};
+}
+
+// One axis of the output that an input feeds through offset k; false if there is none.
+__device__ inline bool output_cell(int input, int k, int axis, const Geometry& g, int* cell) {
+    const int moved = input + g.padding[axis] - k * g.dilation[axis];
+    *cell = floor_div(moved, g.stride[axis]);
+    return *cell * g.stride[axis] == moved;
+}
+
+__device__ inline bool inside(int cell, int axis, const Geometry& g) {
+    return g.shape[axis] < 0 || (cell >= 0 && cell < g.shape[axis]);
+}
+
+// Calls visit(offset, output) for every output site that an input makes, in the order of the offsets.
+template <class Visit>
+__device__ inline void for_each_output(Site input, const Geometry& g, Visit visit) {
+    if (g.floor_sites) {
+        visit(0, Site{input.item, floor_div(input.x, g.stride[0]), floor_div(input.y, g.stride[1]),
+                  floor_div(input.z, g.stride[2])});
+        return;
+    }
+    Site output = {input.item, 0, 0, 0};
+    for (int kx = 0; kx < g.size[0]; ++kx) {
+        if (!output_cell(input.x, kx, 0, g, &output.x) || !inside(output.x, 0, g)) continue;
+        for (int ky = 0; ky < g.size[1]; ++ky) {
+            if (!output_cell(input.y, ky, 1, g, &output.y) || !inside(output.y, 1, g)) continue;
+            for (int kz = 0; kz < g.size[2]; ++kz) {
+                if (!output_cell(input.z, kz, 2, g, &output.z) || !inside(output.z, 2, g)) continue;
+                visit((kx * g.size[1] + ky) * g.size[2] + kz, output);
+            }
+        }
+    }
+}
+
+// The output that for_each_output visits with this offset.
+__device__ inline Site output_site(Site input, int offset, const Geometry& g) {
+    Site output = {input.item, 0, 0, 0};
+    if (g.floor_sites) {
+        output.x = floor_div(input.x, g.stride[0]);
+        output.y = floor_div(input.y, g.stride[1]);
+        output.z = floor_div(input.z, g.stride[2]);
+        return output;
+    }
+    output_cell(input.x, offset / (g.size[1] * g.size[2]), 0, g, &output.x);
+    output_cell(input.y, offset / g.size[2] % g.size[1], 1, g, &output.y);
+    output_cell(input.z, offset % g.size[2], 2, g, &output.z);
+    return output;
+}

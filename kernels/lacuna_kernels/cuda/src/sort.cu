@@ -1,0 +1,66 @@
+// One pass of a stable radix sort of (key, value) pairs by 8 bits of the key: count digits by tile, [scan.cu], move.
+// counts int32 [256, tiles], digit by digit; tiles past *count count nothing, so that the scan may run over all.
+// A key of -1 has nothing but the highest digits, and so sorts last.
+#define THREADS 256
+#define WARPS (THREADS / 32)
+#define ROUNDS 8  // of 32 pairs, by warp
+#define TILE (THREADS * ROUNDS)
+#define DIGITS 256
+
+__device__ inline int digit_of(int key, int shift) { return (key >> shift) & (DIGITS - 1); }
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shift, int* __restrict__ counts) {
+    __shared__ int found[DIGITS];
+    found[threadIdx.x] = 0;
+    __syncthreads();
+    const int n = *count, start = blockIdx.x * TILE;
+    for (int i = start + threadIdx.x; i < min(n, start + TILE); i += THREADS)
+        atomicAdd(&found[digit_of(keys[i], shift)], 1);
+    __syncthreads();
+    counts[threadIdx.x * gridDim.x + blockIdx.x] = found[threadIdx.x];
+}
+
+// places: the running sum of counts. Without values a pair's value is its index. Each warp takes ROUNDS*32 pairs in
+// a row; a pair's place is that of its tile and digit, plus equal digits of earlier warps, plus those before it.
+extern "C" __global__ void __launch_bounds__(THREADS)
+sort_move(const int* __restrict__ keys, const int* __restrict__ values, const int* __restrict__ count, int shift,
+          const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out) {
+    __shared__ int place[WARPS][DIGITS];
+    const int n = *count, start = blockIdx.x * TILE;
+    if (start >= n) return;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int w = 0; w < WARPS; ++w) place[w][threadIdx.x] = 0;
+    __syncthreads();
+
+    int key[ROUNDS], rank[ROUNDS];
+    const int first = start + warp * ROUNDS * 32 + lane;
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+        const bool here = first + round * 32 < n;
+        key[round] = here ? keys[first + round * 32] : 0;
+        const int digit = here ? digit_of(key[round], shift) : DIGITS;
+        const unsigned equal = __match_any_sync(0xffffffffu, digit);
+        const int before = here ? place[warp][digit] : 0;
+        __syncwarp();
+        if (here && lane == __ffs(equal) - 1) place[warp][digit] = before + __popc(equal);
+        __syncwarp();
+        rank[round] = before + __popc(equal & ((1u << lane) - 1));
+    }
+    __syncthreads();
+    int next = places[threadIdx.x * gridDim.x + blockIdx.x];  // this thread's digit: counts become places, warp by warp
+    for (int w = 0; w < WARPS; ++w) {
+        const int found = place[w][threadIdx.x];
+        place[w][threadIdx.x] = next;
+        next += found;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+        const int from = first + round * 32;
+        if (from >= n) continue;
+        const int to = place[warp][digit_of(key[round], shift)] + rank[round];
+        keys_out[to] = key[round];
+        values_out[to] = values ? values[from] : from;
+    }
+}

@@ -1,0 +1,83 @@
+// What the sparse convolutions share:
+//   y[m] = f(sum over offsets k of x[map[k, m]] @ weight[k] + bias + residual[m])   for the rows m in use.
+// Sums run over k and then over the channels, upwards, in fp32; what a tile skips would have added zeros. So a row's
+// bits depend on its neighbours alone: not on the tile, the batch or the capacity.
+#pragma once
+#include "activation.cuh"
+#include "element.cuh"
+
+#define GROUP 64  // rows of a word of `present`, as in kernel_map.cu
+
+using Element = ELEMENT;
+
+// map int32 [volume, capacity], present uint32 [capacity / GROUP, words]; both null for the identity, of volume 1.
+struct KernelMap {
+    const int* map;
+    const unsigned* present;
+    int volume, words, capacity;
+};
+
+// The offsets that any row of a tile has, in rising order. All threads of a block walk in step.
+struct OffsetWalk {
+    const KernelMap& map;
+    int row, rows;  // first row of the tile; rows past the tile or past those in use start here
+    int word = -1;
+    unsigned left = 0;
+
+    __device__ unsigned bits(int index) const {
+        if (!map.present) return 1;
+        unsigned any = 0;
+        for (int group = row / GROUP; group * GROUP < rows; ++group)
+            any |= map.present[(size_t)group * map.words + index];
+        return any;
+    }
+
+    __device__ int total() const {
+        int sum = 0;
+        for (int index = 0; index < map.words; ++index) sum += __popc(bits(index));
+        return sum;
+    }
+
+    __device__ int next() {  // only as often as total() says
+        while (!left) left = bits(++word);
+        const int bit = __ffs(left) - 1;
+        left &= left - 1;
+        return word * 32 + bit;
+    }
+};
+
+__device__ inline int input_row(const KernelMap& map, int offset, int row) {
+    return map.map ? map.map[(size_t)offset * map.capacity + row] : row;
+}
+
+// Null pointers stand for no bias and no residual. A pitch is the distance between rows, in elements.
+struct Epilogue {
+    const float* bias;
+    const Element* residual;
+    Element* y;
+    int residual_pitch, y_pitch, channels, activation;
+    float negative_slope;
+
+    __device__ float finish(float sum, int row, int column) const {
+        if (bias) sum += bias[column];
+        if (residual) sum += to_float(residual[(size_t)row * residual_pitch + column]);
+        return activate(sum, activation, negative_slope);
+    }
+
+    __device__ void write(float sum, int row, int column) const {
+        if (column < channels) y[(size_t)row * y_pitch + column] = from_float<Element>(finish(sum, row, column));
+    }
+
+    // Two columns side by side, in one store where the address allows it.
+    __device__ void write_pair(float first, float second, int row, int column) const {
+        struct __align__(2 * sizeof(Element)) Pair { Element first, second; };
+        Element* to = y + (size_t)row * y_pitch + column;
+        if (column + 1 < channels && (size_t)to % sizeof(Pair) == 0) {
+            *reinterpret_cast<Pair*>(to) = {from_float<Element>(finish(first, row, column)),
+                                            from_float<Element>(finish(second, row, column + 1))};
+        } else {
+            write(first, row, column);
+            write(second, row, column + 1);
+        }
+    }
+};

@@ -1,0 +1,130 @@
+// Sparse convolution in true fp32 (FFMA, no tf32): an implicit GEMM, output-stationary.
+// A block makes TILE_M rows x TILE_N channels of y, a thread ROWS x 4 of them. Step by step it gathers TILE_K channels
+// of the rows that one offset leads to, and that patch of its weight; the next step is fetched while one is summed.
+// weight [volume, padded ci, padded co], zeros up to multiples of TILE_K and TILE_N; its width is weight_pitch.
+#include "sparse_conv.cuh"
+
+#ifndef TILE_M
+#define TILE_M 64
+#define TILE_N 64
+#define TILE_K 16
+#define ROWS 4
+#endif
+
+#define COLUMNS 4
+#define THREADS_N (TILE_N / COLUMNS)
+#define THREADS (TILE_M / ROWS * THREADS_N)
+#define GATHERS (TILE_M * TILE_K / THREADS)
+#define PITCH_A (TILE_M + 4)  // x is kept channel by channel; the pad spreads the banks of its writes
+#define PATCHES (TILE_K * TILE_N / COLUMNS / THREADS)
+#if TILE_M * TILE_K % THREADS || TILE_K * TILE_N % (COLUMNS * THREADS) || THREADS % TILE_K
+#error "the threads must share a tile evenly"
+#endif
+
+// Fetches the steps of a tile into registers, one call a step.
+struct Fetcher {
+    const float* x;
+    const float* weight;  // at the tile's first channel
+    int x_pitch, ci, weight_pitch, chunks;
+    const KernelMap& map;
+    OffsetWalk walk;
+    int steps;
+    int offset = 0, chunk;
+    int rows[GATHERS];
+    float gathered[GATHERS];
+    float4 patch[PATCHES];
+
+    __device__ Fetcher(const float* x, int x_pitch, int ci, const float* weight, int weight_pitch, const KernelMap& map,
+                       int row, int stop)
+        : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
+          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, row, stop} {
+        steps = walk.total() * chunks;
+        chunk = chunks;
+    }
+
+    // Thread t takes channel t % TILE_K of rows t / TILE_K, + THREADS / TILE_K, ...: neighbours read side by side.
+    __device__ void fetch() {
+        const int channel = threadIdx.x % TILE_K;
+        if (chunk == chunks) {
+            chunk = 0;
+            offset = walk.next();
+#pragma unroll
+            for (int i = 0; i < GATHERS; ++i) {
+                const int row = walk.row + (threadIdx.x + i * THREADS) / TILE_K;
+                rows[i] = row < walk.rows ? input_row(map, offset, row) : -1;
+            }
+        }
+        const int c = chunk * TILE_K + channel;
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i)
+            gathered[i] = rows[i] >= 0 && c < ci ? x[(size_t)rows[i] * x_pitch + c] : 0.0f;
+        const float* from = weight + ((size_t)offset * chunks + chunk) * TILE_K * weight_pitch;
+#pragma unroll
+        for (int i = 0; i < PATCHES; ++i) {
+            const int at = threadIdx.x + i * THREADS;
+            patch[i] = *reinterpret_cast<const float4*>(from + (size_t)(at / THREADS_N) * weight_pitch +
+                                                        at % THREADS_N * COLUMNS);
+        }
+        ++chunk;
+    }
+
+    __device__ void store(float (*a)[PITCH_A], float (*b)[TILE_N]) const {
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i)
+            a[threadIdx.x % TILE_K][(threadIdx.x + i * THREADS) / TILE_K] = gathered[i];
+#pragma unroll
+        for (int i = 0; i < PATCHES; ++i) {
+            const int at = threadIdx.x + i * THREADS;
+            *reinterpret_cast<float4*>(&b[at / THREADS_N][at % THREADS_N * COLUMNS]) = patch[i];
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ weight, int weight_pitch,
+                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume, int words,
+                 int capacity, const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
+                 int residual_pitch, float* y, int y_pitch, int co, int activation, float negative_slope) {
+    __shared__ float a[2][TILE_K][PITCH_A];
+    __shared__ __align__(16) float b[2][TILE_K][TILE_N];
+    const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
+    const int row = blockIdx.x / across * TILE_M, column = blockIdx.x % across * TILE_N;
+    if (row >= rows) return;
+    const KernelMap map = {map_rows, present, volume, words, capacity};
+    Fetcher fetcher(x, x_pitch, ci, weight + column, weight_pitch, map, row, min(rows, row + TILE_M));
+
+    float sums[ROWS][COLUMNS] = {};
+    const int first_row = threadIdx.x / THREADS_N * ROWS, first_column = threadIdx.x % THREADS_N * COLUMNS;
+    if (fetcher.steps) {
+        fetcher.fetch();
+        fetcher.store(a[0], b[0]);
+    }
+    __syncthreads();
+    for (int step = 0; step < fetcher.steps; ++step) {
+        const bool more = step + 1 < fetcher.steps;
+        if (more) fetcher.fetch();
+#pragma unroll
+        for (int k = 0; k < TILE_K; ++k) {
+            const float4 w = *reinterpret_cast<const float4*>(&b[step % 2][k][first_column]);
+#pragma unroll
+            for (int i = 0; i < ROWS; ++i) {
+                const float value = a[step % 2][k][first_row + i];
+                sums[i][0] = fmaf(value, w.x, sums[i][0]);
+                sums[i][1] = fmaf(value, w.y, sums[i][1]);
+                sums[i][2] = fmaf(value, w.z, sums[i][2]);
+                sums[i][3] = fmaf(value, w.w, sums[i][3]);
+            }
+        }
+        if (more) fetcher.store(a[(step + 1) % 2], b[(step + 1) % 2]);
+        __syncthreads();
+    }
+
+    const Epilogue epilogue = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+        const int m = row + first_row + i;
+        if (m >= rows) break;
+#pragma unroll
+        for (int j = 0; j < COLUMNS; ++j) epilogue.write(sums[i][j], m, column + first_column + j);
+    }
+}

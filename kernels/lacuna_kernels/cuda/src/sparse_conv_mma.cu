@@ -1,0 +1,198 @@
+// Sparse convolution in fp16 or bf16 on tensor cores: an implicit GEMM, output-stationary.
+// A block makes TILE_M rows x TILE_N channels of y. Step by step it gathers TILE_K channels of the rows that one offset
+// leads to (zeros where there is none), and the TILE_K x TILE_N patch of that offset's weight, STAGES steps ahead.
+// weight [volume, padded ci, padded co], zeros up to multiples of TILE_K and TILE_N; its width is weight_pitch.
+// ALIGNED: x has ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at a time.
+#include "sparse_conv.cuh"
+
+#ifndef TILE_M
+#define TILE_M 128
+#define TILE_N 64
+#define TILE_K 32
+#define WARPS_M 4
+#define WARPS_N 2
+#define STAGES 3
+#define ALIGNED 1
+#endif
+#if TILE_N % (16 * WARPS_N) || TILE_M % (16 * WARPS_M) || TILE_K % 16
+#error "a warp's patch is made of 16 x 16 products of 16 channels"
+#endif
+
+#define THREADS (WARPS_M * WARPS_N * 32)
+#define PIECE 8  // elements of 16 bytes
+#define PIECES_K (TILE_K / PIECE)
+#define PIECES_N (TILE_N / PIECE)
+#define PITCH_A (TILE_K + PIECE)  // one row further is 4, 12 or 20 banks further, so that 8 rows share none
+#define PITCH_B (TILE_N + PIECE)
+#define STAGE_ELEMENTS (TILE_M * PITCH_A + TILE_K * PITCH_B)
+#define GATHERS ((TILE_M * PIECES_K + THREADS - 1) / THREADS)
+#define PRODUCTS_M (TILE_M / WARPS_M / 16)
+#define PRODUCTS_N (TILE_N / WARPS_N / 16)
+
+__device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+// Copies 16 bytes to shared memory, or zeros where there is no source.
+__device__ inline void copy_piece(Element* to, const Element* from, bool there) {
+    const int bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+}
+
+__device__ inline void load_matrices(unsigned* to, const Element* from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(from)));
+}
+
+__device__ inline void load_matrices_transposed(unsigned* to, const Element* from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(from)));
+}
+
+#define MULTIPLY(TYPE)                                                                                         \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, " \
+                 "{%8, %9}, {%0, %1, %2, %3};"                                                                 \
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+
+__device__ inline void multiply(float* sum, const unsigned* a, const unsigned* b, __half) { MULTIPLY("f16"); }
+__device__ inline void multiply(float* sum, const unsigned* a, const unsigned* b, __nv_bfloat16) { MULTIPLY("bf16"); }
+
+// Brings the steps of a tile to shared memory, one call a step.
+struct Loader {
+    const Element* x;
+    const Element* weight;  // at the tile's first channel
+    int x_pitch, ci, weight_pitch, chunks;
+    const KernelMap& map;
+    OffsetWalk walk;
+    int offsets_left, steps;
+    int offset = 0, upcoming_offset = 0, chunk;
+    int rows[GATHERS], upcoming[GATHERS];
+
+    __device__ Loader(const Element* x, int x_pitch, int ci, const Element* weight, int weight_pitch,
+                      const KernelMap& map, int row, int stop)
+        : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
+          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, row, stop} {
+        offsets_left = walk.total();
+        steps = offsets_left * chunks;
+        chunk = chunks;
+        look_up();
+    }
+
+    // The rows of the next offset are asked for one offset ahead, so that nobody waits for them.
+    __device__ void look_up() {
+        if (!offsets_left) return;
+        --offsets_left;
+        upcoming_offset = walk.next();
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i) {
+            const int piece = threadIdx.x + i * THREADS, row = walk.row + piece / PIECES_K;
+            upcoming[i] = piece < TILE_M * PIECES_K && row < walk.rows ? input_row(map, upcoming_offset, row) : -1;
+        }
+    }
+
+    __device__ void load(Element* stage) {
+        if (chunk == chunks) {
+            chunk = 0;
+            offset = upcoming_offset;
+#pragma unroll
+            for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
+            look_up();
+        }
+        gather(stage);
+        const Element* from = weight + ((size_t)offset * chunks + chunk) * TILE_K * weight_pitch;
+#pragma unroll
+        for (int piece = threadIdx.x; piece < TILE_K * PIECES_N; piece += THREADS) {
+            const int k = piece / PIECES_N, n = piece % PIECES_N * PIECE;
+            copy_piece(stage + TILE_M * PITCH_A + k * PITCH_B + n, from + (size_t)k * weight_pitch + n, true);
+        }
+        ++chunk;
+    }
+
+    __device__ void gather(Element* stage) {
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i) {
+            const int piece = threadIdx.x + i * THREADS;
+            if (TILE_M * PIECES_K % THREADS && piece >= TILE_M * PIECES_K) break;
+            const int channel = chunk * TILE_K + piece % PIECES_K * PIECE;
+            Element* to = stage + piece / PIECES_K * PITCH_A + piece % PIECES_K * PIECE;
+            const Element* from = x + (size_t)max(rows[i], 0) * x_pitch + channel;
+#if ALIGNED
+            const bool there = rows[i] >= 0 && channel < ci;
+            copy_piece(to, there ? from : x, there);
+#else
+#pragma unroll
+            for (int c = 0; c < PIECE; ++c)
+                to[c] = rows[i] >= 0 && channel + c < ci ? from[c] : from_float<Element>(0.0f);
+#endif
+        }
+    }
+};
+
+// Adds the products of one step to the sums of a warp's patch.
+__device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Element* stage, int warp_m, int warp_n) {
+    const int lane = threadIdx.x % 32;
+    const Element* a_from = stage + (warp_m * PRODUCTS_M * 16 + lane % 16) * PITCH_A + lane / 16 * 8;
+    const Element* b_from = stage + TILE_M * PITCH_A + lane % 16 * PITCH_B + warp_n * PRODUCTS_N * 16 + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < TILE_K; k += 16) {
+        unsigned a[PRODUCTS_M][4], b[PRODUCTS_N][4];
+#pragma unroll
+        for (int i = 0; i < PRODUCTS_M; ++i) load_matrices(a[i], a_from + i * 16 * PITCH_A + k);
+#pragma unroll
+        for (int j = 0; j < PRODUCTS_N; ++j) load_matrices_transposed(b[j], b_from + k * PITCH_B + j * 16);
+#pragma unroll
+        for (int i = 0; i < PRODUCTS_M; ++i)
+#pragma unroll
+            for (int j = 0; j < PRODUCTS_N; ++j) {
+                multiply(sums[i][j][0], a[i], b[j], Element());
+                multiply(sums[i][j][1], a[i], b[j] + 2, Element());
+            }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ weight,
+                int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
+                int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
+                const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
+                float negative_slope) {
+    extern __shared__ __align__(16) unsigned char shared_memory[];
+    Element* stages = reinterpret_cast<Element*>(shared_memory);
+    const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
+    const int row = blockIdx.x / across * TILE_M, column = blockIdx.x % across * TILE_N;
+    if (row >= rows) return;
+    const KernelMap map = {map_rows, present, volume, words, capacity};
+    Loader loader(x, x_pitch, ci, weight + column, weight_pitch, map, row, min(rows, row + TILE_M));
+
+    float sums[PRODUCTS_M][PRODUCTS_N][2][4] = {};
+    const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) {
+        if (step < loader.steps) loader.load(stages + step * STAGE_ELEMENTS);
+        asm volatile("cp.async.commit_group;");
+    }
+    for (int step = 0; step < loader.steps; ++step) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+        __syncthreads();  // the step is here, and all are done with the stage that is filled next
+        const int ahead = step + STAGES - 1;
+        if (ahead < loader.steps) loader.load(stages + ahead % STAGES * STAGE_ELEMENTS);
+        asm volatile("cp.async.commit_group;");
+        add_products(sums, stages + step % STAGES * STAGE_ELEMENTS, warp_m, warp_n);
+    }
+
+    const Epilogue epilogue = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const int lane = threadIdx.x % 32;
+    const int first_row = row + warp_m * PRODUCTS_M * 16 + lane / 4;
+    const int first_column = column + warp_n * PRODUCTS_N * 16 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < PRODUCTS_M * 2; ++i) {
+        const int m = first_row + i * 8;
+        if (m >= rows) continue;
+#pragma unroll
+        for (int j = 0; j < PRODUCTS_N * 2; ++j) {
+            const float* sum = sums[i / 2][j / 2][j % 2] + i % 2 * 2;
+            epilogue.write_pair(sum[0], sum[1], m, first_column + j * 8);
+        }
+    }
+}
