@@ -148,6 +148,11 @@ class CudaProgram:
         with self._lock, torch.cuda.device(self._device.index):
             return running.finish()
 
+    def profile(self) -> list[tuple[str, float]]:
+        """Return (name, seconds) of every step of the largest plan; nothing may be pending."""
+        plan = max(self._plans, key=lambda plan: self._sizes.cost(plan.room))
+        return self._builder.run(plan.profile).result()
+
     def close(self) -> None:
         """Give the device's memory back; nothing may be pending."""
         self._builder.run(lambda: None).result()

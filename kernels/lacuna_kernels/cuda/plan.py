@@ -11,6 +11,7 @@ from lacuna_kernels.cuda.arena import views
 from lacuna_kernels.cuda.blueprint import Blueprint
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.profile import profile
 from lacuna_kernels.cuda.slot import Slot
 from lacuna_kernels.program import Result
 from lacuna_kernels.types import Batch
@@ -35,6 +36,7 @@ class Plan:
         self._running: deque[Running] = deque()
         for slot in self._slots:
             slot.capture(blueprint.steps, shared)
+        self._steps = blueprint.steps
         self.bytes = self.memory.nbytes + sum(slot.bytes for slot in self._slots)
 
     def start(self, batch: Batch) -> Running:
@@ -46,6 +48,10 @@ class Plan:
         slot.send(batch)
         self._running.append(Running(self.room, slot, batch))
         return self._running[-1]
+
+    def profile(self) -> list[tuple[str, float]]:
+        """Return (name, seconds) of every step, on what the last batch but one left in its inputs."""
+        return profile(self._steps, self._slots[0].buffers)
 
 
 class Running:

@@ -37,20 +37,20 @@ class Slot:
         self.host = {name: _pinned(spec) for name, spec in specs.items() if name not in blueprint.unstaged}
         self._graph = torch.cuda.CUDAGraph()
         self._sent, self._began, self._ended, self._back = (_event() for _ in range(4))
-        self._buffers: Mapping[str, Tensor] = {}
+        self.buffers: Mapping[str, Tensor] = {}
         self.bytes = sum(tensor.nbytes for tensor in self.here.values())
 
     def capture(self, steps: Sequence[Step], shared: Mapping[str, Tensor]) -> None:
         """Run the steps once, so that all is loaded, then record them; on the current stream, on an empty batch."""
         header = self._blueprint.header.views(self.here[HEADER])
         status = self._blueprint.status.views(self.here[STATUS])
-        self._buffers = {**shared, **self.here, **header, **status}  # kept as long as the graph may read them
+        self.buffers = {**shared, **self.here, **header, **status}  # kept as long as the graph may read them
         stream = torch.cuda.current_stream()
-        _run(steps, self._buffers)
+        _run(steps, self.buffers)
         stream.synchronize()
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
-            _run(steps, self._buffers)
+            _run(steps, self.buffers)
         except BaseException:
             with suppress(RuntimeError):
                 self._graph.capture_end()

@@ -1,0 +1,75 @@
+"""Latency of MinkUNet-42 on LiDAR scans, one at a time: what the device takes, and what a caller waits.
+
+    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--batch 8] [--precision fp16] [--steps]
+
+A scan is fp32 x, y, z, intensity, as KITTI has it. Scans are run in turn, so that no run finds the last one's data.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lacuna_kernels import Batch, Options, Precision, Value, collate, open_backend, random_weights
+from lacuna_kernels.cuda.backend import CudaProgram
+from lacuna_kernels.zoo import minkunet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scans", nargs="+", type=Path)
+    parser.add_argument("--batch", type=int, default=1, help="scans at a time")
+    parser.add_argument("--precision", type=Precision, default=Precision.FP16)
+    parser.add_argument("--repeat", type=int, default=100)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--steps", action="store_true", help="also time every step of the plan by itself")
+    options = parser.parse_args()
+
+    scans = itertools.cycle([read(path) for path in options.scans])
+    batches = [collate(list(itertools.islice(scans, options.batch))) for _ in options.scans]
+    graph = minkunet(19)
+    backend = open_backend(options.device)
+    points = max(len(batch["points"].data) for batch in batches)
+    start = time.perf_counter()
+    program = backend.compile(
+        graph, random_weights(graph, 0), Options(options.precision, initial_cost=points, max_cost=1 << 23)
+    )
+    print(f"{backend.device.name}, torch {torch.__version__}; MinkUNet-42, {options.precision}, {options.batch} scans")
+    print(f"compiled in {time.perf_counter() - start:.1f} s, {program.memory_bytes / 2**20:.0f} MiB")
+    for batch in batches:
+        program.submit(batch).result()
+    busy, waited = [], []
+    for batch, _ in zip(itertools.cycle(batches), range(options.repeat), strict=False):
+        start = time.perf_counter()
+        busy.append(program.submit(batch).result().busy_seconds)
+        waited.append(time.perf_counter() - start)
+    print(row("device", busy), row("host to host", waited), sep="\n")
+    if options.steps and isinstance(program, CudaProgram):
+        time_steps(program, batches[0])
+    program.close()
+    backend.close()
+
+
+def read(path: Path) -> Batch:
+    points = torch.from_numpy(np.fromfile(path, np.float32).reshape(-1, 4))
+    return {"points": Value(points, torch.tensor([0, len(points)]))}
+
+
+def row(name: str, seconds: list[float]) -> str:
+    ms = sorted(1000 * value for value in seconds)
+    return f"{name:13} median {statistics.median(ms):7.3f} ms   min {ms[0]:7.3f}   p95 {ms[int(0.95 * len(ms))]:7.3f}"
+
+
+def time_steps(program: CudaProgram, batch: Batch) -> None:
+    """Print what each step takes when it runs alone, longest first; a step of several launches includes the gaps."""
+    program.submit(batch).result()
+    for name, seconds in sorted(program.profile(), key=lambda item: -item[1]):
+        print(f"{1e6 * seconds:9.1f} us  {name}")
+
+
+if __name__ == "__main__":
+    main()

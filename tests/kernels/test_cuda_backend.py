@@ -1,0 +1,293 @@
+"""The CUDA backend gives what the CPU gives: any network, any batch, alone or together, whatever plan it runs on."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+
+from lacuna_kernels import (
+    Axis,
+    Backend,
+    Batch,
+    CapacityExceeded,
+    DeviceOutOfMemory,
+    DType,
+    Graph,
+    Options,
+    Precision,
+    Unsupported,
+    Value,
+    collate,
+    open_backend,
+    parse_graph,
+    random_weights,
+    split,
+)
+from lacuna_kernels.cuda.lowering import lowering
+from lacuna_kernels.graph import Node
+from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet
+from tests.cases import CLOUDS, CloudCase, assert_close, assert_labels_follow, tolerance
+from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, node, spvcnn, vit
+from tests.kernels.random_networks import random_network
+
+SMALL = (8, 8, 16, 16, 24, 24, 16, 8, 8)
+gpu = pytest.mark.gpu
+
+
+def small_minkunet() -> Graph:
+    graph = minkunet(5, channels=SMALL, blocks=(1,) * 8, voxel_size_m=0.2)
+    return parse_graph(graph.model_dump(mode="json") | {"outputs": {"labels": {}, "logits": {}, "head": {}}})
+
+
+NETWORKS: dict[str, Callable[[], Graph]] = {
+    "minkunet": small_minkunet,
+    "centerpoint": lambda: centerpoint_encoder(channels=(8, 8, 16, 16), columns=("x", "y", "z", "intensity")),
+    "spvcnn": lambda: parse_graph(spvcnn()),
+    "head": lambda: parse_graph(centerpoint_head()),
+    "mlp": lambda: kronecker_mlp([[(1, 16, 8, 2), (2, 8, 16, 1)], [(1, 8, 8, 2)]], 7, normalise=True),
+    "vit": lambda: parse_graph(vit()),
+    "gpt2": lambda: parse_graph(gpt2_block()),
+}
+CLOUD_NETWORKS = ["minkunet", "centerpoint", "spvcnn", "head"]
+DENSE_NETWORKS = ["mlp", "vit", "gpt2"]
+
+
+def inputs(graph: Graph, case: CloudCase | int, seed: int = 0) -> dict[str, Value]:
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, kind in graph.input_value_types.items():
+        if kind.axis is Axis.POINT:
+            assert isinstance(case, CloudCase)
+            found[name] = case.value(kind.channels, seed)
+        else:
+            assert isinstance(case, int)
+            found[name] = Value(torch.randn(case, *kind.shape, generator=generator))
+    return found
+
+
+def expected_of(graph: Graph, batch: Batch) -> Mapping[str, Value]:
+    return open_backend("cpu").compile(graph, random_weights(graph, 1), Options()).submit(batch).result().values
+
+
+def assert_agree(graph: Graph, found: Mapping[str, Value], expected: Mapping[str, Value], relative: float) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        if value.offsets is not None:
+            assert torch.equal(found[name].offsets, value.offsets), name
+        if value.coordinates is not None:
+            assert torch.equal(found[name].coordinates, value.coordinates), name
+        source = graph.by_name[name].inputs[0]
+        if graph.types[name].dtype.is_float:
+            assert_close(found[name].data, value.data, relative)
+        elif source in expected and len(value.data):
+            assert found[name].data.dtype is value.data.dtype
+            assert_labels_follow(found[name].data, expected[source].data, relative)
+
+
+def assert_same_bits(found: Mapping[str, Value], expected: Mapping[str, Value]) -> None:
+    for name, value in expected.items():
+        assert torch.equal(found[name].data, value.data), name
+        if value.coordinates is not None:
+            assert torch.equal(found[name].coordinates, value.coordinates), name
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("case", CLOUDS, ids=str)
+@pytest.mark.parametrize("network", CLOUD_NETWORKS)
+def test_clouds_give_what_the_cpu_gives(
+    cuda_backend: Backend, network: str, case: CloudCase, precision: Precision
+) -> None:
+    graph = NETWORKS[network]()
+    batch = inputs(graph, case)
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(precision))
+
+    found = program.submit(batch).result().values
+    program.close()
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance(precision, 1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("network", DENSE_NETWORKS)
+def test_rows_give_what_the_cpu_gives(cuda_backend: Backend, network: str, rows: int, precision: Precision) -> None:
+    graph = NETWORKS[network]()
+    batch = inputs(graph, rows)
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(precision))
+
+    found = program.submit(batch).result().values
+    program.close()
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance(precision, 1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("seed", range(20))
+def test_random_networks_give_what_the_cpu_gives(cuda_backend: Backend, seed: int) -> None:
+    graph = random_network(seed)
+    batch = inputs(graph, CLOUDS[1], seed)
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(Precision.FP32))
+
+    found = program.submit(batch).result().values
+    program.close()
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance(terms=1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("network", ["minkunet", "centerpoint", "spvcnn"])
+def test_a_cloud_has_the_same_bits_alone_in_a_batch_on_any_plan_and_every_time(
+    cuda_backend: Backend, network: str, precision: Precision
+) -> None:
+    graph = NETWORKS[network]()
+    weights = random_weights(graph, 1)
+    batches = [inputs(graph, case, seed) for seed, case in enumerate(CLOUDS[:5])]
+    small, large = (cuda_backend.compile(graph, weights, Options(precision, initial_cost=n)) for n in (1, 100_000))
+
+    alone = [small.submit(batch).result().values for batch in batches]
+    again = [large.submit(batch).result().values for batch in batches]
+    together = large.submit(collate(batches)).result().values
+    small.close()
+    large.close()
+
+    parts = split(together, [next(iter(batch.values())).items for batch in batches])
+    for first, second, part in zip(alone, again, parts, strict=True):
+        assert_same_bits(second, first)
+        assert_same_bits(part, first)
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_any_plan(cuda_backend: Backend, precision: Precision) -> None:
+    graph = NETWORKS["mlp"]()
+    batch = inputs(graph, 200)
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(precision))
+
+    alone = [program.submit(part).result().values for part in split(batch, [1] * 200)]
+    together = split(program.submit(batch).result().values, [1] * 200)
+    program.close()
+
+    for first, second in zip(alone, together, strict=True):
+        assert_same_bits(second, first)
+
+
+@gpu
+def test_batches_in_flight_do_not_touch_each_other(cuda_backend: Backend) -> None:
+    graph = NETWORKS["minkunet"]()
+    batches = [inputs(graph, CLOUDS[i % len(CLOUDS)], i) for i in range(9)]
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(Precision.FP16))
+    one_by_one = [program.submit(batch).result().values for batch in batches]
+
+    pending = [program.submit(batch) for batch in batches]
+    results = [item.result() for item in reversed(pending)][::-1]
+    program.close()
+
+    for found, expected in zip(results, one_by_one, strict=True):
+        assert_same_bits(found.values, expected)
+        assert found.busy_seconds > 0
+
+
+@gpu
+def test_a_batch_that_does_not_fit_waits_for_a_larger_plan_while_others_go_on(cuda_backend: Backend) -> None:
+    graph = NETWORKS["minkunet"]()
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(Precision.FP32))
+    small, large = inputs(graph, CLOUDS[0]), inputs(graph, CloudCase("large", (20_000, 20_000), spread_m=20))
+    expected = program.submit(small).result().values
+
+    waiting = program.submit(large)
+    meanwhile = [program.submit(small).result().values for _ in range(5)]
+    found = waiting.result().values
+
+    for values in [*meanwhile, program.submit(small).result().values]:
+        assert_same_bits(values, expected)
+    assert_agree(graph, found, expected_of(graph, large), tolerance(terms=1000, layers=len(graph.nodes)))
+    assert program.builds == {"load": 1, "growth": 1}
+    assert program.capacity >= 40_000
+    program.close()
+
+
+@gpu
+def test_more_sites_than_room_run_again_and_are_never_wrong(cuda_backend: Backend) -> None:
+    strided = {"mode": "strided", "kernel_size": [3, 3, 3], "stride": [2, 2, 2], "padding": [1, 1, 1]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        node("down1", "sparse_conv", "grid", out_channels=4, **strided),
+        node("down2", "sparse_conv", "down1", out_channels=4, **strided),
+    ]
+    graph = parse_graph(document(cloud("intensity"), nodes, "down2"))
+    batch = inputs(graph, CloudCase("lonely points", (12_000,), spread_m=100))
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(Precision.FP32))
+
+    found = [program.submit(batch).result().values for _ in range(2)]
+
+    expected = expected_of(graph, batch)
+    assert len(expected["down2"].data) > 2 * 16_384
+    for values in found:
+        assert_agree(graph, values, expected, tolerance(terms=1000, layers=3))
+    assert program.builds["growth"] >= 1
+    program.close()
+
+
+@gpu
+def test_no_memory_for_a_batch_is_said_and_smaller_ones_go_on(cuda_backend: Backend) -> None:
+    nodes = [node("wide", "linear", "x", out_features=1 << 20), node("y", "linear", "wide", out_features=1)]
+    graph = parse_graph(document({"x": {"axis": "row", "shape": [1]}}, nodes, "y"))
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(Precision.FP32))
+
+    waiting = program.submit(inputs(graph, 1 << 18))
+    with pytest.raises(DeviceOutOfMemory):
+        waiting.result()
+
+    batch = inputs(graph, 3)
+    assert_agree(graph, program.submit(batch).result().values, expected_of(graph, batch), tolerance(terms=1 << 20))
+    program.close()
+
+
+@gpu
+def test_a_batch_over_the_limit_is_refused(cuda_backend: Backend) -> None:
+    graph = NETWORKS["mlp"]()
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options(max_cost=8))
+
+    with pytest.raises(CapacityExceeded, match="9 is over the limit of 8"):
+        program.submit(inputs(graph, 9))
+    assert program.submit(inputs(graph, 8)).result().busy_seconds > 0
+    program.close()
+
+
+@gpu
+def test_a_closed_program_gives_its_memory_back(cuda_backend: Backend) -> None:
+    graph = NETWORKS["minkunet"]()
+    cuda_backend.compile(graph, random_weights(graph, 1), Options()).close()
+    before = torch.cuda.memory_allocated()
+    program = cuda_backend.compile(graph, random_weights(graph, 1), Options())
+    held = torch.cuda.memory_allocated() - before
+    program.submit(inputs(graph, CLOUDS[0])).result()
+
+    assert 0.5 * held < program.memory_bytes < 1.5 * held
+    program.close()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_a_valid_op_without_a_kernel_is_refused_by_name() -> None:
+    class Sorted(Node):
+        """A valid op on points that nobody has written a kernel for."""
+
+    graph = NETWORKS["minkunet"]()
+    stranger = Sorted(name="head", op="sorted", inputs=graph.by_name["head"].inputs)
+
+    with pytest.raises(Unsupported, match=r"node 'head' \(sorted\)"):
+        lowering(graph, stranger)
+
+
+def test_random_networks_use_every_kind_of_step() -> None:
+    ops = {(entry.op, getattr(entry, "mode", None)) for seed in range(20) for entry in random_network(seed).nodes}
+
+    assert {("sparse_conv", mode) for mode in ("submanifold", "strided", "inverse")} <= ops
+    assert {("add", None), ("concat", None), ("linear", None), ("batch_norm", None)} <= ops
+
+
+def test_types_of_small_networks_are_what_the_tests_above_need() -> None:
+    assert small_minkunet().output_types["labels"].dtype is DType.INT32
