@@ -5,46 +5,17 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from lacuna_kernels import Batch, CapacityExceeded, DeviceInfo, DeviceOutOfMemory, InputError, Program
+from lacuna_kernels import Batch
 from lacuna_service.config import ServingConfig
-from lacuna_service.errors import (
-    BadRequest,
-    DeadlineExceeded,
-    Internal,
-    NotReady,
-    OutOfMemory,
-    QueueFull,
-    ServiceError,
-    TooLarge,
-)
-from lacuna_service.forecast import Forecast
+from lacuna_service.errors import DeadlineExceeded, NotReady, QueueFull, TooLarge
+from lacuna_service.failures import as_service_error
 from lacuna_service.jobs import Job, Outcome
 from lacuna_service.journal import Journal
+from lacuna_service.replica import Replica
 from lacuna_service.tickets import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, Answer, Line, Ticket
-from lacuna_service.worker import Worker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """A model's program on one device, a batch that must work on it, and what is known of its speed."""
-
-    worker: Worker
-    program: Program
-    probe: Batch
-    forecast: Forecast = field(default_factory=Forecast)
-
-    @property
-    def device(self) -> DeviceInfo:
-        """The device it runs on."""
-        return self.worker.backend.device
-
-    def load(self) -> tuple[int, float]:
-        """Sort key: batches under way on the device, then the expected time until they are done."""
-        return self.worker.outstanding, self.worker.wait_seconds()
 
 
 class Batcher:
@@ -210,24 +181,13 @@ class Batcher:
         if ticket.future.done():
             return
         if isinstance(outcome, Exception):
-            ticket.future.set_exception(self._as_service_error(outcome))
+            ticket.future.set_exception(as_service_error(outcome, self.journal.model))
             return
         share = None if joules is None else joules * max(1, ticket.cost) / max(1, job.cost)
         waited, took = job.started - ticket.arrived, job.ended - job.started
         answer = Answer(outcome, ticket.items, ticket.cost, waited, took, share)
         self.journal.answered(answer)
         ticket.future.set_result(answer)
-
-    def _as_service_error(self, error: Exception) -> ServiceError:
-        name = self.journal.model
-        if isinstance(error, InputError):
-            return BadRequest(str(error))
-        if isinstance(error, CapacityExceeded):
-            return TooLarge(str(error))
-        if isinstance(error, (DeviceOutOfMemory, MemoryError)):
-            return OutOfMemory(f"model {name!r} has no memory for this request: {error}", retry_after_s=1.0)
-        log.error("model %r failed on a request", name, exc_info=error)
-        return Internal(f"model {name!r} failed on this request ({type(error).__name__}); the log says more")
 
     def _lose(self, replica: Replica, error: Exception) -> None:
         log.error("model %r is lost on %s", self.journal.model, replica.worker.name, exc_info=error)

@@ -10,27 +10,26 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lacuna_kernels import (
-    Backend,
     Batch,
     DeviceInfo,
     DeviceKind,
     InputError,
     check_request,
     cost,
-    gpu_count,
     open_backend,
 )
-from lacuna_service.batcher import Batcher, Replica
+from lacuna_service.batcher import Batcher
 from lacuna_service.catalogue import Catalogue, IndexEntry, ServedModel, State
 from lacuna_service.config import is_ragged
+from lacuna_service.devices import Devices, OpenDevice
 from lacuna_service.errors import BadRequest, NotFound, NotReady
 from lacuna_service.journal import EnergyMeter, Journal
 from lacuna_service.loader import LoadedModel, Loader
 from lacuna_service.metrics import Metrics
+from lacuna_service.replica import Replica
 from lacuna_service.repository import BrokenModel, Repository
 from lacuna_service.statistics import Statistics
 from lacuna_service.tickets import Answer
-from lacuna_service.worker import Worker, cores_for_compute
 
 __all__ = ["Answer", "Engine", "EngineConfig", "IndexEntry", "ServedModel", "State"]
 
@@ -63,16 +62,16 @@ class Engine:
         config: EngineConfig,
         metrics: Metrics,
         meter: EnergyMeter | None = None,
-        open_device: Callable[[DeviceKind, int], Backend] = open_backend,
+        open_device: OpenDevice = open_backend,
     ) -> None:
         self.config, self.metrics = config, metrics
-        self._meter, self._open_device = meter, open_device
+        self._meter, self._devices = meter, Devices(open_device, meter)
         self._repository = Repository(config.repository)
         self._catalogue = Catalogue(self._repository, metrics)
         self._statistics: dict[tuple[str, int], Statistics] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._workers: list[Worker] = []
+        self._loader: Loader | None = None
         self._open: set[Replica] = set()
         self._started = self._stopping = self._lost_device = False
 
@@ -84,7 +83,7 @@ class Engine:
     @property
     def devices(self) -> list[DeviceInfo]:
         """The devices that are open."""
-        return [worker.backend.device for worker in self._workers]
+        return self._devices.infos
 
     async def start(self) -> None:
         """Open the devices, load and warm up the models; a broken one is UNAVAILABLE, the others serve.
@@ -93,8 +92,8 @@ class Engine:
         """
         self._loop = asyncio.get_running_loop()
         self._repository.check()
-        await self._open_devices()
-        self._loader = Loader(self._repository, self._workers)
+        await self._devices.open(self.config.device, self.config.cpu_threads)
+        self._loader = Loader(self._repository, self._devices.workers)
         names = self._repository.names() if self.config.startup is None else self.config.startup
         await asyncio.shield(self._spawn(self._load_all(names)))
         self._started = True
@@ -103,18 +102,6 @@ class Engine:
         for name in names:
             for reason in await self._alone(name, self._load):
                 log.error("model %r is unavailable: %s", name, reason)
-
-    async def _open_devices(self) -> None:
-        on_gpus = self.config.device == "cuda" or (self.config.device == "auto" and gpu_count() > 0)
-        threads = self.config.cpu_threads or cores_for_compute()
-        for index in range(max(1, gpu_count()) if on_gpus else 1):
-            kind: DeviceKind = "cuda" if on_gpus else "cpu"
-            name = f"{kind}:{index}" if on_gpus else kind
-            worker = Worker(name, partial(self._open_device, kind, index), threads)
-            await worker.start()
-            self._workers.append(worker)
-        if self._meter is not None:
-            await asyncio.to_thread(self._meter.start, self.devices)
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new work, finish what waits, for at most so long, and close the devices."""
@@ -136,16 +123,12 @@ class Engine:
             model.batcher.abandon("the server is stopping")
             self._catalogue.withdraw(model)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._workers and hasattr(self, "_loader"):
+        if self._loader is not None:
             self._loader.close()
         while self._open:
             replica = self._open.pop()
             await replica.worker.close(replica.program)
-        for worker in self._workers:
-            await worker.stop()
-        if self._meter is not None and self._workers:
-            await asyncio.to_thread(self._meter.close)
-        self._workers = []
+        await self._devices.close()
 
     def index(self) -> list[IndexEntry]:
         """List every version of every model, with its state."""
@@ -188,7 +171,7 @@ class Engine:
     def _check_control(self, name: str) -> None:
         if self.config.model_control != "explicit":
             raise BadRequest("models can be loaded and unloaded only with model control set to explicit")
-        if self._stopping or not self._workers:
+        if self._stopping or self._loader is None:
             raise NotReady("the server is starting or stopping")
         if not self._catalogue.knows(name):
             raise NotFound(f"model {name[:128]!a} does not exist")
@@ -203,6 +186,7 @@ class Engine:
 
     async def _load(self, name: str) -> list[str]:
         """Load all versions and return what went wrong."""
+        assert self._loader is not None
         self._catalogue.begin(name, "LOADING")
         try:
             versions = await self._loader.versions(name)
@@ -218,6 +202,7 @@ class Engine:
     async def _load_version(self, name: str, version: int) -> str | None:
         if self._stopping:
             return "the server is stopping"
+        assert self._loader is not None
         try:
             loaded = await self._loader.load(name, version)
         except BrokenModel as error:

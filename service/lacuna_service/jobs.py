@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lacuna_kernels import Batch, DeviceError, DeviceOutOfMemory, Pending, Program, Result, Value, collate, split
+from lacuna_kernels import Batch, DeviceError, Pending, Program, Result, Value, collate, split
+from lacuna_service.failures import out_of_memory
 from lacuna_service.tickets import Ticket
 
 Outcome = dict[str, Value] | Exception
@@ -80,7 +81,7 @@ class Job:
             self._suspect_program(error)
             return [error]
         middle = len(tickets) // 2
-        groups = [tickets[:middle], tickets[middle:]] if _out_of_memory(error) else [[t] for t in tickets]
+        groups = [tickets[:middle], tickets[middle:]] if out_of_memory(error) else [[t] for t in tickets]
         return [outcome for group in groups for outcome in self._run(group)]
 
     def _suspect_program(self, error: Exception) -> None:
@@ -91,7 +92,3 @@ class Job:
             self.program.submit(self.probe).result()
         except Exception as again:
             self.broken = again
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (DeviceOutOfMemory, MemoryError))

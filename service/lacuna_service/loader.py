@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from lacuna_kernels import Batch, Graph, ModelError, Options, Value, ValueType
-from lacuna_service.batcher import Replica
 from lacuna_service.config import ServingConfig
+from lacuna_service.replica import Replica
 from lacuna_service.repository import BrokenModel, Repository, StoredModel
 from lacuna_service.worker import Worker
 

@@ -185,8 +185,3 @@ class Worker:
             call.answer(None, error)
         else:
             call.answer(value, None)
-
-
-def cores_for_compute() -> int:
-    """How many threads to compute with on a CPU: what torch would take (it heeds OMP_NUM_THREADS), less one for HTTP."""
-    return max(1, torch.get_num_threads() - 1)
