@@ -66,7 +66,7 @@ class Tile:
             return 1
         if self.method is Method.SIMT:
             return {1: 16, 2: 16}.get(self.d, 8)
-        return max(16, 64 // min(self.d, 8))
+        return 32 if self.d <= 2 else 16
 
     @property
     def shared_bytes(self) -> int:
@@ -76,7 +76,8 @@ class Tile:
         group = min(self.d, 8)
         pitch = self.step * group // 2 + (4 if group > 4 else 4 * group)
         stage = (self.n + self.b) * (self.d // group) * pitch
-        return 4 * max(STAGES * stage, self.n * (self.b * self.d + 4))
+        sums = self.n * (self.b * (self.d + 4 if self.d > 8 else self.d) + 4)
+        return 4 * max(STAGES * stage, sums)
 
     def blocks(self, pattern: KSPattern, rows: int) -> int:
         """Blocks that make all of y."""
@@ -119,12 +120,13 @@ MMA_TILES = (
     Tile(Method.MMA, 16, 32, 1, 1, 4),
     Tile(Method.MMA, 64, 64, 2, 2, 4),
     Tile(Method.MMA, 16, 32, 2, 1, 4),
-    Tile(Method.MMA, 64, 64, 4, 2, 4),
+    Tile(Method.MMA, 64, 64, 4, 4, 4),
     Tile(Method.MMA, 16, 32, 4, 1, 4),
-    Tile(Method.MMA, 64, 32, 8, 4, 2),
+    Tile(Method.MMA, 64, 32, 8, 4, 4),
+    Tile(Method.MMA, 32, 32, 8, 2, 4),
     Tile(Method.MMA, 16, 32, 8, 1, 4),
-    Tile(Method.MMA, 32, 32, 16, 2, 2),
-    Tile(Method.MMA, 64, 16, 16, 4, 1),
+    Tile(Method.MMA, 32, 32, 16, 2, 4),
+    Tile(Method.MMA, 32, 16, 16, 2, 2),
     Tile(Method.MMA, 16, 32, 16, 1, 4),
 )
 

@@ -17,6 +17,11 @@ struct Pattern {
     __device__ Index width_out() const { return Index(a) * b * d; }
 };
 
+// A call instead of code for every sum: seven functions, inlined for each of 64 sums, cost registers that the sums need.
+__device__ __noinline__ float activate_by_call(float x, int activation, float negative_slope) {
+    return activate(x, activation, negative_slope);
+}
+
 // Null pointers stand for no bias and no residual; residual may be y itself.
 struct Epilogue {
     const float* bias;
@@ -25,11 +30,23 @@ struct Epilogue {
     int activation;
     float negative_slope;
 
-    // Finish the sum for a column of y, which lies at `at`.
-    __device__ Element finish(float sum, Index column, Index at) const {
-        if (bias) sum += bias[column];
-        if (residual) sum += to_float(residual[at]);
-        return from_float<Element>(activate(sum, activation, negative_slope));
+    // Finish the sums for N neighbouring columns of y, from `column` on; they lie in y and residual from `at` on.
+    template <int N>
+    __device__ __forceinline__ void finish(float (&sums)[N], Index column, Index at) const {
+#pragma unroll
+        for (int v = 0; v < N; ++v) {
+            if (bias) sums[v] += bias[column + v];
+            if (residual) sums[v] += to_float(residual[at + v]);
+        }
+        if (activation == ACTIVATION_NONE) return;
+#pragma unroll
+        for (int v = 0; v < N; ++v) sums[v] = activate_by_call(sums[v], activation, negative_slope);
+    }
+
+    __device__ __forceinline__ void write(float sum, Index column, Index at) const {
+        float sums[1] = {sum};
+        finish(sums, column, at);
+        y[at] = from_float<Element>(sums[0]);
     }
 };
 

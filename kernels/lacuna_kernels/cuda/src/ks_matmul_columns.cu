@@ -33,7 +33,7 @@ ks_matmul_columns(const Element* __restrict__ x, const Element* __restrict__ val
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const Index at = (row + r) * width_out + column;
-            if (row + r < rows) y[at] = epilogue.finish(sums[r], column, at);
+            if (row + r < rows) epilogue.write(sums[r], column, at);
         }
     }
 }

@@ -24,14 +24,15 @@
 
 constexpr int L = TILE_D < 8 ? TILE_D : 8;
 constexpr int PLANES = TILE_D / L;                // groups of l, each with a plane of shared memory and warps of its own
-constexpr int TILE_K = L > 4 ? 16 : 64 / L;       // at least 128 bytes a row
+constexpr int TILE_K = L > 2 ? 16 : 32;           // at least 64 bytes a row
 constexpr int WARP_N = TILE_N / WARPS_N;
 constexpr int WARP_B = TILE_B / WARPS_B;
 constexpr int THREADS = 32 * WARPS_N * WARPS_B * PLANES;
 constexpr int PITCH = TILE_K * L / 2 + (L > 4 ? 4 : 4 * L);  // 32-bit words a row of a plane
 constexpr int X_WORDS = PLANES * TILE_N * PITCH;
 constexpr int STAGE_WORDS = X_WORDS + PLANES * TILE_B * PITCH;
-constexpr int PITCH_Y = TILE_B * TILE_D + 4;      // the sums of a tile, in place of the stages
+constexpr int PITCH_J = TILE_D > 8 ? TILE_D + 4 : TILE_D;  // floats a column j, for the sums of a tile:
+constexpr int PITCH_Y = TILE_B * PITCH_J + 4;              // [row][j][l], in place of the stages
 constexpr int VECTOR = 8;                         // elements in 16 bytes
 static_assert(WARP_N % 16 == 0 && WARP_B % 8 == 0 && VECTOR % L == 0, "warps own whole fragments");
 #ifdef SHARED_BYTES
@@ -70,7 +71,7 @@ __device__ __forceinline__ void load(uint32_t* tile, const Element* from, const 
         }
     } else {
         constexpr int IN_ROW = TILE_K * TILE_D;
-#pragma unroll 1
+#pragma unroll 2
         for (int unit = threadIdx.x; unit < ROWS * IN_ROW; unit += THREADS) {
             const int row = unit / IN_ROW, k = unit % IN_ROW / TILE_D, l = unit % TILE_D;
             const bool there = row < rest.rows && k < rest.k && l < rest.l;
@@ -159,7 +160,7 @@ __device__ __forceinline__ void spread(const Sums& sums, float* tile) {
         for (int n = 0; n < WARP_B / 8; ++n)
 #pragma unroll
             for (int part = 0; part < 4; ++part) {
-                float* to = tile + (m * 16 + part / 2 * 8) * PITCH_Y + (n * 8 + part % 2) * TILE_D;
+                float* to = tile + (m * 16 + part / 2 * 8) * PITCH_Y + (n * 8 + part % 2) * PITCH_J;
                 if constexpr (L >= 4) {
 #pragma unroll
                     for (int l = 0; l < L; l += 4)
@@ -183,17 +184,22 @@ __device__ __forceinline__ void write(const float* sums, const Epilogue& epilogu
         const int row = unit / IN_ROW, e = unit % IN_ROW * WIDTH, j = e / TILE_D, l = e % TILE_D;
         if (row >= rest.rows || j >= rest.k || l >= rest.l) continue;
         const Index column = first_column + Index(j) * d + l, at = (first_row + row) * pitch + column;
-        __align__(16) Element out[WIDTH];
+        const float* from = sums + row * PITCH_Y + j * PITCH_J + l;
+        if constexpr (WIDTH == 1) {
+            epilogue.write(*from, column, at);
+        } else {
+            const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+            float finished[VECTOR] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            epilogue.finish(finished, column, at);
+            __align__(16) Element out[VECTOR];
 #pragma unroll
-        for (int v = 0; v < WIDTH; ++v) out[v] = epilogue.finish(sums[row * PITCH_Y + e + v], column + v, at + v);
-        if constexpr (WIDTH == VECTOR)
+            for (int v = 0; v < VECTOR; ++v) out[v] = from_float<Element>(finished[v]);
             *reinterpret_cast<uint4*>(epilogue.y + at) = *reinterpret_cast<const uint4*>(out);
-        else
-            epilogue.y[at] = out[0];
+        }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
 ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values, const float* __restrict__ bias,
               const Element* residual, Element* y, const int* __restrict__ count, int rows, int a, int b, int c, int d,
               int activation, float negative_slope) {
@@ -206,7 +212,7 @@ ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values,
     const int plane = warp % PLANES, warp_n = warp / PLANES % WARPS_N, warp_b = warp / (PLANES * WARPS_N);
     const int x_lane = (plane * TILE_N + warp_n * WARP_N + lane / 4) * PITCH + lane % 4 * L;
     const int w_lane = X_WORDS + (plane * TILE_B + warp_b * WARP_B + lane / 4) * PITCH + lane % 4 * L;
-    const int y_lane = (warp_n * WARP_N + lane / 4) * PITCH_Y + (warp_b * WARP_B + lane % 4 * 2) * TILE_D + plane * L;
+    const int y_lane = (warp_n * WARP_N + lane / 4) * PITCH_Y + (warp_b * WARP_B + lane % 4 * 2) * PITCH_J + plane * L;
     const int steps = (c + TILE_K - 1) / TILE_K;
     rows = rows_in_use(count, rows);
     const Index tiles = TileIndex::tiles(rows, p, TILE_N, TILE_B, TILE_D);

@@ -42,6 +42,7 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
         const int rows_left = rows - at.row, columns_left = b - at.j, l_left = d - at.l;
 
         auto load = [&](int k0) {
+#pragma unroll 1
             for (int unit = thread; unit < TILE_N / 4 * RUN; unit += THREADS) {
                 const int k = unit % RUN / TILE_D, l = unit % TILE_D, row = unit / RUN * 4;
                 const bool there = k0 + k < c && l < l_left;
@@ -53,6 +54,7 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
                 four.w = there && row + 3 < rows_left ? to_float(from[3 * width_in]) : 0.0f;
                 *reinterpret_cast<float4*>(x_tile + unit % RUN * PITCH_X + row) = four;
             }
+#pragma unroll 4
             for (int unit = thread; unit < TILE_B * RUN; unit += THREADS) {
                 const int k = unit % RUN / TILE_D, l = unit % TILE_D, j = unit / RUN;
                 const bool there = j < columns_left && k0 + k < c && l < l_left;
@@ -93,7 +95,7 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
                 if (my_row + r >= rows_left || column_j >= columns_left || my_l >= l_left) continue;
                 const Index column = (Index(at.i) * b + at.j + column_j) * d + at.l + my_l;
                 const Index to = (at.row + my_row + r) * width_out + column;
-                y[to] = epilogue.finish(sums[r][j], column, to);
+                epilogue.write(sums[r][j], column, to);
             }
     }
 }
