@@ -39,12 +39,12 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
         """Return the line, with the request id and `extra` behind it."""
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if (current := request_id.get()) is not None:
             extra["request_id"] = current
-        return " ".join([super().format(record), *(f"{key}={value}" for key, value in extra.items())])
+        return " ".join([super().formatMessage(record), *(f"{key}={value}" for key, value in extra.items())])
 
 
 def configure(level: str, style: Literal["json", "text"]) -> None:

@@ -16,6 +16,7 @@ from lacuna_service.cli import program_version
 from lacuna_service.engine import Engine, EngineConfig
 from lacuna_service.logs import configure
 from lacuna_service.metrics import Metrics
+from lacuna_service.power import PowerSampler
 from lacuna_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,11 @@ class _Server(uvicorn.Server):
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("draining")
+        await super().shutdown(sockets)
+        logger.info("stopped")
+
 
 def run(settings: Settings) -> int:
     """Serve until a signal comes; returns the exit status: 0 after a drained shutdown, 1 if the engine cannot start."""
@@ -56,7 +62,8 @@ def run(settings: Settings) -> int:
         failures.append("engine")
         server.should_exit = True
 
-    engine = Engine(engine_config(settings), Metrics())
+    metrics = Metrics()
+    engine = Engine(engine_config(settings), metrics, PowerSampler(metrics))
     app = create_app(settings, engine, program_version(), stop)
     server = _Server(
         uvicorn.Config(

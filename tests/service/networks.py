@@ -21,8 +21,8 @@ def tiny_kronecker() -> Graph:
 
 
 def tiny_minkunet() -> Graph:
-    """Clouds of x, y, z, intensity to `labels` and `logits` of 3 named classes."""
-    return minkunet(CLASSES, (4,) * 9, (1,) * 8, voxel_size_m=0.2, colors=COLOURS)
+    """Clouds of x, y, z, intensity to `labels` and `scores` of 3 named classes."""
+    return minkunet(CLASSES, (4,) * 9, (1,) * 8, voxel_size_m=0.2, colors=COLOURS, scores=True)
 
 
 def tiny_encoder() -> Graph:

@@ -28,7 +28,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "platform": PLATFORM,
         "backend": PLATFORM,
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"all": {}},
         "max_batch_size": model.max_batch_size,
         "input": [_configured(spec, batched) | _optional(spec) for spec in signature.inputs],
         "output": [_configured(spec, batched) for spec in signature.outputs],
@@ -44,8 +44,10 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _configured(spec: TensorSpec, batched: bool) -> dict[str, Any]:
-    dims = [] if batched else [-1]
-    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": [*dims, *spec.sizes]}
+    named = {"name": spec.name, "data_type": f"TYPE_{spec.datatype}"}
+    if batched and not spec.sizes:
+        return named | {"dims": [1], "reshape": {"shape": []}}  # how Triton says: one number a row
+    return named | {"dims": [*([] if batched else [-1]), *spec.sizes]}
 
 
 def _optional(spec: TensorSpec) -> dict[str, Any]:
