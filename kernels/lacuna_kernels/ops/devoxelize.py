@@ -65,7 +65,7 @@ def interpolate(x: Value, placement: Placement, stride: Triple) -> Tensor:
     sum_of_weights = x.data.new_zeros(len(position), 1)
     for step in product((0, 1), repeat=3):
         near = corner + torch.tensor(step, device=corner.device)
-        row = index.find(torch.cat([item, near.long()], 1))
+        row = torch.where(placement.voxel_of_point >= 0, index.find(torch.cat([item, near.long()], 1)), -1)
         weight = (1 - (position - near).abs()).prod(1, keepdim=True) * (row >= 0)[:, None]
         total = total + weight * gather_rows(x.data, row)
         sum_of_weights = sum_of_weights + weight

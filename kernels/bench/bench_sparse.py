@@ -1,0 +1,235 @@
+"""Time the sparse convolutions of MinkUNet-42 on a scan, layer by layer, and the making of its sites and maps.
+
+python kernels/bench/bench_sparse.py SCAN.bin [--columns 4] [--voxel 0.05] [--dtype fp16] [--tiles] [--clouds 1]
+
+SCAN.bin holds fp32 points, x y z first. Times are medians over replays of a CUDA graph. "effective" counts the products
+whose input is there; "executed" those of the tiles, which have an offset if any of their rows does.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from lacuna_kernels import DType
+from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
+from lacuna_kernels.cuda.row_means import row_means, row_means_work
+from lacuna_kernels.cuda.sparse_conv import Tile, candidates, pack_weight, sparse_conv
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
+from lacuna_kernels.ops.coordinates import submanifold_geometry
+from lacuna_kernels.types import Geometry
+
+LEVELS = 5
+CUBE = submanifold_geometry((3, 3, 3), (1, 1, 1))
+HALVING = Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
+SCHEDULE = [Tile(128, 128, 32, (4, 2), 4), Tile(128, 128, 64, (4, 2), 3), Tile(64, 128, 32, (2, 4), 4)]
+SCHEDULE += [Tile(64, 128, 64, (2, 4), 3), Tile(64, 64, 32, (2, 2), 4), Tile(64, 64, 64, (2, 2), 3)]
+SCHEDULE += [Tile(128, 64, 64, (4, 2), 3), Tile(128, 96, 32, (4, 2), 4), Tile(64, 96, 32, (2, 2), 4)]
+SCHEDULE += [Tile(64, 32, 32, (4, 1), 4), Tile(128, 32, 32, (8, 1), 3), Tile(128, 256, 32, (2, 4), 3)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Some equal convolutions of the network: the map it reads through, and how often it is there."""
+
+    map: str
+    ci: int
+    co: int
+    times: int
+
+    def __str__(self) -> str:
+        return f"{self.map:10} {self.ci:3} -> {self.co:3} x{self.times}"
+
+
+LAYERS = [
+    *(Layer("cube 0", 4, 32, 1), Layer("cube 0", 32, 32, 1)),
+    *(Layer("down 1", 32, 32, 1), Layer("cube 1", 32, 32, 4)),
+    *(Layer("down 2", 32, 32, 1), Layer("cube 2", 32, 64, 1), Layer("cube 2", 64, 64, 3), Layer("one 2", 32, 64, 1)),
+    *(
+        Layer("down 3", 64, 64, 1),
+        Layer("cube 3", 64, 128, 1),
+        Layer("cube 3", 128, 128, 3),
+        Layer("one 3", 64, 128, 1),
+    ),
+    *(Layer("down 4", 128, 128, 1), Layer("cube 4", 128, 256, 1), Layer("cube 4", 256, 256, 3)),
+    *(Layer("one 4", 128, 256, 1), Layer("up 3", 256, 256, 1), Layer("cube 3", 384, 256, 1)),
+    *(Layer("cube 3", 256, 256, 3), Layer("one 3", 384, 256, 1), Layer("up 2", 256, 128, 1)),
+    *(Layer("cube 2", 192, 128, 1), Layer("cube 2", 128, 128, 3), Layer("one 2", 192, 128, 1)),
+    *(Layer("up 1", 128, 96, 1), Layer("cube 1", 128, 96, 1), Layer("cube 1", 96, 96, 3), Layer("one 1", 128, 96, 1)),
+    *(Layer("up 0", 96, 96, 1), Layer("cube 0", 128, 96, 1), Layer("cube 0", 96, 96, 3), Layer("one 0", 128, 96, 1)),
+    Layer("one 0", 96, 19, 1),
+]
+
+
+def ints(*shape: int) -> torch.Tensor:
+    """Room for int32."""
+    return torch.zeros(shape, dtype=torch.int32, device="cuda")
+
+
+class Frontend:
+    """Sites of all levels and the maps between them, from points, in buffers with room for all points."""
+
+    def __init__(self, device: Device, points: torch.Tensor, clouds: int, voxel_m: float, dtype: torch.dtype) -> None:
+        self.device, n = device, len(points) * clouds
+        offsets = torch.arange(clouds + 1, dtype=torch.int32, device="cuda") * len(points)
+        self.cloud = PointBuffer(
+            points.repeat(clouds, 1).cuda(), torch.full((1,), n, dtype=torch.int32).cuda(), offsets
+        )
+        self.grid = Grid((0, 0, 0), (voxel_m,) * 3)
+        self.placement = PlacementBuffer(torch.zeros(n, 3, device="cuda"), ints(n, 4), ints(n))
+        self.levels = [self._room(n, clouds) for _ in range(LEVELS)]
+        self.maps = {f"cube {level}": self._map(CUBE, n) for level in range(LEVELS)}
+        self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
+        self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
+        self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
+        self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(strided_work(n, n))]
+        self.geometries = {g: pack_geometry(g).cuda() for g in (CUBE, HALVING)}
+        self.overflow = ints(1)
+
+    @staticmethod
+    def _room(n: int, items: int) -> SiteBuffer:
+        return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(table_slots(n)))
+
+    @staticmethod
+    def _map(geometry: Geometry, capacity: int) -> KernelMap:
+        rows, present = map_shapes(geometry.volume, capacity)
+        return KernelMap(ints(*rows), ints(*present))
+
+    def voxelize(self) -> None:
+        voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
+
+    def means(self) -> None:
+        row_of_point, count, work = self.placement.voxel_of_point, self.cloud.count, self.work[1]
+        row_means(self.device, self.cloud.points, row_of_point, count, self.features, self.levels[0].count, work)
+
+    def sites(self) -> None:
+        for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
+            strided_sites(self.device, fine, coarse, self.geometries[HALVING], self.work[2], self.overflow)
+
+    def make_maps(self) -> None:
+        for level, sites in enumerate(self.levels):
+            forward_map(self.device, sites, sites, self.geometries[CUBE], self.maps[f"cube {level}"])
+        for level, (fine, coarse) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
+            forward_map(self.device, fine, coarse, self.geometries[HALVING], self.maps[f"down {level + 1}"])
+            inverse_map(self.device, coarse, fine, self.geometries[HALVING], self.maps[f"up {level}"])
+
+    def run(self) -> None:
+        """Everything, in order."""
+        for part in (self.voxelize, self.means, self.sites, self.make_maps):
+            part()
+
+
+def milliseconds(device: Device, launch: Callable[[], None], repeats: int = 11, inner: int = 10) -> float:
+    """Median time of one launch."""
+    stream = device.new_stream()
+    with torch.cuda.stream(stream):
+        launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(inner):
+            launch()
+    times: list[float] = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / inner)
+    return median(times)
+
+
+def rows_effective(kernel_map: KernelMap, count: int) -> int:
+    """Pairs of output row and offset whose input is there."""
+    return int((kernel_map.rows[:, :count] >= 0).sum())
+
+
+def rows_executed(kernel_map: KernelMap, count: int, tile_m: int) -> int:
+    """Pairs of output row and offset that tiles of tile_m rows work through."""
+    there = kernel_map.rows[:, :count] >= 0
+    padded = torch.nn.functional.pad(there, (0, -count % tile_m))
+    return int(padded.view(len(there), -1, tile_m).any(2).sum()) * tile_m
+
+
+class Bench:
+    """One layer after the other on the maps of a scan."""
+
+    def __init__(self, front: Frontend, dtype: torch.dtype) -> None:
+        self.front, self.dtype = front, dtype
+        self.counts = [int(level.count) for level in front.levels]
+        self.rows = {name: rows_effective(m, self._count(name)) for name, m in front.maps.items()}
+
+    def _count(self, name: str) -> int:
+        return self.counts[int(name[-1])]
+
+    def launch(self, layer: Layer, tile: Tile) -> Callable[[], None]:
+        """A launch of the layer, on random features."""
+        sites = self.front.levels[int(layer.map[-1])]
+        kernel_map = self.front.maps.get(layer.map)
+        volume = 1 if kernel_map is None else len(kernel_map.rows)
+        x = torch.randn(sites.capacity, layer.ci, device="cuda").to(self.dtype)
+        weight = torch.randn(volume, layer.ci, layer.co, device="cuda") * layer.ci**-0.5
+        y = torch.empty(sites.capacity, layer.co, dtype=self.dtype, device="cuda")
+        packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
+        return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, bias=bias)
+
+    def measure(self, layer: Layer, tile: Tile) -> float:
+        """Time and print; milliseconds of all its occurrences."""
+        time = milliseconds(self.front.device, self.launch(layer, tile))
+        kernel_map, count = self.front.maps.get(layer.map), self._count(layer.map)
+        effective = self.rows.get(layer.map, count)
+        executed = count if kernel_map is None else rows_executed(kernel_map, count, tile.m)
+        tflop = 2e-12 * layer.ci * layer.co
+        rates = f"{tflop * effective / time * 1e3:6.1f} effective {tflop * executed / time * 1e3:6.1f} executed TFLOP/s"
+        shape = f"{tile.m}x{tile.n}x{tile.k} {tile.warps} {tile.stages}"
+        print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {shape}")
+        return time * layer.times
+
+
+def tiles_to_try(layer: Layer, dtype: torch.dtype) -> Iterator[Tile]:
+    """All tiles that waste no more than the best."""
+    if dtype is torch.float32:
+        yield from (Tile(m, n, 16, (rows, 0)) for m, n, rows in ((64, 64, 4), (128, 64, 8), (64, 32, 4), (128, 32, 8)))
+        return
+    yield candidates(layer.ci, layer.co, dtype)[0]
+    wasted = -(-layer.co // 32) * 32
+    yield from (tile for tile in SCHEDULE if -(-layer.co // tile.n) * tile.n == wasted and layer.ci >= 32)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("scan", type=Path)
+    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--voxel", type=float, default=0.05, help="metres")
+    parser.add_argument("--clouds", type=int, default=1, help="copies of the scan in a batch")
+    parser.add_argument("--dtype", default="fp16")
+    parser.add_argument("--tiles", action="store_true", help="try other tiles too")
+    options = parser.parse_args()
+    device, dtype = Device(), DType(options.dtype).torch
+    points = torch.from_numpy(np.fromfile(options.scan, np.float32).reshape(-1, options.columns))
+    front = Frontend(device, points, options.clouds, options.voxel, dtype)
+    front.run()
+    bench = Bench(front, dtype)
+    print(f"sites by level: {bench.counts}, overflow {int(front.overflow)}")
+    parts = (front.voxelize, front.means, front.sites, front.make_maps)
+    for part in parts:
+        print(f"{part.__name__:12} {milliseconds(device, part) * 1e3:8.1f} us")
+    chosen = 0.0
+    for layer in LAYERS:
+        tiles = tiles_to_try(layer, dtype) if options.tiles else [candidates(layer.ci, layer.co, dtype)[0]]
+        times = [bench.measure(layer, tile) for tile in tiles]
+        chosen += times[0]
+    print(f"all convolutions, {dtype}: {chosen:.3f} ms; sites and maps {milliseconds(device, front.run):.3f} ms")
+    device.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Run every variant of the kernels for points and sites once, on a small ragged batch; for compute-sanitizer."""
+
+import sys
+from itertools import product
+
+import torch
+
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.coordinates import SiteBuffer
+from lacuna_kernels.cuda.device import Device, Kernel
+from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
+from lacuna_kernels.cuda.global_pool import global_pool
+from lacuna_kernels.cuda.row_means import row_means, row_means_work
+from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
+from lacuna_kernels.cuda.variants import SHIPPED
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
+from lacuna_kernels.ops.activation import Activation
+from lacuna_kernels.ops.coordinates import submanifold_geometry
+from lacuna_kernels.types import Geometry
+from tests.cases import CloudCase
+from tests.kernels.device_sites import cloud_on_device, ints, mapped, poisoned, strided, voxelized
+
+HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SOURCES = {
+    "devoxelize.cu",
+    "global_pool.cu",
+    "kernel_map.cu",
+    "row_means.cu",
+    "scan.cu",
+    "sites.cu",
+    "sort.cu",
+    "sparse_conv_fp32.cu",
+    "sparse_conv_mma.cu",
+    "sparse_to_bev.cu",
+    "voxelize.cu",
+}
+
+
+class Noted(Device):
+    """A device that notes which kernels were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[Variant] = set()
+
+    def kernel(self, variant: Variant) -> Kernel:
+        self.asked.add(variant)
+        return super().kernel(variant)
+
+
+def features(rows: int, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.ones(rows, channels, dtype=dtype, device="cuda")
+
+
+def convolve(device: Device, sites: SiteBuffer) -> None:
+    """Each tile with 16-byte copies and without, with every part of the epilogue, with a map and without."""
+    kernel_map = mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)))
+    for dtype in DTYPES:
+        for tile in FP32_TILES if dtype is torch.float32 else MMA_TILES:
+            for ci, co in ((tile.k + 8, tile.n + 8), (tile.k + 3, tile.n + 5)):
+                x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)
+                bias = torch.ones(co, device="cuda")
+                for volume, used in ((27, kernel_map), (1, None)):
+                    packed = pack_weight(torch.ones(volume, ci, co, device="cuda"), dtype, tile)
+                    more = {"bias": bias, "residual": y, "activation": Activation.RELU}
+                    sparse_conv(device, x, packed, used, sites.count, y, **more)
+
+
+def follow_points(
+    device: Device, points: PointBuffer, placement: PlacementBuffer, fine: SiteBuffer, coarse: SiteBuffer
+) -> None:
+    """Means of points on sites, and features of sites at points, on items, and in an image."""
+    capacity, n = coarse.capacity, len(points.points)
+    rows = ints(n)
+    site_of_points(device, placement, points.count, coarse, (2, 2, 2), rows)
+    for source, result in product(DTYPES, repeat=2):
+        work, y = ints(row_means_work(n, capacity)), poisoned(capacity, 5, dtype=result)
+        row_means(device, features(n, 5, source), rows, points.count, y, coarse.count, work)
+    for dtype in DTYPES:
+        x, y = features(fine.capacity, 37, dtype), poisoned(n, 37, dtype=dtype)
+        devoxelize_nearest(device, x, placement, points.count, y)
+        devoxelize_trilinear(device, x, placement, fine, (1, 1, 1), points.count, y)
+        for mode in ("mean", "max"):
+            pooled = poisoned(len(fine.offsets) - 1, 37, dtype=dtype)
+            global_pool(device, x, fine.offsets, pooled, mode)
+        image = poisoned(len(fine.offsets) - 1, 37 * 3, 4, 5, dtype=dtype)
+        sparse_to_bev(device, x, fine, (5, 4, 3), image)
+
+
+def main() -> None:
+    """Run all; fails if a shipped kernel of ours did not run."""
+    device = Noted()
+    cloud = cloud_on_device(CloudCase("ragged", (300, 0, 1, 130)).value())
+    placement, fine, _ = voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5)))
+    voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5), (3, 3, 3)), capacity=4)
+    coarse, _ = strided(device, fine, HALVING, None, 8 * fine.capacity)
+    strided(device, fine, HALVING, (4, 4, 4), 5)
+    mapped(device, fine, coarse, HALVING)
+    mapped(device, coarse, fine, HALVING, backward=True)
+    convolve(device, fine)
+    follow_points(device, cloud, placement, fine, coarse)
+    torch.cuda.synchronize()
+    missed = [variant for variant in SHIPPED if variant.source in SOURCES and variant not in device.asked]
+    device.close()
+    if missed:
+        raise SystemExit(f"did not run: {', '.join(map(str, missed))}")
+    sys.stdout.write(f"{len(device.asked)} variants ran\n")
+
+
+if __name__ == "__main__":
+    main()
