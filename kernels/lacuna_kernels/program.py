@@ -35,7 +35,7 @@ class Pending(Protocol):
     """A batch under way."""
 
     def result(self) -> Result:
-        """Wait for the outputs; raises DeviceOutOfMemory or DeviceError."""
+        """Wait for the outputs, once, on any thread; raises DeviceOutOfMemory or DeviceError."""
         ...
 
 

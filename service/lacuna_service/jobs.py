@@ -49,17 +49,22 @@ class Job:
         try:
             pending = self.program.submit(collate([ticket.batch for ticket in self.tickets]))
         except Exception as error:
-            self.outcomes = self._blame(self.tickets, error)
+            self.blame(error)
             return None
         self.input_seconds = time.monotonic() - self.started
         return pending
 
-    def finish(self, pending: Pending) -> None:
-        """Wait for the outputs and give each ticket its own."""
+    def wait(self, pending: Pending) -> Exception | None:
+        """Wait for the outputs and give each ticket its own; return what went wrong, for `blame`. Any thread may."""
         try:
             self.outcomes = self._outcomes(self.tickets, pending.result())
         except Exception as error:
-            self.outcomes = self._blame(self.tickets, error)
+            return error
+        return None
+
+    def blame(self, error: Exception) -> None:
+        """Find the guilty of a failed batch and answer the others."""
+        self.outcomes = self._blame(self.tickets, error)
 
     def _outcomes(self, tickets: Sequence[Ticket], result: Result) -> list[Outcome]:
         self.runs += 1

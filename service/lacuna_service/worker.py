@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -15,7 +16,6 @@ from lacuna_kernels import Backend, Batch, Pending, Program
 from lacuna_service.jobs import Job
 
 T = TypeVar("T")
-POLL_SECONDS = 0.00005
 
 
 class Feeder(Protocol):
@@ -39,8 +39,19 @@ class _Call:
     last: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A batch that has to be run again."""
+
+    job: Job
+    error: Exception
+
+
 class Worker:
     """A device, seen from the event loop; only the thread inside touches the device.
+
+    Where the device computes by itself, the outputs are waited for on threads beside it, one for each batch that may
+    be under way, so that a batch that waits for a larger plan to be built does not hold up the others.
 
     depth         batches that may be under way at once: on a GPU the next is copied in while one computes; a CPU
                   computes as it submits, and a second batch would only keep requests from joining it
@@ -51,7 +62,10 @@ class Worker:
         self.name, self.depth, self.outstanding = name, 1, 0
         self.feeders: list[Feeder] = []
         self._open_device, self._cpu_threads = open_device, cpu_threads
-        self._inbox: queue.SimpleQueue[Job | _Call] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | _Call | _Failure] = queue.SimpleQueue()
+        self._failed: deque[_Failure] = deque()
+        self._under_way: list[Future[None]] = []
+        self._waiters: ThreadPoolExecutor
         self._free_at = 0.0
 
     async def start(self) -> Backend:
@@ -65,12 +79,14 @@ class Worker:
             self._inbox.put(_Call(lambda: None, lambda value, error: None, last=True))
             raise
         self.depth = 1 if self.backend.device.uuid is None else 2
+        self._waiters = ThreadPoolExecutor(self.depth, thread_name_prefix=f"lacuna-{self.name}-wait")
         return self.backend
 
     async def stop(self) -> None:
         """Finish what was handed over, close the device and end the thread."""
         await self._ask(self.backend.close, last=True)
         await asyncio.to_thread(self._thread.join)
+        self._waiters.shutdown(wait=False)
 
     def put(self, job: Job, expected_seconds: float) -> None:
         """Hand a batch over; `job.report(job)` is called on the event loop when it is done."""
@@ -131,48 +147,48 @@ class Worker:
         return backend
 
     def _serve(self) -> None:
-        under_way: deque[tuple[Job, Pending]] = deque()
-        while self._step(under_way):
+        while self._step(self._inbox.get()):
             pass
 
-    def _step(self, under_way: deque[tuple[Job, Pending]]) -> bool:
-        """Start, finish or answer one thing; return whether to go on. On its own, so that nothing done stays alive."""
-        item = self._next(under_way)
-        if item is None:
-            self._finish(*under_way.popleft())
-        elif isinstance(item, Job):
-            if (pending := item.start()) is None:
-                self._end(item)
-            else:
-                under_way.append((item, pending))
-        else:
-            while under_way:
-                self._finish(*under_way.popleft())
+    def _step(self, item: "Job | _Call | _Failure") -> bool:
+        """Start a batch, answer a call, or run a failed batch again; return whether to go on."""
+        if isinstance(item, Job):
+            self._start(item)
+        elif isinstance(item, _Call):
+            self._finish_all()
             self._answer(item)
             return not item.last
+        self._run_failed_again()
         return True
 
-    def _next(self, under_way: deque[tuple[Job, Pending]]) -> Job | _Call | None:
-        """Return what to start next, or None if the oldest batch is what to wait for.
+    def _start(self, job: Job) -> None:
+        pending = job.start()
+        if pending is None:
+            self._end(job)
+        elif self.depth > 1:  # wait elsewhere, and be free for the next batch
+            self._under_way = [future for future in self._under_way if not future.done()]
+            self._under_way.append(self._waiters.submit(self._wait, job, pending))
+        elif (error := job.wait(pending)) is not None:
+            self._failed.append(_Failure(job, error))
+        else:
+            self._end(job)
 
-        A pending batch that can be asked whether it is done lets the next be submitted while it computes.
-        """
-        if not under_way:
-            return self._inbox.get()
-        if len(under_way) >= self.depth:
-            return None
-        done: Callable[[], bool] | None = getattr(under_way[0][1], "done", None)
-        while True:
-            finished = done is None or done()
-            try:
-                return self._inbox.get(block=not finished, timeout=POLL_SECONDS)
-            except queue.Empty:
-                if finished:
-                    return None
+    def _wait(self, job: Job, pending: Pending) -> None:
+        if (error := job.wait(pending)) is not None:
+            self._failed.append(_Failure(job, error))
+            self._inbox.put(self._failed[-1])  # to wake the thread
+        else:
+            self._end(job)
 
-    def _finish(self, job: Job, pending: Pending) -> None:
-        job.finish(pending)
-        self._end(job)
+    def _run_failed_again(self) -> None:
+        while self._failed:
+            failure = self._failed.popleft()
+            failure.job.blame(failure.error)
+            self._end(failure.job)
+
+    def _finish_all(self) -> None:
+        wait(self._under_way)
+        self._run_failed_again()
 
     def _end(self, job: Job) -> None:
         job.ended = time.monotonic()

@@ -94,13 +94,14 @@ class Stage:
     """What the programs of a staged device do; changed by the test while they run.
 
     held    batches wait in the device until `let(n)` lets n of them go
-    fault   returns the error that a batch of that cost and data is to give, or None
+    fault   returns the error that submitting a batch is to raise, or None; late_fault, waiting for it on a "GPU"
     busy    says how long a batch of a cost took
     costs   of the batches that were submitted, warm-ups included
     """
 
     held: bool = False
     fault: Callable[[Batch], Exception | None] = lambda batch: None
+    late_fault: Callable[[Batch], Exception | None] = lambda batch: None
     busy: Callable[[int], float] = lambda cost: 0.0
     costs: list[int] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -127,15 +128,14 @@ class Stage:
 class StagedPending:
     stage: Stage
     outcome: Result
+    error: Exception | None
     ready: bool
-
-    def done(self) -> bool:
-        self.ready = self.ready or self.stage.gate.acquire(blocking=False)
-        return self.ready
 
     def result(self) -> Result:
         if not self.ready:
             assert self.stage.gate.acquire(timeout=SECONDS)
+        if self.error is not None:
+            raise self.error
         return self.outcome
 
 
@@ -178,9 +178,8 @@ class StagedProgram:
         if (error := stage.fault(batch)) is not None:
             raise error
         result = self.program.submit(batch).result()
-        return StagedPending(
-            stage, replace(result, busy_seconds=stage.busy(cost(batch))), not held or not self.asynchronous
-        )
+        result = replace(result, busy_seconds=stage.busy(cost(batch)))
+        return StagedPending(stage, result, stage.late_fault(batch), ready=not (held and self.asynchronous))
 
     def close(self) -> None:
         self.program.close()

@@ -113,6 +113,42 @@ async def test_a_batch_is_finished_before_its_program_is_closed(model):
     await worker.stop()
 
 
+async def test_a_batch_that_takes_long_does_not_hold_up_the_next(model):
+    stage = Stage()
+    worker = Worker("gpu", lambda: StagedBackend(stage, "GPU-0"))
+    program = (await worker.start()).compile(model.graph, model.weights, Options())
+    stage.held = True
+    slow = asyncio.create_task(run(worker, program, ticket(1)))
+    await stage.seen()
+    stage.held = False
+
+    quick = await run(worker, program, ticket(2))
+
+    assert quick.runs == 1 and not slow.done()
+    stage.let()
+    await slow
+    await worker.stop()
+
+
+async def test_a_batch_that_fails_late_is_run_again_before_its_program_is_closed(model):
+    stage = Stage()
+    worker = Worker("gpu", lambda: StagedBackend(stage, "GPU-0"))
+    program = (await worker.start()).compile(model.graph, model.weights, Options())
+    stage.held = True
+    stage.late_fault = lambda batch: RuntimeError("late") if len(batch["x"].data) > 1 else None
+    failing = asyncio.create_task(run(worker, program, ticket(1), ticket(2)))
+    await stage.seen()
+    closing = asyncio.create_task(worker.close(program))
+    stage.open_gate()
+    job = await failing
+    await closing
+
+    assert stage.costs == [2, 1, 1] and stage.closed == [1]
+    assert not any(isinstance(outcome, Exception) for outcome in job.outcomes)
+    assert len(stage.threads) == 1  # only the owner submits
+    await worker.stop()
+
+
 async def test_work_that_nobody_waits_for_is_not_started(model):
     stage = Stage()
     worker = Worker("cpu", lambda: StagedBackend(stage))
