@@ -17,11 +17,6 @@ struct Pattern {
     __device__ Index width_out() const { return Index(a) * b * d; }
 };
 
-// A call instead of code for every sum: seven functions, inlined for each of 64 sums, cost registers that the sums need.
-__device__ __noinline__ float activate_by_call(float x, int activation, float negative_slope) {
-    return activate(x, activation, negative_slope);
-}
-
 // Null pointers stand for no bias and no residual; residual may be y itself.
 struct Epilogue {
     const float* bias;
@@ -40,7 +35,7 @@ struct Epilogue {
         }
         if (activation == ACTIVATION_NONE) return;
 #pragma unroll
-        for (int v = 0; v < N; ++v) sums[v] = activate_by_call(sums[v], activation, negative_slope);
+        for (int v = 0; v < N; ++v) sums[v] = activate(sums[v], activation, negative_slope);
     }
 
     __device__ __forceinline__ void write(float sum, Index column, Index at) const {

@@ -57,17 +57,22 @@ struct Rest {
 };
 
 // Start copying ROWS rows of [TILE_K][TILE_D], at `from`, to planes [TILE_D / L][ROWS][TILE_K][L]; zeros past the end.
+// A thread stays at one place (k, l) of the row and goes from row to row.
 template <int ROWS>
 __device__ __forceinline__ void load(uint32_t* tile, const Element* from, const Rest& rest, int d, bool vectors) {
     if (vectors) {
-        constexpr int IN_ROW = TILE_K * TILE_D / VECTOR;
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < ROWS * IN_ROW; unit += THREADS) {
-            const int row = unit / IN_ROW, v = unit % IN_ROW, plane = v % PLANES;
-            const int k = v / PLANES * VECTOR / L, l = plane * L;
-            const bool there = row < rest.rows && k < rest.k && l < rest.l;
-            const Element* source = there ? from + row * rest.pitch + Index(k) * d + l : from;
-            copy_16_bytes(tile + (plane * ROWS + row) * PITCH + k * L / 2, source, there);
+        constexpr int IN_ROW = TILE_K * TILE_D / VECTOR, AT_ONCE = THREADS / IN_ROW;
+        static_assert(THREADS % IN_ROW == 0, "threads share rows evenly");
+        const int v = threadIdx.x % IN_ROW, first = threadIdx.x / IN_ROW, plane = v % PLANES;
+        const int k = v / PLANES * VECTOR / L, l = plane * L;
+        const bool there = k < rest.k && l < rest.l;
+        const Element* source = from + first * rest.pitch + Index(k) * d + l;
+        uint32_t* to = tile + (plane * ROWS + first) * PITCH + k * L / 2;
+#pragma unroll
+        for (int row = 0; row < ROWS; row += AT_ONCE, source += AT_ONCE * rest.pitch) {
+            const bool wanted = there && row + first < rest.rows;
+            if (row + AT_ONCE <= ROWS || row + first < ROWS)
+                copy_16_bytes(to + row * PITCH, wanted ? source : from, wanted);
         }
     } else {
         constexpr int IN_ROW = TILE_K * TILE_D;
@@ -174,28 +179,45 @@ __device__ __forceinline__ void spread(const Sums& sums, float* tile) {
             }
 }
 
-// Finish a tile of sums and write it, WIDTH elements at once: 1, or VECTOR where these lie side by side in y.
-template <int WIDTH>
-__device__ __forceinline__ void write(const float* sums, const Epilogue& epilogue, Index pitch, Index first_column,
-                                      Index first_row, const Rest& rest, int d) {
-    constexpr int IN_ROW = TILE_B * TILE_D / WIDTH;
+// Where the tile starts in y, and how far the rows of y are apart.
+struct Place {
+    Index pitch, row, column;
+};
+
+// Finish a tile of sums and write it, VECTOR elements at once, which lie side by side in y.
+__device__ __forceinline__ void write_vectors(const float* sums, const Epilogue& epilogue, const Place& to,
+                                              const Rest& rest, int d) {
+    constexpr int IN_ROW = TILE_B * TILE_D / VECTOR, AT_ONCE = THREADS / IN_ROW;
+    static_assert(THREADS % IN_ROW == 0, "threads share rows evenly");
+    const int first = threadIdx.x / IN_ROW, e = threadIdx.x % IN_ROW * VECTOR, j = e / TILE_D, l = e % TILE_D;
+    if (j >= rest.k || l >= rest.l) return;
+    const Index column = to.column + Index(j) * d + l;
+    const float* from = sums + first * PITCH_Y + j * PITCH_J + l;
+    Index at = (to.row + first) * to.pitch + column;
+#pragma unroll 1
+    for (int row = first; row < TILE_N && row < rest.rows; row += AT_ONCE) {
+        const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+        float finished[VECTOR] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        epilogue.finish(finished, column, at);
+        __align__(16) Element out[VECTOR];
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) out[v] = from_float<Element>(finished[v]);
+        *reinterpret_cast<uint4*>(epilogue.y + at) = *reinterpret_cast<const uint4*>(out);
+        from += AT_ONCE * PITCH_Y;
+        at += AT_ONCE * to.pitch;
+    }
+}
+
+// The same one by one, for any d and any alignment.
+__device__ __forceinline__ void write_elements(const float* sums, const Epilogue& epilogue, const Place& to,
+                                               const Rest& rest, int d) {
+    constexpr int IN_ROW = TILE_B * TILE_D;
 #pragma unroll 1
     for (int unit = threadIdx.x; unit < TILE_N * IN_ROW; unit += THREADS) {
-        const int row = unit / IN_ROW, e = unit % IN_ROW * WIDTH, j = e / TILE_D, l = e % TILE_D;
+        const int row = unit / IN_ROW, e = unit % IN_ROW, j = e / TILE_D, l = e % TILE_D;
         if (row >= rest.rows || j >= rest.k || l >= rest.l) continue;
-        const Index column = first_column + Index(j) * d + l, at = (first_row + row) * pitch + column;
-        const float* from = sums + row * PITCH_Y + j * PITCH_J + l;
-        if constexpr (WIDTH == 1) {
-            epilogue.write(*from, column, at);
-        } else {
-            const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-            float finished[VECTOR] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-            epilogue.finish(finished, column, at);
-            __align__(16) Element out[VECTOR];
-#pragma unroll
-            for (int v = 0; v < VECTOR; ++v) out[v] = from_float<Element>(finished[v]);
-            *reinterpret_cast<uint4*>(epilogue.y + at) = *reinterpret_cast<const uint4*>(out);
-        }
+        const Index column = to.column + Index(j) * d + l;
+        epilogue.write(sums[row * PITCH_Y + j * PITCH_J + l], column, (to.row + row) * to.pitch + column);
     }
 }
 
@@ -249,12 +271,12 @@ ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values,
         float* y_tile = reinterpret_cast<float*>(shared);
         spread(sums, y_tile + y_lane);
         __syncthreads();
-        const Index first_column = (Index(at.i) * b + at.j) * d + at.l;
+        const Place to{p.width_out(), at.row, (Index(at.i) * b + at.j) * d + at.l};
         const Rest rest{p.width_out(), rows - at.row, b - at.j, d - at.l};
         if (vectors_out)
-            write<VECTOR>(y_tile, epilogue, p.width_out(), first_column, at.row, rest, d);
+            write_vectors(y_tile, epilogue, to, rest, d);
         else
-            write<1>(y_tile, epilogue, p.width_out(), first_column, at.row, rest, d);
+            write_elements(y_tile, epilogue, to, rest, d);
         __syncthreads();
     }
 }

@@ -17,8 +17,10 @@
 constexpr int STEP_B = TILE_B / THREAD_B;  // columns that neighbouring threads cover; a thread's own lie this far apart
 constexpr int THREADS = TILE_D * STEP_B * (TILE_N / THREAD_N);
 constexpr int RUN = TILE_K * TILE_D;
+constexpr int AT_ONCE = THREADS / RUN;     // a thread stays at one (k, l) and goes from row to row, column to column
 constexpr int PITCH_X = TILE_N + 4;
 constexpr int PITCH_W = (TILE_B + 1) * TILE_D;
+static_assert(THREADS % RUN == 0, "threads share rows evenly");
 static_assert(THREAD_N % 4 == 0 && TILE_N % THREAD_N == 0 && TILE_B % THREAD_B == 0, "a thread owns groups of 4 rows");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
@@ -32,6 +34,7 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
     const Index width_in = p.width_in(), width_out = p.width_out();
     const int thread = threadIdx.x;
     const int my_l = thread % TILE_D, my_j = thread / TILE_D % STEP_B, my_row = thread / (TILE_D * STEP_B) * THREAD_N;
+    const int load_row = thread / RUN, load_k = thread % RUN / TILE_D, load_l = thread % TILE_D;
     rows = rows_in_use(count, rows);
     const Index tiles = TileIndex::tiles(rows, p, TILE_N, TILE_B, TILE_D);
 
@@ -42,24 +45,25 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
         const int rows_left = rows - at.row, columns_left = b - at.j, l_left = d - at.l;
 
         auto load = [&](int k0) {
-#pragma unroll 1
-            for (int unit = thread; unit < TILE_N / 4 * RUN; unit += THREADS) {
-                const int k = unit % RUN / TILE_D, l = unit % TILE_D, row = unit / RUN * 4;
-                const bool there = k0 + k < c && l < l_left;
-                const Element* from = x_from + row * width_in + Index(k0 + k) * d + l;
+            const bool there = k0 + load_k < c && load_l < l_left;
+            const Element* from = x_from + load_row * 4 * width_in + Index(k0 + load_k) * d + load_l;
+#pragma unroll 2
+            for (int group = 0; group < TILE_N / 4; group += AT_ONCE, from += 4 * AT_ONCE * width_in) {
+                const int row = (group + load_row) * 4;
+                if (group + AT_ONCE > TILE_N / 4 && row >= TILE_N) break;
                 float4 four;
                 four.x = there && row < rows_left ? to_float(from[0]) : 0.0f;
                 four.y = there && row + 1 < rows_left ? to_float(from[width_in]) : 0.0f;
                 four.z = there && row + 2 < rows_left ? to_float(from[2 * width_in]) : 0.0f;
                 four.w = there && row + 3 < rows_left ? to_float(from[3 * width_in]) : 0.0f;
-                *reinterpret_cast<float4*>(x_tile + unit % RUN * PITCH_X + row) = four;
+                *reinterpret_cast<float4*>(x_tile + thread % RUN * PITCH_X + row) = four;
             }
+            const Element* w = w_from + (Index(load_row) * c + k0 + load_k) * d + load_l;
 #pragma unroll 4
-            for (int unit = thread; unit < TILE_B * RUN; unit += THREADS) {
-                const int k = unit % RUN / TILE_D, l = unit % TILE_D, j = unit / RUN;
-                const bool there = j < columns_left && k0 + k < c && l < l_left;
-                const float w = there ? to_float(w_from[(Index(j) * c + k0 + k) * d + l]) : 0.0f;
-                w_tile[k * PITCH_W + j * TILE_D + l] = w;
+            for (int column = 0; column < TILE_B; column += AT_ONCE, w += Index(AT_ONCE) * c * d) {
+                const int j = column + load_row;
+                if (column + AT_ONCE > TILE_B && j >= TILE_B) break;
+                w_tile[load_k * PITCH_W + j * TILE_D + load_l] = there && j < columns_left ? to_float(*w) : 0.0f;
             }
         };
 
