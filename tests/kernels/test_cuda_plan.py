@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lacuna_kernels import Precision, Value, parse_graph, random_weights, walk
 from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
-from lacuna_kernels.cuda.fusion import Layer, fuse
+from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.activation import activate
 from lacuna_kernels.ops.context import Context
@@ -117,6 +117,31 @@ def test_a_node_may_ask_for_another_precision() -> None:
     graph = rows(node("a", "linear", "x", out_features=8), node("y", "linear", "a", out_features=2, precision="fp32"))
 
     assert [layer.precision for layer in fuse(graph, random_weights(graph, 0), Precision.FP16)] == ["fp16", "fp32"]
+
+
+def test_concatenated_convolutions_are_written_side_by_side() -> None:
+    graph = minkunet(19)
+    parts = joins(graph, fuse(graph, random_weights(graph, 0), Precision.FP16))
+
+    assert {(part.whole, part.start, part.width) for part in parts.values()} == {
+        *(("up1_joined", 0, 256), ("up1_joined", 256, 128), ("up2_joined", 0, 128), ("up2_joined", 128, 64)),
+        *(("up3_joined", 0, 96), ("up3_joined", 96, 32), ("up4_joined", 0, 96), ("up4_joined", 96, 32)),
+    }
+
+
+def test_what_a_linear_layer_or_the_caller_reads_is_not_part_of_another() -> None:
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        *(node(name, "sparse_conv", "grid", out_channels=8, kernel_size=[3, 3, 3]) for name in ("a", "b", "c")),
+        node("lin", "linear", "b", out_features=2),
+        node("cat", "concat", "a", "b", "c"),
+        node("y", "sparse_conv", "cat", out_channels=2, kernel_size=[1, 1, 1]),
+    ]
+    graph = parse_graph(document(cloud("intensity"), nodes, "y", "lin", "c"))
+
+    parts = joins(graph, fuse(graph, random_weights(graph, 0), Precision.FP32))
+
+    assert parts == {"a": Part("cat", 0, 8)}
 
 
 @pytest.mark.parametrize(

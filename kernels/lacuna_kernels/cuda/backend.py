@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -41,7 +42,8 @@ class Builder:
         return self._thread.submit(self._on_device, job)
 
     def _on_device(self, job: Callable[[], T]) -> T:
-        with self._device.on_thread(self._stream), torch.no_grad(), device_errors("building a plan"):
+        exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+        with self._device.on_thread(self._stream), torch.no_grad(), device_errors("building a plan"), exact:
             return job()
 
     def close(self) -> None:
@@ -157,6 +159,8 @@ class CudaProgram:
         """Give the device's memory back; nothing may be pending."""
         self._builder.run(lambda: None).result()
         with self._lock:
+            for plan in self._plans:
+                plan.close()
             self._plans = []
             self._weights.held.clear()
 
@@ -186,6 +190,7 @@ class CudaBackend:
             self._device = Device(index, cache)
             self._builder = Builder(self._device)
         self._lock = threading.RLock()
+        self._programs: WeakSet[CudaProgram] = WeakSet()
         properties = self._device.properties
         self.device = DeviceInfo(index, properties.name, f"GPU-{properties.uuid}", properties.total_memory)
 
@@ -194,9 +199,13 @@ class CudaBackend:
 
         Raises Unsupported naming the node, DeviceOutOfMemory or DeviceError.
         """
-        return CudaProgram(self._device, self._builder, self._lock, graph, weights, options)
+        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options)
+        self._programs.add(program)
+        return program
 
     def close(self) -> None:
-        """Close the device; all programs must be closed."""
+        """Close the programs that are still open, then the device."""
+        for program in list(self._programs):
+            program.close()
         self._builder.close()
         self._device.close()

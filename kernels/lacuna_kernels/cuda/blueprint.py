@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange
+from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange, views
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.fusion import Layer, Part, joins
 from lacuna_kernels.cuda.lowering import lowering
 from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Buffers, Step, Weights, Writer, levels_of, sites_name
 from lacuna_kernels.graph import Graph
@@ -67,6 +67,7 @@ class Blueprint:
     unstaged         those outputs whose size is known afterwards only: sites
     results          by name of an output, the buffer that holds it
     arena            where all other buffers lie, in memory that every batch uses
+    parts            values that lie in others
     """
 
     room: Capacity
@@ -80,13 +81,20 @@ class Blueprint:
     status: Vector
     arena: Layout
     uses: Sequence[Use]
+    parts: Mapping[str, Part]
+
+    def views(self, memory: Tensor) -> dict[str, Tensor]:
+        """Cut the arena's memory, uint8 [arena.bytes], into buffers."""
+        whole = views(self.arena, self.uses, memory)
+        return whole | {name: whole[p.whole][:, p.start : p.start + p.width] for name, p in self.parts.items()}
 
 
 def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights, room: Capacity) -> Blueprint:
     """Write the steps of a network for a capacity, and place their buffers."""
     levels = levels_of(graph.types)
+    parts = joins(graph, layers)
     going, coming = header(graph, room.items), status(levels)
-    writer = Writer(device, graph.types, weights, room)
+    writer = Writer(device, graph.types, weights, room, parts)
     inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
     writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
     writer.add("begin", [], {STATUS: coming.spec}, _begin)
@@ -111,6 +119,7 @@ def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights
         status=coming,
         arena=arrange(uses),
         uses=uses,
+        parts=parts,
     )
 
 

@@ -1,14 +1,16 @@
 """Steps of the ops that need no coordinates: elementwise ones, linear ones, and those that torch computes."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
+from lacuna_kernels.cuda.argmax import argmax as launch_argmax
 from lacuna_kernels.cuda.elementwise import elementwise
-from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.fusion import Layer, Part
 from lacuna_kernels.cuda.kronecker_linear import Epilogue, ks_chain, ks_chain_workspace
 from lacuna_kernels.cuda.steps import DTYPES, Buffers, Writer, flat, vectors
 from lacuna_kernels.ops.activation import Activation, ActivationNode
@@ -102,21 +104,39 @@ def add(writer: Writer, layer: Layer) -> None:
 
 
 def concat(writer: Writer, layer: Layer) -> None:
-    """Copy every input to its columns."""
+    """Copy to their columns those inputs that were not written there in the first place."""
     kind, count, device = writer.types[layer.output], writer.count_of(layer.output), writer.device
     if kind.axis is Axis.SEQUENCE:
         reference(writer, layer)
         return
     names = layer.node.inputs
-    widths = [prod(writer.types[name].shape) for name in names]
+    ends = [*accumulate(prod(writer.types[name].shape) for name in names)]
+    to_copy = [
+        (name, start, end)
+        for name, start, end in zip(names, [0, *ends], ends, strict=False)
+        if writer.parts.get(name) != Part(layer.output, start, end - start)
+    ]
 
     def run(b: Buffers) -> None:
-        y, start = flat(b[layer.output]), 0
-        for name, width in zip(names, widths, strict=True):
-            elementwise(device, y[:, start : start + width], flat(b[name]), b[count])
-            start += width
+        y = flat(b[layer.output])
+        for name, start, end in to_copy:
+            elementwise(device, y[:, start:end], flat(b[name]), b[count])
 
     writer.add(layer.output, [*names, count], writer.output(layer), run)
+
+
+def argmax(writer: Writer, layer: Layer) -> None:
+    """Index of the largest feature of each row."""
+    (x,) = layer.node.inputs
+    device, count = writer.device, writer.count_of(x)
+    if writer.types[x].axis is Axis.SEQUENCE:
+        reference(writer, layer)
+        return
+
+    def run(b: Buffers) -> None:
+        launch_argmax(device, b[x], b[count], b[layer.output])
+
+    writer.add(layer.output, [x, count], writer.output(layer), run)
 
 
 def reference(writer: Writer, layer: Layer) -> None:

@@ -1,7 +1,7 @@
 """What runs as one step: batch norm folded into weights, residual and activation moved into the op before them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -9,13 +9,15 @@ from torch import Tensor
 from lacuna_kernels.graph import Graph, Node, Precision
 from lacuna_kernels.model import Weights, node_weights
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation, ActivationNode
-from lacuna_kernels.ops.combine import Add
+from lacuna_kernels.ops.combine import Add, Concat
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
 from lacuna_kernels.ops.sparse_conv import SparseConv
 
 FUSEABLE = (KroneckerLinear, Linear, SparseConv)
+GAPLESS = (KroneckerLinear, Linear)
+"""Ops whose kernels read rows that follow each other without a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +103,37 @@ def scaled(node: Node, weights: Mapping[str, Tensor], scale: Tensor, shift: Tens
     else:
         result["weight"] = weights["weight"] * scale
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a value lies in a wider one: `width` columns of `whole` from `start`."""
+
+    whole: str
+    start: int
+    width: int
+
+
+def joins(graph: Graph, layers: Sequence[Layer]) -> dict[str, Part]:
+    """Return the values that are best written straight into the concatenation that reads them, by name.
+
+    Those of sparse convolutions, read by nothing that needs rows without gaps, none of them an output.
+    """
+    made_by = {layer.output: layer for layer in layers}
+    readers = Counter(name for layer in layers if isinstance(layer.node, GAPLESS) for name in layer.inputs)
+    parts: dict[str, Part] = {}
+    for layer in layers:
+        if not isinstance(layer.node, Concat) or layer.output in graph.outputs:
+            continue
+        start = 0
+        for name in layer.node.inputs:
+            width, source = graph.types[name].channels, made_by.get(name)
+            free = name not in parts and name not in graph.outputs and not readers[name]
+            if free and source is not None and _writes_parts(source, layer):
+                parts[name] = Part(layer.output, start, width)
+            start += width
+    return parts
+
+
+def _writes_parts(source: Layer, concat: Layer) -> bool:
+    return isinstance(source.node, SparseConv) and source.precision is concat.precision

@@ -9,6 +9,7 @@ from lacuna_kernels.cuda.steps import Writer
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.graph import Graph, Node
 from lacuna_kernels.ops.activation import ActivationNode
+from lacuna_kernels.ops.classify import Argmax
 from lacuna_kernels.ops.combine import Add, Concat
 from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
@@ -25,6 +26,7 @@ Lower = Callable[[Writer, Layer], None]
 OWN: Mapping[type[Node], Lower] = {
     ActivationNode: dense.activation,
     Add: dense.add,
+    Argmax: dense.argmax,
     BatchNorm: dense.batch_norm,
     Concat: dense.concat,
     Devoxelize: sparse.devoxelize,
@@ -38,7 +40,7 @@ OWN: Mapping[type[Node], Lower] = {
 }
 """Ops with kernels of ours."""
 
-ROWWISE_OPS = frozenset({"argmax", "layer_norm", "softmax"})
+ROWWISE_OPS = frozenset({"layer_norm", "softmax"})
 """Ops that torch computes for any axis, since every row is computed alone."""
 
 

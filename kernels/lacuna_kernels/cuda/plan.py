@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from lacuna_kernels.cuda.arena import views
 from lacuna_kernels.cuda.blueprint import Blueprint
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
@@ -31,7 +30,7 @@ class Plan:
         """Allocate, warm up and capture on the current stream, which must be one of the device's own."""
         self.room = blueprint.room
         self.memory = torch.empty(max(1, blueprint.arena.bytes), dtype=torch.uint8, device=f"cuda:{device.index}")
-        shared = views(blueprint.arena, blueprint.uses, self.memory)
+        shared = blueprint.views(self.memory)
         self._slots = deque(Slot(device, blueprint) for _ in range(IN_FLIGHT))
         self._running: deque[Running] = deque()
         for slot in self._slots:
@@ -52,6 +51,11 @@ class Plan:
     def profile(self) -> list[tuple[str, float]]:
         """Return (name, seconds) of every step, on what the last batch but one left in its inputs."""
         return profile(self._steps, self._slots[0].buffers)
+
+    def close(self) -> None:
+        """Give the memory back; nothing may be running."""
+        for slot in self._slots:
+            slot.close()
 
 
 class Running:

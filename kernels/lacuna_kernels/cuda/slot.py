@@ -126,6 +126,11 @@ class Slot:
             offsets = self.here[sites_name(kind.level, "offsets")][: items + 1].cpu().long()
             return Value(data, offsets, self.here[sites_name(kind.level, "coordinates")][:count].cpu())
 
+    def close(self) -> None:
+        """Give the memory back, whoever still holds a batch of it."""
+        self._graph.reset()
+        self.buffers, self.here, self.host = {}, {}, {}
+
 
 def _run(steps: Sequence[Step], buffers: Mapping[str, Tensor]) -> None:
     for step in steps:

@@ -14,7 +14,7 @@ from lacuna_kernels.cuda.arena import BufferSpec, Use
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.elementwise import elementwise
-from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.fusion import Layer, Part
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.types import Axis, Level, ValueType
 
@@ -72,16 +72,34 @@ class Writer:
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
     """
 
-    def __init__(self, device: Device, types: Mapping[str, ValueType], weights: Weights, room: Capacity) -> None:
+    def __init__(
+        self,
+        device: Device,
+        types: Mapping[str, ValueType],
+        weights: Weights,
+        room: Capacity,
+        parts: Mapping[str, Part] | None = None,
+    ) -> None:
         self.device, self.types, self.weights, self.room = device, types, weights, room
+        self.parts = parts or {}
         self.steps: list[Step] = []
         self.dtypes: dict[str, torch.dtype] = {}
+        self.made: set[str] = set()
         self.done: set[str] = set()
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
-        """Append a step."""
+        """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
         self.dtypes.update({key: spec.dtype for key, spec in writes.items()})
-        self.steps.append(Step(name, Use(tuple(reads), writes), run))
+        wholes = {
+            self.parts[key].whole: self.spec(self.parts[key].whole, self.dtypes[key])
+            for key in writes
+            if key in self.parts
+        }
+        made = {key: spec for key, spec in writes.items() if key not in self.parts} | wholes
+        new = {key: spec for key, spec in made.items() if key not in self.made}
+        self.made.update(new)
+        alive = [self.parts[key].whole if key in self.parts else key for key in (*reads, *made)]
+        self.steps.append(Step(name, Use(alive, new), run))
 
     def once(self, name: str) -> bool:
         """Whether this is asked for the first time."""

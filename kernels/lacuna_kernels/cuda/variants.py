@@ -1,6 +1,7 @@
 """The kernels that are shipped: what CI compiles and what an image's cache is filled with."""
 
 from lacuna_kernels.cuda import (
+    argmax,
     coordinates,
     devoxelize,
     elementwise,
@@ -16,6 +17,7 @@ from lacuna_kernels.cuda import (
 from lacuna_kernels.cuda.compiler import Variant
 
 SHIPPED: tuple[Variant, ...] = (
+    *argmax.VARIANTS,
     *coordinates.VARIANTS,
     *devoxelize.VARIANTS,
     *elementwise.VARIANTS,
