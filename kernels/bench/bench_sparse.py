@@ -28,10 +28,11 @@ from lacuna_kernels.types import Geometry
 LEVELS = 5
 CUBE = submanifold_geometry((3, 3, 3), (1, 1, 1))
 HALVING = Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
-SCHEDULE = [Tile(128, 128, 32, (4, 2), 4), Tile(128, 128, 64, (4, 2), 3), Tile(64, 128, 32, (2, 4), 4)]
-SCHEDULE += [Tile(64, 128, 64, (2, 4), 3), Tile(64, 64, 32, (2, 2), 4), Tile(64, 64, 64, (2, 2), 3)]
-SCHEDULE += [Tile(128, 64, 64, (4, 2), 3), Tile(128, 96, 32, (4, 2), 4), Tile(64, 96, 32, (2, 2), 4)]
-SCHEDULE += [Tile(64, 32, 32, (4, 1), 4), Tile(128, 32, 32, (8, 1), 3), Tile(128, 256, 32, (2, 4), 3)]
+MORE_TILES = [
+    *(Tile(128, 32, 64, (8, 1)), Tile(64, 32, 64, (4, 1)), Tile(64, 64, 64, (2, 2)), Tile(128, 64, 64, (4, 2))),
+    *(Tile(64, 96, 32, (2, 2), 4), Tile(128, 96, 64, (4, 2)), Tile(64, 96, 64, (2, 2))),
+    *(Tile(64, 128, 32, (2, 2), 4), Tile(128, 128, 64, (4, 2)), Tile(64, 128, 64, (2, 4)), Tile(64, 128, 64, (2, 2))),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def tiles_to_try(layer: Layer, dtype: torch.dtype) -> Iterator[Tile]:
         return
     yield candidates(layer.ci, layer.co, dtype)[0]
     wasted = -(-layer.co // 32) * 32
-    yield from (tile for tile in SCHEDULE if -(-layer.co // tile.n) * tile.n == wasted and layer.ci >= 32)
+    yield from (tile for tile in MORE_TILES if -(-layer.co // tile.n) * tile.n == wasted and layer.ci >= 32)
 
 
 def main() -> None:

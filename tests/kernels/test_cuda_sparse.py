@@ -229,9 +229,9 @@ def check_map(found: KernelMap, expected: Tensor) -> None:
     padded = torch.full((k, groups * 64), -1)
     padded[:, :m] = expected
     present = (padded >= 0).view(k, groups, 64).any(2).T
-    bits = found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1
-    assert torch.equal(bits.reshape(groups, -1)[:, :k].bool(), present)
-    assert not bool(bits.reshape(groups, -1)[:, k:].any())
+    bits = (found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1).flatten(1)
+    assert torch.equal(bits[:, :k].bool(), present)
+    assert not bool(bits[:, k:].any())
 
 
 @pytest.mark.parametrize("geometry", SUBMANIFOLD, ids=str)
@@ -512,9 +512,9 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     """One graph from points to points, replayed on other clouds than it was captured on."""
     grid, geometry, capacity = Grid((0, 0, 0), (0.5, 0.5, 0.5)), SUBMANIFOLD[0], 2000
     room = cloud_on_device(CloudCase("room", (capacity, 0, 0, 0)).value(), spare=0, spare_items=0)
-    _, weight = operands(4, 19, 27, 1, torch.float16)
-    packed, result = pack_weight(weight, torch.float16), poisoned(capacity, 19, dtype=torch.float16)
-    x, y = (poisoned(capacity, channels, dtype=torch.float16) for channels in (4, 19))
+    _, weight = operands(4, 19, 27, 1, torch.bfloat16)
+    packed, result = pack_weight(weight, torch.bfloat16), poisoned(capacity, 19, dtype=torch.bfloat16)
+    x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
     packed_geometry = pack_geometry(geometry).cuda()
@@ -551,8 +551,8 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
 
         expected, where = voxelized_by_reference({"voxel_size_m": (0.5, 0.5, 0.5)}, cloud)
         rows = reference.kernel_map(expected.coordinates, expected.coordinates, geometry)
-        sums = expected_conv(expected.data.half().cuda(), weight, rows).cpu()
-        assert_close(result[:n], gather_rows(sums, where.voxel_of_point), tolerance(torch.float16, 27 * 4))
+        sums = expected_conv(expected.data.bfloat16().cuda(), weight, rows).cpu()
+        assert_close(result[:n], gather_rows(sums, where.voxel_of_point), tolerance(torch.bfloat16, 27 * 4))
         assert bool(result[n:].isnan().all())
 
 

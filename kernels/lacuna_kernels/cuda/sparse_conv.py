@@ -38,12 +38,18 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
+        if not self.warps[1]:
+            return 0
         stage = 2 * (self.m * (self.k + PIECE) + self.k * (self.n + PIECE))
-        return self.stages * stage if self.warps[1] else 0
+        sums = 4 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
+        return max(self.stages * stage, sums)
 
 
-MMA_TILES = tuple(
-    Tile(128, n, k, warps) for n, warps in ((128, (4, 2)), (96, (4, 2)), (64, (4, 2)), (32, (4, 1))) for k in (32, 16)
+MMA_TILES = (
+    *(Tile(128, 128, 32, (4, 2), 4), Tile(128, 128, 16, (4, 2), 4)),
+    *(Tile(128, 96, 32, (4, 2), 4), Tile(128, 96, 16, (4, 2), 4)),
+    *(Tile(128, 64, 64, (4, 2)), Tile(128, 64, 32, (4, 2)), Tile(128, 64, 16, (4, 2))),
+    *(Tile(128, 32, 32, (8, 1)), Tile(128, 32, 16, (8, 1))),
 )
 FP32_TILES = (Tile(64, 64, 16, (4, 0)), Tile(64, 32, 16, (4, 0)))
 

@@ -7,6 +7,7 @@
 #include "element.cuh"
 
 #define GROUP 64  // rows of a word of `present`, as in kernel_map.cu
+#define PIECE 8   // elements of 16 bytes, in 16-bit types
 
 using Element = ELEMENT;
 
@@ -68,16 +69,19 @@ struct Epilogue {
         if (column < channels) y[(size_t)row * y_pitch + column] = from_float<Element>(finish(sum, row, column));
     }
 
-    // Two columns side by side, in one store where the address allows it.
-    __device__ void write_pair(float first, float second, int row, int column) const {
-        struct __align__(2 * sizeof(Element)) Pair { Element first, second; };
+    // PIECE columns side by side, in one store where the address allows it.
+    __device__ void write_piece(const float* sums, int row, int column) const {
+        struct __align__(PIECE * sizeof(Element)) Piece { Element values[PIECE]; };
+        const int there = min(PIECE, channels - column);
+        if (there <= 0) return;
+        Piece piece;
+#pragma unroll
+        for (int c = 0; c < PIECE; ++c)
+            piece.values[c] = from_float<Element>(c < there ? finish(sums[c], row, column + c) : 0.0f);
         Element* to = y + (size_t)row * y_pitch + column;
-        if (column + 1 < channels && (size_t)to % sizeof(Pair) == 0) {
-            *reinterpret_cast<Pair*>(to) = {from_float<Element>(finish(first, row, column)),
-                                            from_float<Element>(finish(second, row, column + 1))};
-        } else {
-            write(first, row, column);
-            write(second, row, column + 1);
-        }
+        if (there == PIECE && (size_t)to % sizeof(Piece) == 0)
+            *reinterpret_cast<Piece*>(to) = piece;
+        else
+            for (int c = 0; c < there; ++c) to[c] = piece.values[c];
     }
 };

@@ -19,15 +19,17 @@
 #endif
 
 #define THREADS (WARPS_M * WARPS_N * 32)
-#define PIECE 8  // elements of 16 bytes
 #define PIECES_K (TILE_K / PIECE)
 #define PIECES_N (TILE_N / PIECE)
 #define PITCH_A (TILE_K + PIECE)  // one row further is 4, 12 or 20 banks further, so that 8 rows share none
 #define PITCH_B (TILE_N + PIECE)
 #define STAGE_ELEMENTS (TILE_M * PITCH_A + TILE_K * PITCH_B)
 #define GATHERS ((TILE_M * PIECES_K + THREADS - 1) / THREADS)
+#define WARP_N (TILE_N / WARPS_N)
+#define PITCH_C (WARP_N + PIECE)  // of the sums, once they are complete
 #define PRODUCTS_M (TILE_M / WARPS_M / 16)
-#define PRODUCTS_N (TILE_N / WARPS_N / 16)
+#define PRODUCTS_N (WARP_N / 16)
+#define BLOCKS (512 / THREADS)  // at least, at the same time: 128 registers a thread
 
 __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
@@ -151,7 +153,27 @@ __device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Eleme
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Writes `rows` (at most 16) rows of a warp's patch, by way of shared memory, so that neighbours write side by side.
+__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float (*sums)[2][4], int first, int rows,
+                                  int column) {
+    const int lane = threadIdx.x % 32;
+    float* to = own + lane / 4 * PITCH_C + lane % 4 * 2;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < PRODUCTS_N * 2; ++j) {
+        const float* sum = sums[j / 2][j % 2];
+        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sum[0], sum[1]);
+        *reinterpret_cast<float2*>(to + 8 * PITCH_C + j * 8) = make_float2(sum[2], sum[3]);
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int piece = lane; piece < rows * (WARP_N / PIECE); piece += 32) {
+        const int m = piece / (WARP_N / PIECE), n = piece % (WARP_N / PIECE) * PIECE;
+        epilogue.write_piece(own + m * PITCH_C + n, first + m, column + n);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ weight,
                 int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
                 int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
@@ -181,18 +203,12 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
         add_products(sums, stages + step % STAGES * STAGE_ELEMENTS, warp_m, warp_n);
     }
 
+    __syncthreads();  // all are done with the stages: each warp takes a part of them
     const Epilogue epilogue = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
-    const int lane = threadIdx.x % 32;
-    const int first_row = row + warp_m * PRODUCTS_M * 16 + lane / 4;
-    const int first_column = column + warp_n * PRODUCTS_N * 16 + lane % 4 * 2;
+    float* own = reinterpret_cast<float*>(shared_memory) + threadIdx.x / 32 * 16 * PITCH_C;
 #pragma unroll
-    for (int i = 0; i < PRODUCTS_M * 2; ++i) {
-        const int m = first_row + i * 8;
-        if (m >= rows) continue;
-#pragma unroll
-        for (int j = 0; j < PRODUCTS_N * 2; ++j) {
-            const float* sum = sums[i / 2][j / 2][j % 2] + i % 2 * 2;
-            epilogue.write_pair(sum[0], sum[1], m, first_column + j * 8);
-        }
+    for (int i = 0; i < PRODUCTS_M; ++i) {
+        const int first = row + (warp_m * PRODUCTS_M + i) * 16;
+        write_rows(epilogue, own, sums[i], first, min(16, rows - first), column + warp_n * WARP_N);
     }
 }
