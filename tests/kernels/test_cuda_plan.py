@@ -19,7 +19,7 @@ from lacuna_kernels.ops.context import Context
 from lacuna_kernels.types import Geometry
 from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet
 from tests.cases import CLOUDS, assert_close, tolerance
-from tests.kernels.networks import document, node
+from tests.kernels.networks import cloud, document, node
 
 
 def rows(*nodes: dict[str, Any], features: int = 8, outputs: tuple[str, ...] = ("y",)) -> Graph:
