@@ -16,6 +16,7 @@ from lacuna_service.replica import Replica
 from lacuna_service.tickets import DEFAULT_PRIORITY, HIGHEST_PRIORITY, LOWEST_PRIORITY, Answer, Line, Ticket
 
 log = logging.getLogger(__name__)
+TIMER_SLACK_SECONDS = 0.0005  # uvloop rounds to milliseconds, and a timer that comes too early comes in vain
 
 
 class Batcher:
@@ -129,22 +130,21 @@ class Batcher:
             )
         )
 
-    def pump(self, overdue: bool = False) -> None:
-        """Start what may be started now; `overdue` if the oldest has waited long enough."""
+    def pump(self) -> None:
+        """Start what may be started now."""
         self._pump_is_due = False
         while self._line and self.replicas:
             replica = min(self.replicas, key=Replica.load)
-            if not self._may_start(replica, overdue):
+            if not self._may_start(replica):
                 break
             self._start(replica, self._line.take(self._config.max_batch_cost))
-            overdue = False
         self._set_delay()
 
-    def _may_start(self, replica: Replica, overdue: bool) -> bool:
+    def _may_start(self, replica: Replica) -> bool:
         under_way = replica.worker.outstanding
         if under_way == 0 or under_way >= replica.worker.depth:
             return under_way == 0
-        return overdue or self._line.cost >= self._config.max_batch_cost or self._seconds_to_delay() <= 0
+        return self._line.cost >= self._config.max_batch_cost or self._seconds_to_delay() <= 0
 
     def _seconds_to_delay(self) -> float:
         return self._line.oldest() + self._config.max_delay_ms / 1000 - time.monotonic()
@@ -155,7 +155,8 @@ class Batcher:
             self._delay.cancel()
             self._delay = None
         if self._line and any(replica.worker.outstanding < replica.worker.depth for replica in self.replicas):
-            self._delay = self._loop.call_later(max(0.0, self._seconds_to_delay()), self.pump, True)
+            seconds = max(0.0, self._seconds_to_delay()) + TIMER_SLACK_SECONDS
+            self._delay = self._loop.call_later(seconds, self.pump)
 
     def _start(self, replica: Replica, tickets: list[Ticket]) -> None:
         job = Job(replica.program, replica.probe, tickets, lambda job: self._report(replica, job))

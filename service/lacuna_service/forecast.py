@@ -40,4 +40,4 @@ class Forecast:
         if variance <= 1e-9 * max(1.0, mean_x * mean_x):  # all batches alike: nothing to tell a from b by
             return mean_y, 0.0
         b = min(max(covariance / variance, 0.0), mean_y / mean_x)
-        return mean_y - b * mean_x, b
+        return max(mean_y - b * mean_x, 0.0), b

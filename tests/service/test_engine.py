@@ -220,6 +220,20 @@ async def test_a_reload_takes_new_weights_new_versions_and_forgets_old_ones(tmp_
         assert sample(engine.metrics, "lacuna_model_ready", model="m", version="1") == 0
 
 
+async def test_a_reload_forgets_what_was_wrong_before(tmp_path):
+    (tmp_path / "m").mkdir()
+    async with running(tmp_path) as engine:
+        write_model(tmp_path, "m", 1)
+        (write_model(tmp_path, "m", 2) / "model.json").unlink()
+        with pytest.raises(BadRequest, match="version 2"):
+            await engine.load("m")
+        assert states(engine) == {("m", "1"): "READY", ("m", "2"): "UNAVAILABLE"}
+
+        shutil.rmtree(tmp_path / "m" / "2")
+        await engine.load("m")
+        assert engine.index() == [IndexEntry("m", "1", "READY", "")]
+
+
 async def test_a_reload_that_fails_leaves_what_answers(tmp_path):
     folder = write_model(tmp_path, "m")
     before = expected(folder)
