@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lacuna_kernels import KernelsError
 from lacuna_service.engine import Engine
 from lacuna_service.errors import BadRequest, ServiceError
 from lacuna_service.front import Front
@@ -67,7 +68,8 @@ async def _start(engine: Engine, on_failure: Callable[[], None]) -> None:
     try:
         await engine.start()
     except Exception as error:
-        logger.critical("the server cannot start: %s", error, exc_info=error)
+        foreseen = isinstance(error, (OSError, KernelsError))
+        logger.critical("the server cannot start: %s", error, exc_info=None if foreseen else error)
         on_failure()
     else:
         for entry in engine.index():
@@ -80,10 +82,12 @@ async def _start(engine: Engine, on_failure: Callable[[], None]) -> None:
 
 def _add_routes(app: FastAPI, settings: Settings, engine: Engine, version: str) -> None:
     metrics = engine.metrics
-    for name, kind in (("infer", Infer), ("pointcloud", PointCloud)):
-        endpoint = kind(engine, metrics, settings.body_limit_bytes)
-        for place in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            app.router.routes.append(Route(f"{place}/{name}", endpoint, methods=["POST"]))
+    inference = [
+        Route(f"/v2/models/{place}/{name}", kind(engine, metrics, settings.body_limit_bytes), methods=["POST"])
+        for name, kind in (("infer", Infer), ("pointcloud", PointCloud))
+        for place in ("{model}", "{model}/versions/{version}")
+    ]
+    app.router.routes[:0] = inference  # first, because routes are tried in order
     app.include_router(health_router(engine, metrics, version))
     app.include_router(server_router(engine, version))
     app.include_router(models_router(engine))

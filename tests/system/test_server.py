@@ -17,7 +17,7 @@ from tests.system.running import Running, serving, started
 
 INFER = "/v2/models/tiny-kronecker/infer"
 POINTCLOUD = "/v2/models/tiny-minkunet/pointcloud"
-LARGE = (networks.cloud(60_000) * 20).tobytes()
+LARGE = (networks.cloud(20_000) * 20).tobytes()
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -60,7 +60,7 @@ def test_a_signal_drains_what_is_under_way_and_exits_0(repository: Path, number:
         messages = [line["message"] for line in running.log()]
     assert status == 0
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert all(answer.json()["points"] == 60_000 for answer in answers)
+    assert all(answer.json()["points"] == 20_000 for answer in answers)
     assert messages[-2:] == ["draining", "stopped"]
 
 
