@@ -68,7 +68,7 @@ def test_wide_blocks_are_made_in_tiles_as_deep_as_d_allows(pattern):
     half, single = (candidates(pattern, dtype, 25_088, H200)[0] for dtype in (torch.float16, torch.float32))
 
     assert half.method is Method.MMA
-    assert half.d == min(pattern.d, 16)
+    assert half.d == min(pattern.d, 8)
     assert single.method is Method.SIMT
 
 

@@ -57,7 +57,7 @@ class Tile:
             return COLUMN_THREADS
         if self.method is Method.SIMT:
             return self.d * (self.b // self.split_b) * (self.n // self.split_n)
-        return 32 * self.split_n * self.split_b * max(1, self.d // 8)
+        return 32 * self.split_n * self.split_b
 
     @property
     def step(self) -> int:
@@ -73,11 +73,8 @@ class Tile:
         """Dynamic shared memory of a block: the stages, then the sums in their place."""
         if self.method is not Method.MMA:
             return 0
-        group = min(self.d, 8)
-        pitch = self.step * group // 2 + (4 if group > 4 else 4 * group)
-        stage = (self.n + self.b) * (self.d // group) * pitch
-        sums = self.n * (self.b * (self.d + 4 if self.d > 8 else self.d) + 4)
-        return 4 * max(STAGES * stage, sums)
+        pitch = self.step * self.d // 2 + (4 if self.d > 4 else 4 * self.d)
+        return 4 * max(STAGES * (self.n + self.b) * pitch, self.n * (self.b * self.d + 4))
 
     def blocks(self, pattern: KSPattern, rows: int) -> int:
         """Blocks that make all of y."""
@@ -125,9 +122,6 @@ MMA_TILES = (
     Tile(Method.MMA, 64, 32, 8, 4, 4),
     Tile(Method.MMA, 32, 32, 8, 2, 4),
     Tile(Method.MMA, 16, 32, 8, 1, 4),
-    Tile(Method.MMA, 32, 32, 16, 2, 4),
-    Tile(Method.MMA, 32, 16, 16, 2, 2),
-    Tile(Method.MMA, 16, 32, 16, 1, 4),
 )
 
 TILES: dict[torch.dtype, tuple[Tile, ...]] = {
@@ -152,7 +146,7 @@ def fits_memory(tile: Tile, limits: DeviceLimits) -> bool:
 
 def copies_vectors(tile: Tile, pattern: KSPattern) -> bool:
     """Whether ks_matmul_mma.cu may copy 16 bytes at once: runs that start and end at multiples of 8 elements."""
-    whole = pattern.d % 8 == 0 if tile.d >= 8 else pattern.d == tile.d
+    whole = pattern.d % 8 == 0 if tile.d == 8 else pattern.d == tile.d
     return whole and pattern.c * pattern.d % 8 == 0
 
 
@@ -188,8 +182,8 @@ def _padded_products(tile: Tile, pattern: KSPattern) -> int:
 
 _ARITHMETIC: dict[Method, Callable[[Tile, KSPattern], float]] = {
     Method.COLUMNS: lambda tile, pattern: tile.n * COLUMN_THREADS * pattern.c / 16,
-    Method.SIMT: lambda tile, pattern: _padded_products(tile, pattern) / 90,
-    Method.MMA: lambda tile, pattern: _padded_products(tile, pattern) / (1000 if tile.d < 4 else 600),
+    Method.SIMT: lambda tile, pattern: _padded_products(tile, pattern) / (12 * (tile.split_n * tile.split_b) ** 0.5),
+    Method.MMA: lambda tile, pattern: _padded_products(tile, pattern) / (800 if tile.d < 4 else 600),
 }
 """Clocks that one multiprocessor computes on one block: the multiply-adds, over how many it does in a clock."""
 

@@ -2,9 +2,9 @@
 // of y of TILE_N rows, TILE_B columns j and TILE_D neighbouring l, for one i.
 //
 // Both operands are matrices of rows [k][l] (x by n, the values by j), so both are brought in by the same copy, as they
-// lie: STAGES steps over k are under way. A warp owns L = min(TILE_D, 8) neighbouring l. What it reads for (k, k + 1)
-// and all of its l is contiguous, and byte permutes turn it into the (k, k + 1) pairs by l that mma.m16n8k16 takes.
-// The pitch keeps the rows that are read together in different banks.
+// lie: STAGES steps over k are under way. What a lane reads for (k, k + 1) and all TILE_D l is contiguous, and byte
+// permutes turn it into the pairs (k, k + 1) by l that mma.m16n8k16 takes. The pitch keeps the rows that are read
+// together in different banks.
 #include <cstdint>
 
 #include "ks_matmul.cuh"
@@ -22,26 +22,24 @@
 #define STAGES 3
 #endif
 
-constexpr int L = TILE_D < 8 ? TILE_D : 8;
-constexpr int PLANES = TILE_D / L;                // groups of l, each with a plane of shared memory and warps of its own
-constexpr int TILE_K = L > 2 ? 16 : 32;           // at least 64 bytes a row
+constexpr int L = TILE_D;
+constexpr int TILE_K = L > 2 ? 16 : 32;  // at least 64 bytes a row
 constexpr int WARP_N = TILE_N / WARPS_N;
 constexpr int WARP_B = TILE_B / WARPS_B;
-constexpr int THREADS = 32 * WARPS_N * WARPS_B * PLANES;
-constexpr int PITCH = TILE_K * L / 2 + (L > 4 ? 4 : 4 * L);  // 32-bit words a row of a plane
-constexpr int X_WORDS = PLANES * TILE_N * PITCH;
-constexpr int STAGE_WORDS = X_WORDS + PLANES * TILE_B * PITCH;
-constexpr int PITCH_J = TILE_D > 8 ? TILE_D + 4 : TILE_D;  // floats a column j, for the sums of a tile:
-constexpr int PITCH_Y = TILE_B * PITCH_J + 4;              // [row][j][l], in place of the stages
-constexpr int VECTOR = 8;                         // elements in 16 bytes
-static_assert(WARP_N % 16 == 0 && WARP_B % 8 == 0 && VECTOR % L == 0, "warps own whole fragments");
+constexpr int THREADS = 32 * WARPS_N * WARPS_B;
+constexpr int PITCH = TILE_K * L / 2 + (L > 4 ? 4 : 4 * L);  // 32-bit words a row
+constexpr int X_WORDS = TILE_N * PITCH;
+constexpr int STAGE_WORDS = X_WORDS + TILE_B * PITCH;
+constexpr int PITCH_Y = TILE_B * L + 4;  // floats a row, for the sums of a tile: [row][j][l], in place of the stages
+constexpr int VECTOR = 8;                // elements in 16 bytes
+static_assert(WARP_N % 16 == 0 && WARP_B % 8 == 0 && VECTOR % L == 0, "warps own whole fragments, and vectors whole runs");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= 4 * STAGES * STAGE_WORDS && SHARED_BYTES >= 4 * TILE_N * PITCH_Y, "too little memory");
 #endif
 
 // Whether the runs of l that a tile takes start at multiples of 16 bytes, given that the rows do.
 __device__ __forceinline__ bool whole_vectors(const void* data, Index row, int d) {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % VECTOR == 0 && (L < 8 ? d == TILE_D : d % VECTOR == 0);
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % VECTOR == 0 && (L < VECTOR ? d == L : d % VECTOR == 0);
 }
 
 __device__ __forceinline__ void copy_16_bytes(uint32_t* to, const Element* from, bool there) {
@@ -56,18 +54,17 @@ struct Rest {
     int rows, k, l;
 };
 
-// Start copying ROWS rows of [TILE_K][TILE_D], at `from`, to planes [TILE_D / L][ROWS][TILE_K][L]; zeros past the end.
+// Start copying ROWS rows of [TILE_K][L], at `from`; zeros past the end.
 // A thread stays at one place (k, l) of the row and goes from row to row.
 template <int ROWS>
 __device__ __forceinline__ void load(uint32_t* tile, const Element* from, const Rest& rest, int d, bool vectors) {
     if (vectors) {
-        constexpr int IN_ROW = TILE_K * TILE_D / VECTOR, AT_ONCE = THREADS / IN_ROW;
+        constexpr int IN_ROW = TILE_K * L / VECTOR, AT_ONCE = THREADS / IN_ROW;
         static_assert(THREADS % IN_ROW == 0, "threads share rows evenly");
-        const int v = threadIdx.x % IN_ROW, first = threadIdx.x / IN_ROW, plane = v % PLANES;
-        const int k = v / PLANES * VECTOR / L, l = plane * L;
-        const bool there = k < rest.k && l < rest.l;
-        const Element* source = from + first * rest.pitch + Index(k) * d + l;
-        uint32_t* to = tile + (plane * ROWS + first) * PITCH + k * L / 2;
+        const int first = threadIdx.x / IN_ROW, k = threadIdx.x % IN_ROW * VECTOR / L;
+        const bool there = k < rest.k;
+        const Element* source = from + first * rest.pitch + Index(k) * d;
+        uint32_t* to = tile + first * PITCH + k * L / 2;
 #pragma unroll
         for (int row = 0; row < ROWS; row += AT_ONCE, source += AT_ONCE * rest.pitch) {
             const bool wanted = there && row + first < rest.rows;
@@ -75,12 +72,12 @@ __device__ __forceinline__ void load(uint32_t* tile, const Element* from, const 
                 copy_16_bytes(to + row * PITCH, wanted ? source : from, wanted);
         }
     } else {
-        constexpr int IN_ROW = TILE_K * TILE_D;
+        constexpr int IN_ROW = TILE_K * L;
 #pragma unroll 2
         for (int unit = threadIdx.x; unit < ROWS * IN_ROW; unit += THREADS) {
-            const int row = unit / IN_ROW, k = unit % IN_ROW / TILE_D, l = unit % TILE_D;
+            const int row = unit / IN_ROW, k = unit % IN_ROW / L, l = unit % L;
             const bool there = row < rest.rows && k < rest.k && l < rest.l;
-            Element* to = reinterpret_cast<Element*>(tile + (l / L * ROWS + row) * PITCH) + k * L + l % L;
+            Element* to = reinterpret_cast<Element*>(tile + row * PITCH) + k * L + l;
             *to = there ? from[row * rest.pitch + Index(k) * d + l] : from_float<Element>(0.0f);
         }
     }
@@ -127,7 +124,7 @@ struct Sums {
     float of[L][WARP_N / 16][WARP_B / 8][4];
 };
 
-// Add the products of one stage; `x` and `w` are where this lane's rows start in the warp's plane.
+// Add the products of one stage; `x` and `w` are where this lane's rows start.
 __device__ __forceinline__ void accumulate(Sums& sums, const uint32_t* x, const uint32_t* w) {
 #pragma unroll
     for (int k = 0; k < TILE_K * L / 2; k += 8 * L) {
@@ -165,7 +162,7 @@ __device__ __forceinline__ void spread(const Sums& sums, float* tile) {
         for (int n = 0; n < WARP_B / 8; ++n)
 #pragma unroll
             for (int part = 0; part < 4; ++part) {
-                float* to = tile + (m * 16 + part / 2 * 8) * PITCH_Y + (n * 8 + part % 2) * PITCH_J;
+                float* to = tile + (m * 16 + part / 2 * 8) * PITCH_Y + (n * 8 + part % 2) * L;
                 if constexpr (L >= 4) {
 #pragma unroll
                     for (int l = 0; l < L; l += 4)
@@ -187,12 +184,12 @@ struct Place {
 // Finish a tile of sums and write it, VECTOR elements at once, which lie side by side in y.
 __device__ __forceinline__ void write_vectors(const float* sums, const Epilogue& epilogue, const Place& to,
                                               const Rest& rest, int d) {
-    constexpr int IN_ROW = TILE_B * TILE_D / VECTOR, AT_ONCE = THREADS / IN_ROW;
+    constexpr int IN_ROW = TILE_B * L / VECTOR, AT_ONCE = THREADS / IN_ROW;
     static_assert(THREADS % IN_ROW == 0, "threads share rows evenly");
-    const int first = threadIdx.x / IN_ROW, e = threadIdx.x % IN_ROW * VECTOR, j = e / TILE_D, l = e % TILE_D;
+    const int first = threadIdx.x / IN_ROW, e = threadIdx.x % IN_ROW * VECTOR, j = e / L, l = e % L;
     if (j >= rest.k || l >= rest.l) return;
     const Index column = to.column + Index(j) * d + l;
-    const float* from = sums + first * PITCH_Y + j * PITCH_J + l;
+    const float* from = sums + first * PITCH_Y + e;
     Index at = (to.row + first) * to.pitch + column;
 #pragma unroll 1
     for (int row = first; row < TILE_N && row < rest.rows; row += AT_ONCE) {
@@ -211,13 +208,13 @@ __device__ __forceinline__ void write_vectors(const float* sums, const Epilogue&
 // The same one by one, for any d and any alignment.
 __device__ __forceinline__ void write_elements(const float* sums, const Epilogue& epilogue, const Place& to,
                                                const Rest& rest, int d) {
-    constexpr int IN_ROW = TILE_B * TILE_D;
+    constexpr int IN_ROW = TILE_B * L;
 #pragma unroll 1
     for (int unit = threadIdx.x; unit < TILE_N * IN_ROW; unit += THREADS) {
-        const int row = unit / IN_ROW, e = unit % IN_ROW, j = e / TILE_D, l = e % TILE_D;
+        const int row = unit / IN_ROW, e = unit % IN_ROW, j = e / L, l = e % L;
         if (row >= rest.rows || j >= rest.k || l >= rest.l) continue;
         const Index column = to.column + Index(j) * d + l;
-        epilogue.write(sums[row * PITCH_Y + j * PITCH_J + l], column, (to.row + row) * to.pitch + column);
+        epilogue.write(sums[row * PITCH_Y + e], column, (to.row + row) * to.pitch + column);
     }
 }
 
@@ -231,10 +228,10 @@ ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values,
     const bool vectors_in = whole_vectors(x, Index(c) * d, d) && whole_vectors(values, Index(c) * d, d);
     const bool vectors_out = whole_vectors(y, Index(b) * d, d);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int plane = warp % PLANES, warp_n = warp / PLANES % WARPS_N, warp_b = warp / (PLANES * WARPS_N);
-    const int x_lane = (plane * TILE_N + warp_n * WARP_N + lane / 4) * PITCH + lane % 4 * L;
-    const int w_lane = X_WORDS + (plane * TILE_B + warp_b * WARP_B + lane / 4) * PITCH + lane % 4 * L;
-    const int y_lane = (warp_n * WARP_N + lane / 4) * PITCH_Y + (warp_b * WARP_B + lane % 4 * 2) * PITCH_J + plane * L;
+    const int row = warp % WARPS_N * WARP_N + lane / 4, column = warp / WARPS_N * WARP_B;
+    const int x_lane = row * PITCH + lane % 4 * L;
+    const int w_lane = X_WORDS + (column + lane / 4) * PITCH + lane % 4 * L;
+    const int y_lane = row * PITCH_Y + (column + lane % 4 * 2) * L;
     const int steps = (c + TILE_K - 1) / TILE_K;
     rows = rows_in_use(count, rows);
     const Index tiles = TileIndex::tiles(rows, p, TILE_N, TILE_B, TILE_D);
