@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Serves sparse networks over HTTP: protocol, batching, model repository, metrics, energy."""

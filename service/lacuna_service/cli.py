@@ -2,8 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from lacuna_service.errors import ServiceError
 from lacuna_service.settings import PREFIX, Settings
+from lacuna_service.version import program_version
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Serve sparse networks over HTTP."
@@ -126,11 +125,3 @@ def info(
 def version() -> None:
     """Print the version."""
     typer.echo(program_version())
-
-
-def program_version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return installed_version("lacuna")
-    except PackageNotFoundError:
-        return "0+unknown"

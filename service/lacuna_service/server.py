@@ -12,12 +12,12 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lacuna_service.app import create_app
-from lacuna_service.cli import program_version
 from lacuna_service.engine import Engine, EngineConfig
 from lacuna_service.logs import configure
 from lacuna_service.metrics import Metrics
 from lacuna_service.power import PowerSampler
 from lacuna_service.settings import Settings
+from lacuna_service.version import program_version
 
 logger = logging.getLogger(__name__)
 
