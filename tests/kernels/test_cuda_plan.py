@@ -170,6 +170,8 @@ def test_growth_bounds_levels_that_spread() -> None:
     assert small.sites(levels["grid"]) == 16_384
     assert small.sites(levels["down2"]) == 2 * 16_384
     assert large.sites(levels["down2"]) == 4 * 16_384
+    assert small.grown(levels.values()) == large
+    assert Capacity(16_384, 16, growth=8**4).grown(levels.values()) is None
     assert large.holds(small)
     assert not small.holds(large)
 

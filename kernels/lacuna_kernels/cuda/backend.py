@@ -19,7 +19,7 @@ from lacuna_kernels.cuda.device import Device, device_errors
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.lowering import check_supported
 from lacuna_kernels.cuda.plan import Overflow, Plan, Running
-from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.cuda.steps import Weights, levels_of
 from lacuna_kernels.errors import CapacityExceeded
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights as HostWeights
@@ -121,10 +121,11 @@ class CudaProgram:
         return min(fits, key=lambda plan: (plan.room.points, plan.room.items, plan.room.growth), default=None)
 
     def rerun(self, overflowed: Running) -> Future[Running]:
-        """Run a batch again with room for twice the sites, and so all batches from now on."""
-        room = overflowed.room
-        self._growth = max(self._growth, 2 * room.growth)
-        need = replace(room, growth=self._growth)
+        """Run a batch again with room for twice the sites, and so all batches from now on; raises CapacityExceeded."""
+        need = overflowed.room.grown(levels_of(self._graph.types))
+        if need is None:
+            raise CapacityExceeded("the coordinates of this batch fill the hash tables too unevenly to be found")
+        self._growth = max(self._growth, need.growth)
         return self._builder.run(lambda: self._start_on_new(need, overflowed.batch))
 
     def _start_on_new(self, need: Capacity, batch: Batch) -> Running:

@@ -1,6 +1,7 @@
 """How large a plan is: rows or points, items, and the sites of every level that may come of them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 from lacuna_kernels.graph import Graph
@@ -37,6 +38,11 @@ class Capacity:
         if level.spatial_shape is not None and level.parent is not None:
             bound = min(bound, self.items * prod(level.spatial_shape))
         return max(1, bound)
+
+    def grown(self, levels: Iterable[Level]) -> "Capacity | None":
+        """The same with twice the growth, None if no level would get more room: then it holds all that can come."""
+        larger = replace(self, growth=2 * self.growth)
+        return larger if any(larger.sites(level) > self.sites(level) for level in levels) else None
 
     def of(self, kind: ValueType) -> int:
         """Room for the first axis of a value."""
