@@ -52,7 +52,7 @@ def simulate_scan(seed: int, lidar: Lidar | None = None, style: StreetStyle | No
 
 def returning(rng: Rng, rays: Rays, hits: Hits, lidar: Lidar) -> Mask:
     """Which hits send enough light back: dark, grazed and distant ones do not, nor the sensor's own car."""
-    near = np.minimum(hits.distance, 1e4)
+    near = np.clip(hits.distance, 0.1, 1e4)
     strength = hits.reflectance * (0.02 + hits.cosine) * np.minimum(1, (25 / near) ** 2)
     lost = hits.dropout + np.exp(-lidar.sensitivity * strength) + np.float32(lidar.dropout)
     kept: Mask = (streaks(rng, near.shape) >= lost) & (near < lidar.reach_m) & (near > lidar.nearest_m)
