@@ -194,12 +194,12 @@ class Bench:
         return time * layer.times
 
 
-def tiles_to_try(layer: Layer, dtype: torch.dtype) -> Iterator[Tile]:
+def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile) -> Iterator[Tile]:
     """All tiles that waste no more than the best."""
     if dtype is torch.float32:
         yield from (Tile(m, n, 16, (rows, 0)) for m, n, rows in ((64, 64, 4), (128, 64, 8), (64, 32, 4), (128, 32, 8)))
         return
-    yield candidates(layer.ci, layer.co, dtype)[0]
+    yield best
     wasted = -(-layer.co // 32) * 32
     yield from (tile for tile in MORE_TILES if -(-layer.co // tile.n) * tile.n == wasted and layer.ci >= 32)
 
@@ -225,7 +225,8 @@ def main() -> None:
         print(f"{part.__name__:12} {milliseconds(device, part) * 1e3:8.1f} us")
     chosen = 0.0
     for layer in LAYERS:
-        tiles = tiles_to_try(layer, dtype) if options.tiles else [candidates(layer.ci, layer.co, dtype)[0]]
+        best = candidates(layer.ci, layer.co, dtype, device.shared_bytes_max)[0]
+        tiles = tiles_to_try(layer, dtype, best) if options.tiles else [best]
         times = [bench.measure(layer, tile) for tile in tiles]
         chosen += times[0]
     print(f"all convolutions, {dtype}: {chosen:.3f} ms; sites and maps {milliseconds(device, front.run):.3f} ms")

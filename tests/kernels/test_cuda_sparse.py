@@ -186,8 +186,9 @@ def test_too_many_voxels_raise_the_flag_and_stay_in_their_room(device, room):
 
     assert bool(overflow)
     assert int(sites.count) == room
-    assert placement.voxel_of_point[:100].tolist() == [p if p < room else -1 for p in range(100)]
-    assert sites.coordinates[:, 1].tolist() == list(range(room))
+    found = placement.voxel_of_point[:100]
+    assert sorted(found[found >= 0].tolist()) == list(range(room))
+    assert bool((sites.table < room).all())
 
 
 @pytest.mark.parametrize("shape", [None, (4, 5, 6)], ids=["unbounded", "bounded"])
@@ -402,9 +403,10 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
 def test_tiles_follow_from_the_layer_alone():
     for dtype in DTYPES:
         for ci, co in WIDTHS:
-            tile = candidates(ci, co, dtype)[0]
-            assert -(-co // tile.n) * tile.n < co + 32
-            assert tile.shared_bytes <= 99 * 1024  # what the smallest of the GPUs has
+            for shared_bytes in (99 * 1024, 227 * 1024):
+                tile = candidates(ci, co, dtype, shared_bytes)[0]
+                assert -(-co // tile.n) * tile.n < co + 32
+                assert tile.shared_bytes <= shared_bytes
 
 
 @pytest.mark.parametrize("channels", [1, 19, 96])

@@ -76,7 +76,8 @@ def strided_sites(
 
     geometry  int32 [16] on the device, from `pack_geometry`; see `check_candidates`
     work      int32 [strided_work(inputs.capacity, outputs.capacity)]
-    overflow  int32 [1], becomes 1 if there are more sites than room; those that fit are made
+    overflow  int32 [1], becomes 1 if there are more sites than room; which of them are then made is left open, but
+              no row lies at or past the room
     """
     n, slots = inputs.capacity, len(outputs.table)
     keys, firsts, before, sums = torch.split(work, [slots, n, n, len(work) - slots - 2 * n])

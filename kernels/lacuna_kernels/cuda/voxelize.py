@@ -76,7 +76,8 @@ def voxelize(
     Points that limits.check_request would refuse count as outside the range.
 
     work      int32 [voxelize_work(points, slots of the sites' table)]
-    overflow  int32 [1], becomes 1 if there are more voxels than room; points of those without go nowhere
+    overflow  int32 [1], becomes 1 if there are more voxels than room; which of them are then made is left open, but
+              no row lies at or past the room
     """
     points, slots = len(cloud.points), len(sites.table)
     sizes = [slots, points, points, points, len(work) - slots - 3 * points]
