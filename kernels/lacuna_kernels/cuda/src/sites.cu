@@ -8,11 +8,11 @@
 
 struct CandidateSite {
     const Site* inputs;
-    const Geometry& geometry;
+    const Geometry* geometry;
     int volume;
 
     __device__ Site operator()(int candidate) const {
-        return output_site(inputs[candidate / volume], candidate % volume, geometry);
+        return output_site(inputs[candidate / volume], candidate % volume, *geometry);
     }
 };
 
@@ -20,13 +20,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
                int* __restrict__ table, int mask, int* __restrict__ overflow) {
     const int row = blockIdx.x * THREADS + threadIdx.x;
-    __shared__ Geometry g;
-    if (threadIdx.x == 0) g = *geometry;
-    __syncthreads();
     if (row >= *count) return;
-    const int volume = volume_of(g);
-    const CandidateSite site_of = {inputs, g, volume};
-    for_each_output(inputs[row], g, [&](int offset, Site output) {
+    const int volume = volume_of(*geometry);
+    const CandidateSite site_of = {inputs, geometry, volume};
+    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
         if (insert_site(table, mask, output, row * volume + offset, site_of) < 0) *overflow = 1;
     });
 }
@@ -36,14 +33,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 count_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
               const int* __restrict__ table, int mask, int* __restrict__ firsts) {
     const int row = blockIdx.x * THREADS + threadIdx.x;
-    __shared__ Geometry g;
-    if (threadIdx.x == 0) g = *geometry;
-    __syncthreads();
     if (row >= *count) return;
-    const int volume = volume_of(g);
-    const CandidateSite site_of = {inputs, g, volume};
+    const int volume = volume_of(*geometry);
+    const CandidateSite site_of = {inputs, geometry, volume};
     int found = 0;
-    for_each_output(inputs[row], g, [&](int offset, Site output) {
+    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
         const int slot = find_slot(table, mask, output, site_of);
         found += slot >= 0 && table[slot] == row * volume + offset;
     });
@@ -56,14 +50,11 @@ number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
                const int* __restrict__ table, int mask, const int* __restrict__ before, int capacity,
                Site* __restrict__ outputs, int* __restrict__ rows) {
     const int row = blockIdx.x * THREADS + threadIdx.x;
-    __shared__ Geometry g;
-    if (threadIdx.x == 0) g = *geometry;
-    __syncthreads();
     if (row >= *count) return;
-    const int volume = volume_of(g);
-    const CandidateSite site_of = {inputs, g, volume};
+    const int volume = volume_of(*geometry);
+    const CandidateSite site_of = {inputs, geometry, volume};
     int next = before[row];
-    for_each_output(inputs[row], g, [&](int offset, Site output) {
+    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
         const int slot = find_slot(table, mask, output, site_of);
         if (slot < 0 || table[slot] != row * volume + offset) return;
         if (next < capacity) {
