@@ -5,20 +5,23 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.2
 ARG PYTHON_IMAGE=python:3.12-slim
 
 FROM ${CUDA_IMAGE}-devel-ubuntu24.04 AS build
-ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 CUDA_ROOT=/usr/local/cuda
+ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-dev python3-venv g++ \
     && rm -rf /var/lib/apt/lists/*
 # PyCUDA without cuRAND, which the runtime's base image lacks.
-RUN python3 -m venv /opt/lacuna && echo 'CUDA_ENABLE_CURAND = False' > /etc/aksetup-defaults.py
+RUN python3 -m venv /opt/lacuna \
+    && printf 'CUDA_ROOT = "/usr/local/cuda"\nCUDA_ENABLE_CURAND = False\n' > /etc/aksetup-defaults.py
 ENV PATH=/opt/lacuna/bin:$PATH
 WORKDIR /source
 COPY constraints.txt ./
-# Heavy and seldom changed: a layer of its own.
-RUN pip install --constraint constraints.txt torch numpy pycuda
-# The image needs no compiler at run time: it has every kernel for the GPUs of today.
+# Heavy and seldom changed, and what the kernels need: a layer of its own.
+RUN pip install --constraint constraints.txt torch numpy pycuda pydantic safetensors
+# The image needs no compiler at run time: it has every kernel for these GPUs. For your own alone it is built much faster.
+ARG GPUS="sm_80 sm_86 sm_89 sm_90 sm_100 sm_120"
 COPY kernels kernels
-RUN PYTHONPATH=kernels python3 -m lacuna_kernels.cuda.fill --cache /opt/lacuna/cache/lacuna
+# hadolint ignore=SC2086
+RUN PYTHONPATH=kernels python3 -m lacuna_kernels.cuda.fill --cache /opt/lacuna/cache/lacuna --gpus $GPUS
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
 COPY service service
 RUN pip install --constraint constraints.txt '.[gpu,formats]'

@@ -1,6 +1,6 @@
 """Compile the shipped kernels ahead of time, so that a host without a compiler needs none.
 
-python -m lacuna_kernels.cuda.fill --cache FOLDER [--gpu sm_90 ...]
+python -m lacuna_kernels.cuda.fill --cache FOLDER [--gpus sm_90 ...]
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main() -> int:
     """Return 0 if every kernel is in the cache now, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--cache", type=Path, help="cache folder (default: lacuna in the user's)")
-    parser.add_argument("--gpu", action="append", metavar="sm_NN", help=f"may be repeated (default: {' '.join(GPUS)})")
+    parser.add_argument("--gpus", nargs="+", default=GPUS, metavar="sm_NN", help=f"default: {' '.join(GPUS)}")
     options = parser.parse_args()
     compiler, start = Compiler(options.cache), time.perf_counter()
     try:
-        count = fill(compiler, SHIPPED, options.gpu or GPUS)
+        count = fill(compiler, SHIPPED, options.gpus)
     except DeviceError as error:
         sys.stderr.write(f"{error}\n")
         return 1

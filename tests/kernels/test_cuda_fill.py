@@ -1,0 +1,39 @@
+"""Filling the cache ahead of time, as the container's image does."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lacuna_kernels import DeviceError
+from lacuna_kernels.cuda.check import GPUS
+from lacuna_kernels.cuda.compiler import Compiler
+from lacuna_kernels.cuda.fill import fill, wanted
+from lacuna_kernels.cuda.scan import VARIANTS
+from lacuna_kernels.cuda.variants import SHIPPED
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_kernel_is_compiled_for_every_gpu(gpu: str) -> None:
+    asked = wanted(SHIPPED, [gpu])
+
+    assert {variant.function for variant, _ in asked} == {variant.function for variant in SHIPPED}
+    assert all(architecture == variant.architecture_for(gpu) for variant, architecture in asked)
+
+
+@pytest.mark.skipif(Compiler().nvcc is None, reason="no nvcc")
+def test_a_filled_cache_has_code_for_a_host_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = ("sm_80", "sm_90")
+    assert fill(Compiler(tmp_path), VARIANTS, gpus) == 2 * len(VARIANTS)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    bare = Compiler(tmp_path)
+
+    assert bare.nvcc is None
+    assert all(bare.cubin(*pair).startswith(b"\x7fELF") for pair in wanted(VARIANTS, gpus))
+    with pytest.raises(DeviceError, match="no nvcc to fill"):
+        fill(bare, VARIANTS, gpus)
+
+
+def test_filling_with_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"no kernel is for sm_75|no nvcc"):
+        fill(Compiler(tmp_path), VARIANTS, ["sm_75"])
