@@ -105,6 +105,7 @@ class Stage:
     busy: Callable[[int], float] = lambda cost: 0.0
     costs: list[int] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    growth: dict[str, int] = field(default_factory=dict)
     programs: int = 0
     closed: list[int] = field(default_factory=list)
     program_closed: threading.Event = field(default_factory=threading.Event)
@@ -113,7 +114,8 @@ class Stage:
     gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def let(self, batches: int = 1) -> None:
-        self.gate.release(batches)
+        for _ in range(batches):
+            self.gate.release()
 
     def open_gate(self) -> None:
         self.held = False
@@ -166,7 +168,7 @@ class StagedProgram:
 
     @property
     def builds(self) -> Mapping[str, int]:
-        return self.program.builds
+        return {**self.program.builds, **self.stage.growth}
 
     def submit(self, batch: Batch) -> Pending:
         stage, held = self.stage, self.stage.held

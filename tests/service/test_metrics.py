@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from lacuna_service.metrics import SECONDS, Metrics
-from tests.service.serving_cases import make_engine, rows, write_model
+from tests.service.serving_cases import Stage, make_engine, rows, sample, write_model
 
 NAMES = {
     "lacuna_requests_total": {"model", "outcome"},
@@ -94,3 +94,24 @@ async def test_a_served_model_has_its_series_and_no_energy_without_a_gpu(tmp_pat
     series = [line for line in text.splitlines() if not line.startswith("#")]
     assert not [line for line in series if "energy" in line or "device_" in line]
     assert not [line for line in series if "_created" in line]
+
+
+@pytest.mark.anyio
+async def test_plans_are_counted_as_they_are_built_and_over_reloads(tmp_path):
+    write_model(tmp_path, "m")
+    engine = make_engine(tmp_path, stage := Stage())
+    await engine.start()
+    for built in (2, 2, 5):
+        stage.growth["growth"] = built
+        await engine.infer(engine.get("m"), rows())
+    assert sample(engine.metrics, "lacuna_program_builds_total", model="m", why="growth") == 5
+    assert sample(engine.metrics, "lacuna_program_builds_total", model="m", why="load") == 1
+
+    stage.growth.clear()
+    await engine.load("m")
+    assert sample(engine.metrics, "lacuna_program_builds_total", model="m", why="load") == 2
+    assert sample(engine.metrics, "lacuna_program_capacity", model="m", version="1", device="cpu") == 256
+
+    await engine.unload("m")
+    assert sample(engine.metrics, "lacuna_program_capacity", model="m", version="1", device="cpu") is None
+    await engine.stop(1.0)
