@@ -1,8 +1,10 @@
 """What holds for every request: health, errors, request ids, keys, limits, logs."""
 
+import gzip
 import json
 import logging
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,13 @@ def test_body_above_the_limit_is_refused(http: TestClient) -> None:
     for content in (bytes(11_000), iter([bytes(1000)] * 11)):
         response = http.post(INFER, content=content)
         assert response.status_code == 413 and "10485" in response.json()["error"]
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_bomb_is_refused(http: TestClient, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    bomb = pack(bytes(2_000_000))
+    response = http.post(INFER, content=bomb, headers={"Content-Encoding": encoding})
+    assert len(bomb) < 10_000 and response.status_code == 413 and "decompression" in response.json()["error"]
 
 
 def test_request_id_is_the_clients_or_ours(http: TestClient) -> None:
