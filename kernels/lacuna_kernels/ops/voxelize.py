@@ -75,7 +75,7 @@ class Voxelize(Node):
     def check_positions(self, points: Tensor) -> None:
         """Raise InputError if a point that counts lies further than 2^30 voxels from the origin."""
         if self.cells is None and len(points):
-            furthest = float(self.positions(points).abs().max())
+            furthest = float(self.positions(points.detach()).abs().max())
             if not furthest < COORDINATE_LIMIT:
                 raise InputError(
                     f"a point lies {furthest:.3g} voxels of {self.voxel_size_m} m from the origin, "
