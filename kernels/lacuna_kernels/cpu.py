@@ -76,7 +76,9 @@ class CpuProgram:
         try:
             with torch.inference_mode():
                 values = walk(self._graph, self._weights, batch)
-        except MemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+                raise  # torch has no class of its own for a CPU without memory
             raise DeviceOutOfMemory(f"no memory for a batch of {cost(batch)}") from error
         return _Done(Result(values, time.perf_counter() - start))
 

@@ -10,9 +10,9 @@ from itertools import count
 import pytest
 import torch
 
-from lacuna_kernels import DeviceError, DeviceOutOfMemory
+from lacuna_kernels import DeviceError, DeviceOutOfMemory, Value
 from lacuna_service.engine import Engine, IndexEntry
-from lacuna_service.errors import BadRequest, NotFound, NotReady
+from lacuna_service.errors import BadRequest, NotFound, NotReady, OutOfMemory
 from tests.service.serving_cases import (
     CLOUDS,
     SECONDS,
@@ -151,6 +151,21 @@ async def test_a_model_that_fails_its_warm_up_is_unavailable_and_closed(tmp_path
         (entry,) = engine.index()
         assert entry.state == "UNAVAILABLE" and str(error) in entry.reason
         assert stage.closed == [1]
+
+
+async def test_the_cpu_lives_on_when_a_request_needs_more_memory_than_there_is(tmp_path):
+    wide = {
+        "format": 1,
+        "inputs": {"x": {"axis": "row", "shape": [1]}},
+        "nodes": [{"name": "y", "op": "linear", "inputs": ["x"], "out_features": 2**20}],
+        "outputs": {"y": {}},
+    }
+    write_model(tmp_path, "m", document=wide, toml=f"max_batch_cost = {2**20}")
+    async with running(tmp_path) as engine:
+        with pytest.raises(OutOfMemory):
+            await engine.infer(engine.get("m"), {"x": Value(torch.ones(2**20, 1))})  # would give 4 TiB
+
+        assert (await engine.infer(engine.get("m"), {"x": Value(torch.ones(1, 1))})).items == 1
 
 
 async def test_bad_requests_are_refused_before_they_are_queued(tmp_path):
