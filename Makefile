@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A GPU is used where there is one: PyCUDA is built against the CUDA toolkit found on PATH.
 GPU := $(shell command -v nvcc >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu,)
-SOURCES := kernels/lacuna_kernels service/lacuna_service clients/python/lacuna_client
+# Where the tests with a GPU are: the other folders need packages that a GPU host may lack.
+GPU_TESTS := tests/kernels tests/system/test_gpu_server.py
 SERVE := --repository deploy/models --model-control explicit
 
 .PHONY: serve test test-gpu sanitize lint format kernels schema bench image clean
@@ -17,10 +18,10 @@ test: $(VENV)/.dev  ## the whole test suite, on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-gpu:  ## the GPU tests, with the python at hand and no set-up
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -m gpu $(GPU_TESTS)
 
 sanitize:  ## compute-sanitizer on the smallest shape of every kernel variant, with the python at hand
-	$(PYTHON) -m pytest -m sanitize
+	$(PYTHON) -m pytest -m sanitize tests/kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

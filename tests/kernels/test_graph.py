@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +53,7 @@ def _random_value(kind: lacuna_kernels.ValueType) -> Value:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_are_valid_by_the_json_schema(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(NETWORKS[name](), json_schema())
 
 
