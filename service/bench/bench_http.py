@@ -9,11 +9,13 @@ processes of their own, so that they do not share an interpreter with each other
 """
 
 import argparse
+import http.client
 import json
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -102,38 +104,32 @@ def run(
     url: str, requests: list[tuple[str, bytes, dict[str, str]]], concurrency: int, seconds: float
 ) -> tuple[float, list[float]]:
     """Post for some time from `concurrency` connections: how long it took, and the latencies in seconds."""
-    processes = min(concurrency, 8)
-    shares = [concurrency // processes + (i < concurrency % processes) for i in range(processes)]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pool.map(abs, range(processes))  # all have started
+    with multiprocessing.get_context("spawn").Pool(concurrency) as pool:
+        pool.map(abs, range(concurrency))  # all have started
         start = time.perf_counter()
-        results = pool.starmap(post, [(url, requests, share, seconds) for share in shares], chunksize=1)
+        shares = [(url, requests, turn, seconds) for turn in range(concurrency)]
+        results = pool.starmap(post, shares, chunksize=1)
         took = time.perf_counter() - start
     return took, [latency for result in results for latency in result]
 
 
-def post(url: str, requests: list[tuple[str, bytes, dict[str, str]]], connections: int, seconds: float) -> list[float]:
-    import asyncio  # noqa: PLC0415  in the client's process
-
-    async def one(client: httpx.AsyncClient, turn: int) -> list[float]:
-        latencies = []
-        while time.perf_counter() < until:
-            path, body, headers = requests[turn % len(requests)]
-            start = time.perf_counter()
-            response = await client.post(path, content=body, headers=headers)
-            assert response.status_code == 200, response.text
-            latencies.append(time.perf_counter() - start)
-            turn += 1
-        return latencies
-
-    async def all_of_them() -> list[float]:
-        limits = httpx.Limits(max_connections=connections)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-            results = await asyncio.gather(*(one(client, turn) for turn in range(connections)))
-        return [latency for result in results for latency in result]
-
-    until = time.perf_counter() + seconds
-    return asyncio.run(all_of_them())
+def post(url: str, requests: list[tuple[str, bytes, dict[str, str]]], turn: int, seconds: float) -> list[float]:
+    """Post one request after the other over one connection, as plainly as Python can, starting at number `turn`."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    latencies, until = [], time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        path, body, headers = requests[turn % len(requests)]
+        start = time.perf_counter()
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        text = response.read()
+        assert response.status == 200, text
+        latencies.append(time.perf_counter() - start)
+        turn += 1
+    connection.close()
+    return latencies
 
 
 def read_metrics(url: str) -> Metrics:

@@ -32,7 +32,7 @@ class Busy:
 class Ledger:
     """The account of one device, settled up to `settled_at`, where the counter showed `counter_mj`.
 
-    idle_watts     the lowest steady power seen with nothing running; None until there was such a time
+    idle_watts     the lowest steady power seen with nothing running, at first what the meter showed at the start
     running_watts  energy per busy second beyond the idle share, of the last seconds with batches; None before any
     """
 

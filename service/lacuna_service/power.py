@@ -51,10 +51,11 @@ class PowerSampler:
             try:
                 handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
                 counter = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+                idle_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000  # nothing runs yet
             except pynvml.NVMLError as error:
                 log.warning("device %d (%s) has no energy meter: %s", index, uuid, error)
                 continue
-            self._meters[index] = Meter(index, handle, Ledger(time.monotonic(), counter))
+            self._meters[index] = Meter(index, handle, Ledger(time.monotonic(), counter, idle_watts))
         if self._meters:
             self._thread = threading.Thread(target=self._run, name="power", daemon=True)
             self._thread.start()
