@@ -34,10 +34,10 @@ def point_features(points: Floats) -> Floats:
     return np.stack([points[:, 2], np.linalg.norm(points[:, :3], axis=1), points[:, 3]], axis=1)
 
 
-def baseline(held_out: list[Scan], scans: int = 40, points_each: int = 10_000) -> float:
+def baseline(held_out: list[Scan], training_scans: int = 40, points_each: int = 10_000) -> float:
     """Mean IoU of gradient-boosted trees on z, range and intensity, trained on scans of their own."""
     rng, features, labels = np.random.default_rng(0), [], []
-    for seed in range(FIRST_BASELINE_SEED, FIRST_BASELINE_SEED + scans):
+    for seed in range(FIRST_BASELINE_SEED, FIRST_BASELINE_SEED + training_scans):
         scan = simulate_scan(seed)
         rows = rng.choice(len(scan.points), points_each, replace=False)
         features.append(point_features(scan.points[rows]))
