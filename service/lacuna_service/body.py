@@ -93,19 +93,16 @@ def _announced(headers: Mapping[str, str]) -> int | None:
 
 
 async def _receive_all(receive: Receive, announced: int | None, limit: int) -> bytearray:
+    """Gather the parts; memory grows with what has come, not with what was announced."""
     if announced is not None and announced > limit:
         raise TooLarge(f"the body has {announced} bytes, the limit is {limit}")
-    body, at = bytearray(announced or 0), 0
-    while True:
+    body, more = bytearray(), True
+    while more:
         message = await receive()
         if message["type"] != "http.request":
             raise Disconnected
-        part = message.get("body", b"")
-        if at + len(part) > limit:
+        part, more = message.get("body", b""), message.get("more_body", False)
+        if len(body) + len(part) > limit:
             raise TooLarge(f"the body has more than {limit} bytes, the limit")
-        body[at : at + len(part)] = part
-        at += len(part)
-        if not message.get("more_body", False):
-            break
-    del body[at:]
+        body += part
     return body

@@ -47,6 +47,16 @@ def test_body_above_the_limit_is_refused_by_its_length_or_on_the_way() -> None:
     assert len(read(*[bytes(100)] * 10)) == LIMIT
 
 
+def test_a_body_that_was_only_announced_takes_no_memory() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Disconnected):
+            asyncio.run(read_body(receive([b"abc"], whole=False), {"content-length": str(2**28)}, 2**28))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_client_that_goes_away_is_noticed() -> None:
     with pytest.raises(Disconnected):
         read(b"abc", whole=False)
