@@ -29,7 +29,7 @@
 #define PITCH_C (WARP_N + PIECE)  // of the sums, once they are complete
 #define PRODUCTS_M (TILE_M / WARPS_M / 16)
 #define PRODUCTS_N (WARP_N / 16)
-#define BLOCKS (512 / THREADS)  // at least, at the same time: 128 registers a thread
+#define BLOCKS (ALIGNED ? 512 / THREADS : 1)  // at least, at the same time: 128 registers a thread, or what it takes
 
 __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
@@ -133,10 +133,11 @@ struct Loader {
 
 // Adds the products of one step to the sums of a warp's patch.
 __device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Element* stage, int warp_m, int warp_n) {
+    constexpr int unrolled = TILE_K * TILE_N > 4096 ? 1 : TILE_K / 16;  // large tiles have no registers left for more
     const int lane = threadIdx.x % 32;
     const Element* a_from = stage + (warp_m * PRODUCTS_M * 16 + lane % 16) * PITCH_A + lane / 16 * 8;
     const Element* b_from = stage + TILE_M * PITCH_A + lane % 16 * PITCH_B + warp_n * PRODUCTS_N * 16 + lane / 16 * 8;
-#pragma unroll
+#pragma unroll(unrolled)
     for (int k = 0; k < TILE_K; k += 16) {
         unsigned a[PRODUCTS_M][4], b[PRODUCTS_N][4];
 #pragma unroll
