@@ -15,8 +15,12 @@ from lacuna_service.codecs.columns import clip
 from lacuna_service.codecs.tensors import NAMES, check_shape, from_bytes, from_json, to_bytes, to_json
 from lacuna_service.errors import BadRequest, TooLarge
 
-JSON_LIMIT_BYTES = 32 * 2**20
-"""Parsed JSON takes some twenty times its length in memory; larger tensors have the binary form."""
+JSON_LIMIT_BYTES = 16 * 2**20
+"""Parsed JSON takes some ten times its length in memory, and nothing else runs while it is parsed: about a quarter of
+a second for this much. Larger tensors have the binary form."""
+
+BRACKETS_LIMIT = 2**18
+"""Lists and objects in one JSON: a million empty ones would take seconds. Flat data needs one a tensor."""
 
 TENSORS_LIMIT = 256
 ID_LIMIT = 256
@@ -66,12 +70,17 @@ class InferAnswer:
 
 def decode_request(body: bytes | bytearray, header_length: str | None) -> InferRequest:
     """Read a body and the value of its `Inference-Header-Content-Length`; raises BadRequest or TooLarge."""
-    end = _header_end(header_length, len(body))
+    end = header_end(header_length, len(body))
     data = memoryview(body)
     if end == 0 and header_length is not None:
         return InferRequest(raw=data, binary_default=True)
     if end > JSON_LIMIT_BYTES:
         raise TooLarge(f"the JSON has {end} bytes, at most {JSON_LIMIT_BYTES} are read; send tensors as binary data")
+    brackets = body.count(b"[", 0, end) + body.count(b"{", 0, end)
+    if brackets > BRACKETS_LIMIT:
+        raise TooLarge(
+            f"the JSON has {brackets} lists and objects, at most {BRACKETS_LIMIT} are read; send data flat, or binary"
+        )
     header = _record(_parse(data[:end]), "the request")
     parameters = _parameters(header, "the request")
     binary_default = _flag(parameters, "binary_data_output", default=False)
@@ -83,6 +92,19 @@ def decode_request(body: bytes | bytearray, header_length: str | None) -> InferR
         timeout_s=_whole(parameters, "timeout") / 1e6 or None,
         priority=_whole(parameters, "priority"),
     )
+
+
+def header_end(header_length: str | None, body_length: int) -> int:
+    """Bytes of JSON at the start of a body, by the value of the header that tells; raises BadRequest."""
+    if header_length is None:
+        return body_length
+    text = header_length.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) > body_length:
+        raise BadRequest(
+            f"Inference-Header-Content-Length must be a whole number from 0 to the body's {body_length} bytes "
+            f"(after decompression), got {clip(header_length)}"
+        )
+    return int(text)
 
 
 def encode_answer(
@@ -102,7 +124,7 @@ def encode_answer(
     header["outputs"] = [
         _output(name, tensor, chunks if binary else None) for name, (tensor, binary) in outputs.items()
     ]
-    text = orjson.dumps(header, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(header)
     if not any(binary for _, binary in outputs.values()):
         return InferAnswer(text, None)
     return InferAnswer(b"".join([text, *chunks]), len(text))
@@ -114,18 +136,6 @@ def _output(name: str, tensor: Tensor, chunks: list[memoryview] | None) -> dict[
         return record | {"data": to_json(tensor)}
     chunks.append(to_bytes(tensor))
     return record | {"parameters": {"binary_data_size": len(chunks[-1])}}
-
-
-def _header_end(header_length: str | None, body_length: int) -> int:
-    if header_length is None:
-        return body_length
-    text = header_length.strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) > body_length:
-        raise BadRequest(
-            f"Inference-Header-Content-Length must be a whole number from 0 to the body's {body_length} bytes "
-            f"(after decompression), got {clip(header_length)}"
-        )
-    return int(text)
 
 
 def _parse(data: memoryview) -> object:

@@ -6,9 +6,11 @@ and a float that its datatype cannot hold is refused. NaN and infinity of an ans
 
 import math
 import warnings
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,6 +37,13 @@ DATATYPES = {
 
 NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 BINARY_ONLY = ("FP16", "BF16")
+JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
+"""What JSON may hold for a kind of number, and nothing else: NumPy would take texts, or true for 1."""
+
+CHUNK = 2**15
+"""Numbers that are turned into JSON or out of it at once: the event loop waits for a millisecond or two of it, as
+neither lets it run meanwhile."""
+
 AXES_LIMIT = 8
 SIZE_LIMIT = 2**40
 
@@ -81,51 +90,51 @@ def to_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> Tensor:
+def from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Tensor:
     """A tensor of JSON numbers, flat or nested; raises BadRequest if they are of another kind, count or range."""
     dtype = dtype_of(datatype)
     if datatype in BINARY_ONLY:
         raise BadRequest(f"tensor {clip(name)}: {datatype} has no JSON form, send it as binary data")
-    values = _array(name, data)
-    if values.size != math.prod(shape):
-        raise BadRequest(
-            f"tensor {clip(name)}: the shape {list(shape)} takes {math.prod(shape)} numbers, "
-            f"data holds {values.size if values.ndim == 1 else list(values.shape)}"
-        )
-    return torch.from_numpy(_cast(name, datatype, values, dtype).reshape(shape))
-
-
-def to_json(tensor: Tensor) -> Any:
-    """The elements of a CPU tensor, row-major, as orjson writes them; for datatypes that have a JSON form."""
-    return tensor.contiguous().reshape(-1).numpy()
-
-
-def _array(name: str, data: object) -> NDArray[Any]:
-    if not isinstance(data, list):
-        raise BadRequest(f"tensor {clip(name)}: data must be a list, got {type(data).__name__}")
-    try:
-        return np.asarray(data)
-    except (ValueError, OverflowError) as error:
-        raise BadRequest(f"tensor {clip(name)}: the lists of data are not equally long") from error
-
-
-def _cast(name: str, datatype: str, values: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:
+    flat, size = _flat(name, data), math.prod(shape)
+    if len(flat) != size:
+        raise BadRequest(f"tensor {clip(name)}: the shape {list(shape)} takes {size} numbers, data holds {len(flat)}")
     target = torch.empty(0, dtype=dtype).numpy().dtype
-    kinds = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[target.kind]
-    if not values.size:
-        return values.astype(target)
-    if values.dtype.kind not in kinds:
-        raise BadRequest(f"tensor {clip(name)}: data must hold {_meant(kinds)} for {datatype}")
-    if target.kind in "iu":
-        low, high = int(np.iinfo(target).min), int(np.iinfo(target).max)
-        if int(values.min()) < low or int(values.max()) > high:
-            raise BadRequest(f"tensor {clip(name)}: data must lie in {low}..{high} for {datatype}")
-    with warnings.catch_warnings(action="ignore"):
-        out = np.ascontiguousarray(values, target)
+    out = np.empty(size, target)
+    for start in range(0, size, CHUNK):
+        out[start : start + CHUNK] = _cast(name, datatype, flat[start : start + CHUNK], target)
+    return torch.from_numpy(out.reshape(shape))
+
+
+def to_json(tensor: Tensor) -> orjson.Fragment:
+    """The elements of a CPU tensor, row-major, as a list of JSON; for datatypes that have a JSON form."""
+    flat = tensor.contiguous().reshape(-1).numpy()
+    chunks = (flat[start : start + CHUNK] for start in range(0, len(flat), CHUNK))
+    return orjson.Fragment(
+        b"[%b]" % b",".join(orjson.dumps(c, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for c in chunks)
+    )
+
+
+def _flat(name: str, data: list[Any]) -> list[Any]:
+    while data and type(data[0]) is list:
+        if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
+            raise BadRequest(f"tensor {clip(name)}: the lists of data are not equally long")
+        data = list(chain.from_iterable(data))
+    return data
+
+
+def _cast(name: str, datatype: str, values: list[Any], target: np.dtype[Any]) -> NDArray[Any]:
+    if not set(map(type, values)) <= JSON_TYPES[target.kind]:
+        raise BadRequest(f"tensor {clip(name)}: data must hold {_meant(target.kind)} for {datatype}")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            out = np.array(values, target)
+    except OverflowError:
+        low, high = np.iinfo(target).min, np.iinfo(target).max
+        raise BadRequest(f"tensor {clip(name)}: data must lie in {low}..{high} for {datatype}") from None
     if target.kind == "f" and not np.isfinite(out).all():
         raise BadRequest(f"tensor {clip(name)}: data holds a number that {datatype} cannot")
     return out
 
 
-def _meant(kinds: str) -> str:
-    return {"b": "true and false", "iu": "whole numbers"}.get(kinds, "numbers")
+def _meant(kind: str) -> str:
+    return {"b": "true and false", "f": "numbers"}.get(kind, "whole numbers")

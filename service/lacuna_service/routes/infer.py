@@ -1,11 +1,14 @@
 """`POST .../infer`: tensors in, tensors out."""
 
 import time
+from dataclasses import replace
 
+from lacuna_kernels import Value
 from lacuna_service.body import offload
-from lacuna_service.codecs.inference import decode_request, encode_answer
+from lacuna_service.codecs.inference import InferRequest, decode_request, encode_answer, header_end
 from lacuna_service.routes.endpoint import ClientWatch, Exchange, ModelEndpoint
 from lacuna_service.routes.replies import Reply
+from lacuna_service.signature import Signature, TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -17,10 +20,8 @@ class Infer(ModelEndpoint):
         """Answer with the outputs that the request names, or with all."""
         model, signature, began = exchange.model, self.signature(exchange.model), time.perf_counter()
         header_length = exchange.headers.get(HEADER_LENGTH)
-        json_bytes = len(exchange.body) if header_length is None else 0
-        request = await offload(json_bytes, decode_request, exchange.body, header_length)
-        wanted = signature.wanted(request)
-        batch = await offload(json_bytes, signature.batch, request)
+        json_bytes = header_end(header_length, len(exchange.body))
+        request, wanted, batch = await offload(json_bytes, decode, exchange.body, header_length, signature)
         exchange.spent("decode", began)
 
         with ClientWatch(exchange.receive):
@@ -40,3 +41,15 @@ class Infer(ModelEndpoint):
             return Reply(encoded.body)
         headers = {HEADER_LENGTH: str(encoded.header_length)}
         return Reply(encoded.body, "application/octet-stream", headers=headers)
+
+
+def decode(
+    body: bytearray, header_length: str | None, signature: Signature
+) -> tuple[InferRequest, list[tuple[TensorSpec, bool]], dict[str, Value]]:
+    """What is asked, which outputs are wanted and whether in binary form, and the network's inputs; raises BadRequest.
+
+    The request comes without its data: while it waits, parsed JSON would take many times the memory of the tensors.
+    """
+    request = decode_request(body, header_length)
+    wanted, batch = signature.wanted(request), signature.batch(request)
+    return replace(request, inputs=(), raw=None), wanted, batch
