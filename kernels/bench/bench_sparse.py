@@ -225,7 +225,7 @@ def main() -> None:
         print(f"{part.__name__:12} {milliseconds(device, part) * 1e3:8.1f} us")
     chosen = 0.0
     for layer in LAYERS:
-        best = candidates(layer.ci, layer.co, dtype, device.shared_bytes_max)[0]
+        best = candidates(layer.ci, layer.co, dtype)[0]
         tiles = tiles_to_try(layer, dtype, best) if options.tiles else [best]
         times = [bench.measure(layer, tile) for tile in tiles]
         chosen += times[0]

@@ -403,10 +403,10 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
 def test_tiles_follow_from_the_layer_alone():
     for dtype in DTYPES:
         for ci, co in WIDTHS:
-            for shared_bytes in (99 * 1024, 227 * 1024):
-                tile = candidates(ci, co, dtype, shared_bytes)[0]
-                assert -(-co // tile.n) * tile.n < co + 32
-                assert tile.shared_bytes <= shared_bytes
+            for tile in candidates(ci, co, dtype):
+                assert tile.shared_bytes <= 99 * 1024  # what a block may have on every GPU since sm_80
+            best = candidates(ci, co, dtype)[0]
+            assert -(-co // best.n) * best.n < co + 32
 
 
 @pytest.mark.parametrize("channels", [1, 19, 96])

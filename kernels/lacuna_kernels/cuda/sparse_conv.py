@@ -13,7 +13,6 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 PIECE = 8  # elements of 16 bytes, in 16-bit types
-PORTABLE_SHARED_BYTES = 99 * 1024  # what a block may have on every GPU since sm_80
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class Tile:
 
 
 MMA_TILES = (
-    *(Tile(128, 128, 64, (4, 2)), Tile(128, 128, 32, (4, 2), 4), Tile(128, 128, 16, (4, 2), 4)),
+    *(Tile(128, 128, 32, (4, 2), 4), Tile(128, 128, 16, (4, 2), 4)),
     *(Tile(128, 96, 64, (4, 2)), Tile(64, 96, 32, (2, 2), 4), Tile(128, 96, 16, (4, 2), 4)),
     *(Tile(128, 64, 64, (4, 2)), Tile(128, 64, 32, (4, 2)), Tile(128, 64, 16, (4, 2))),
     *(Tile(128, 32, 32, (8, 1)), Tile(128, 32, 16, (8, 1))),
@@ -55,11 +54,10 @@ MMA_TILES = (
 FP32_TILES = (Tile(64, 64, 16, (4, 0)), Tile(64, 32, 16, (4, 0)))
 
 
-def candidates(ci: int, co: int, dtype: torch.dtype, shared_bytes: int = PORTABLE_SHARED_BYTES) -> list[Tile]:
-    """Tiles for a layer that a block's shared memory holds, best first: fewest padded products, then the widest."""
+def candidates(ci: int, co: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles for a layer, best first: fewest padded products, then the widest. All run on every GPU since sm_80."""
     tiles = FP32_TILES if dtype is torch.float32 else MMA_TILES
-    fits = [tile for tile in tiles if tile.shared_bytes <= shared_bytes]
-    return sorted(fits, key=lambda tile: (blocks(co, tile.n) * tile.n, blocks(ci, tile.k) * tile.k, -tile.n, -tile.k))
+    return sorted(tiles, key=lambda tile: (blocks(co, tile.n) * tile.n, blocks(ci, tile.k) * tile.k, -tile.n, -tile.k))
 
 
 def variant(tile: Tile, dtype: torch.dtype, aligned: bool) -> Variant:
@@ -98,15 +96,10 @@ class PackedWeight:
     tile: Tile
 
 
-def pack_weight(
-    weight: Tensor, dtype: torch.dtype, tile: Tile | None = None, *, shared_bytes: int = PORTABLE_SHARED_BYTES
-) -> PackedWeight:
-    """Pack a weight [k, channels, out_channels] for a tile, or the best one; of a linear layer, give weight.T[None].
-
-    shared_bytes  what a block may have of the device's shared memory
-    """
+def pack_weight(weight: Tensor, dtype: torch.dtype, tile: Tile | None = None) -> PackedWeight:
+    """Pack a weight [k, channels, out_channels] for a tile, or the best one; of a linear layer, give weight.T[None]."""
     volume, ci, co = weight.shape
-    tile = tile or candidates(ci, co, dtype, shared_bytes)[0]
+    tile = tile or candidates(ci, co, dtype)[0]
     data = weight.new_zeros((volume, blocks(ci, tile.k) * tile.k, blocks(co, tile.n) * tile.n), dtype=dtype)
     data[:, :ci, :co] = weight
     return PackedWeight(data, ci, co, tile)
