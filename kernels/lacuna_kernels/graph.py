@@ -159,6 +159,8 @@ class Graph(BaseModel):
                 )
             if spec.colors is not None and (spec.classes is None or len(spec.colors) != len(spec.classes)):
                 raise GraphError(f"output {name!r}: colors needs as many entries as classes")
+            if spec.classes is not None and len(spec.classes) != (count := self.class_count(name)):
+                raise GraphError(f"output {name!r}: names {len(spec.classes)} classes, but has {count}")
         if unused := sorted(self.by_name.keys() - self._reachable()):
             raise GraphError(f"node {unused[0]!r}: no output needs it; remove it or name it as an output")
 
@@ -166,6 +168,12 @@ class Graph(BaseModel):
     def by_name(self) -> dict[str, Node]:
         """The nodes by name."""
         return {node.name: node for node in self.nodes}
+
+    def class_count(self, name: str) -> int:
+        """How many classes there may be in a value: the channels of scores, or of those that labels were taken from."""
+        while name in self.by_name and not self.types[name].dtype.is_float:
+            name = self.by_name[name].inputs[0]
+        return self.types[name].channels
 
     def _reachable(self) -> set[str]:
         reached = set(self.outputs)

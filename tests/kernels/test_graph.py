@@ -110,6 +110,7 @@ def edited(path: list[str | int], value: Any) -> dict[str, Any]:
         (["nodes", 0, "range_m"], [0, 0, 0, 0.1, 5, 5], "holds no voxel"),
         (["outputs"], {"logits": {}}, "node 'labels': no output needs it"),
         (["outputs", "labels"], {"classes": ["a"], "colors": []}, "colors needs as many entries as classes"),
+        (["outputs", "labels"], {"classes": ["a"]}, "names 1 classes"),
     ],
 )
 def test_invalid_graph_is_refused_by_name(path: list[str | int], value: Any, words: str) -> None:

@@ -148,10 +148,7 @@ def _columns(text: str | None) -> int | None:
 def _classes(graph: Graph, output: str) -> tuple[str, ...]:
     """The names of the classes, or their numbers where the graph names none."""
     named = graph.outputs[output].classes
-    if named is not None:
-        return named
-    scores = graph.types[graph.by_name[output].inputs[0]]
-    return tuple(map(str, range(scores.channels)))
+    return tuple(map(str, range(graph.class_count(output)))) if named is None else named
 
 
 def _palette(classes: int) -> list[tuple[int, int, int]]:
