@@ -77,7 +77,8 @@ class Batcher:
         if ticket.cost > config.max_batch_cost:
             self.journal.rejected("too_large")
             raise TooLarge(
-                f"the request has {ticket.cost} rows or points, model {name!r} takes at most {config.max_batch_cost}"
+                f"the request has {ticket.cost} rows, points or clouds, "
+                f"model {name!r} takes at most {config.max_batch_cost}"
             )
         if timeout <= 0:
             self.journal.rejected("deadline")

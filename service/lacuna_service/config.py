@@ -16,7 +16,7 @@ Cost = Annotated[int, Field(ge=1, le=MAX_COST)]
 
 
 class ServingConfig(BaseModel):
-    """Limits and choices of one model. A cost counts points if an input is a cloud, else rows.
+    """Limits and choices of one model. A cost counts points if an input is a cloud (or clouds, if more), else rows.
 
     precision            of every node that does not ask for another
     max_batch_cost       the largest batch, and so the largest request; 256 rows or 2^20 points by default

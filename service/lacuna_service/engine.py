@@ -19,6 +19,7 @@ from lacuna_kernels import (
     open_backend,
 )
 from lacuna_service.batcher import Batcher
+from lacuna_service.body import offload
 from lacuna_service.catalogue import Catalogue, IndexEntry, ServedModel, State
 from lacuna_service.config import is_ragged
 from lacuna_service.devices import Devices, OpenDevice
@@ -146,13 +147,17 @@ class Engine:
         Raises BadRequest, TooLarge, QueueFull, NotReady, OutOfMemory, DeadlineExceeded or Internal. If the awaiting
         task is cancelled before the work starts, the work is dropped. Priority 1 goes first, then 0 or 2, then 3 to 10.
         """
-        if self._stopping:
-            raise NotReady("the server is stopping")
+        size = sum(
+            value.data.nbytes + (0 if value.offsets is None else value.offsets.nbytes) for value in batch.values()
+        )
         try:
-            items = check_request(model.graph, batch)
+            items = await offload(size, check_request, model.graph, batch)
         except InputError as error:
             raise BadRequest(str(error)) from error
-        return await model.batcher.infer(batch, items, cost(batch), timeout_s, priority)
+        if self._stopping:
+            raise NotReady("the server is stopping")
+        # clouds without points take memory too: if there are more of them than points, they are the cost
+        return await model.batcher.infer(batch, items, max(items, cost(batch)), timeout_s, priority)
 
     async def load(self, name: str) -> None:
         """Load or reload all versions of a model, while those that answer go on until theirs is ready.

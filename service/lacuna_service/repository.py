@@ -41,8 +41,11 @@ class Repository:
             raise NotADirectoryError(f"the model repository {str(self._root)!r} is not a folder")
 
     def names(self) -> list[str]:
-        """Return the names of all models, broken ones too, sorted; hidden folders and files do not count."""
-        return sorted(path.name for path in _folders(self._root))
+        """Return the names of all models, broken ones too, sorted; hidden folders and files do not count.
+
+        Names may be anything that a file system takes; bytes that are no text come escaped, so that they can be told.
+        """
+        return sorted(path.name.encode(errors="backslashreplace").decode() for path in _folders(self._root))
 
     def holds(self, name: str) -> bool:
         """Whether there is a folder of that name, which must be safe to ask for."""
@@ -77,7 +80,7 @@ class Repository:
             raise BrokenModel("a model's name has 1 to 128 letters, digits, '_', '.' and '-', and starts with no mark")
         folder = self._inside(self._root / name)
         if not folder.is_dir():
-            raise BrokenModel(f"{name!r} is not in the repository any more")
+            raise BrokenModel(f"{name!r} is not in the repository")
         return folder
 
     def _inside(self, path: Path) -> Path:

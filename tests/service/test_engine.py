@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import torch
 
 from lacuna_kernels import DeviceError, DeviceOutOfMemory, Value
 from lacuna_service.engine import Engine, IndexEntry
-from lacuna_service.errors import BadRequest, NotFound, NotReady, OutOfMemory
+from lacuna_service.errors import BadRequest, NotFound, NotReady, OutOfMemory, TooLarge
 from tests.service.serving_cases import (
     CLOUDS,
     SECONDS,
@@ -119,12 +120,14 @@ async def test_broken_models_are_unavailable_with_the_reason_and_the_others_serv
     (tmp_path / "empty").mkdir()
     write_model(tmp_path, "bad name")
     (tmp_path / "gone").symlink_to("nowhere")
+    os.mkdir(bytes(tmp_path) + b"/\xff")  # noqa: PTH102  a name that is no text
     write_model(tmp_path, "mixed", 1)
     (write_model(tmp_path, "mixed", 2) / "serving.toml").write_text("nonsense = 1")
     async with running(tmp_path) as engine:
         reasons = {(entry.name, entry.version): entry.reason for entry in engine.index()}
 
         assert states(engine) == {
+            ("\\udcff", ""): "UNAVAILABLE",
             ("bad name", ""): "UNAVAILABLE",
             ("cut", "1"): "UNAVAILABLE",
             ("empty", ""): "UNAVAILABLE",
@@ -166,6 +169,18 @@ async def test_the_cpu_lives_on_when_a_request_needs_more_memory_than_there_is(t
             await engine.infer(engine.get("m"), {"x": Value(torch.ones(2**20, 1))})  # would give 4 TiB
 
         assert (await engine.infer(engine.get("m"), {"x": Value(torch.ones(1, 1))})).items == 1
+
+
+async def test_clouds_without_points_count_too(tmp_path):
+    write_model(tmp_path, "m", document=CLOUDS, toml="max_batch_cost = 10")
+    async with running(tmp_path, stage := Stage()) as engine:
+        stage.costs.clear()
+        with pytest.raises(TooLarge, match="11"):
+            await engine.infer(engine.get("m"), clouds(*[0] * 11))
+        assert stage.costs == []
+
+        answer = await engine.infer(engine.get("m"), clouds(*[0] * 10))
+        assert (answer.items, answer.cost) == (10, 10)
 
 
 async def test_bad_requests_are_refused_before_they_are_queued(tmp_path):
