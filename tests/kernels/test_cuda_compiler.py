@@ -113,9 +113,7 @@ def test_a_filled_cache_needs_no_compiler(compiler: Compiler, monkeypatch: pytes
 
 
 @needs_nvcc
-def test_the_check_finds_missing_functions_and_spills(
-    compiler: Compiler, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_check_finds_missing_functions_and_spills(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
     spilling = 'extern "C" __global__ void __launch_bounds__(1024) scale(float* x) {\n float v[200];\n'
     spilling += "#pragma unroll\n for (int i = 0; i < 200; ++i) v[i] = x[i * 1024];\n __syncthreads();\n"
     spilling += "#pragma unroll\n for (int i = 0; i < 200; ++i) x[i] = v[i] * v[199 - i];\n}\n"
