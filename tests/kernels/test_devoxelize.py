@@ -86,12 +86,14 @@ def test_trilinear_at_a_corner_is_the_site_itself():
 @pytest.mark.parametrize("mode", ["nearest", "trilinear"])
 def test_a_point_outside_the_range_gets_zeros(mode):
     points = Value(
-        torch.tensor([[0.2, 0.2, 0.2, 1.0], [9.0, 9.0, 9.0, 1.0], [-0.01, 0.2, 0.2, 1.0]]), torch.tensor([0, 3])
+        torch.tensor([[0.2, 0.2, 0.2, 1.0], [9.0, 9.0, 9.0, 1.0], [-0.01, 0.2, 0.2, 1.0], [3e38, 0.2, 0.2, 1.0]]),
+        torch.tensor([0, 4]),
     )
 
-    y = run(points, mode, voxel_size_m=[1, 1, 1], range_m=[0, 0, 0, 4, 4, 4])["y"]
+    y = run(points, mode, voxel_size_m=[0.5, 0.5, 0.5], range_m=[0, 0, 0, 4, 4, 4])["y"]
 
-    assert y.data.any(1).tolist() == [True, False, False]
+    assert y.data.any(1).tolist() == [True, False, False, False]
+    assert y.data.isfinite().all()
 
 
 @pytest.mark.parametrize("mode", ["nearest", "trilinear"])

@@ -191,6 +191,28 @@ def test_two_levels_down_and_up_come_back_to_the_same_sites():
     assert len(values["two"].data) < len(values["one"].data) < len(values["grid"].data)
 
 
+def test_a_strided_convolution_of_stride_one_shares_no_map_with_the_submanifold_ones_after_it():
+    shape = {"out_channels": OUT, "kernel_size": [3, 3, 3]}
+    spread = node("spread", "sparse_conv", "grid", mode="strided", padding=[1, 1, 1], **shape)
+    conv = node("y", "sparse_conv", "spread", **shape)
+    w, ones = weight((3, 3, 3), OUT), ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+
+    values = run(
+        cloud_at([[(0, 0, 0), (2, 1, 0)]]), [spread, conv], {"spread.weight": weight((3, 3, 3)), "y.weight": w}
+    )
+
+    assert len(values["spread"].data) > len(values["grid"].data)
+    assert_agrees(values["y"], strided(values["spread"], w, *ones), len(w) * OUT)
+
+
+def test_strides_that_pass_the_largest_coordinate_are_refused():
+    halvings = {"out_channels": OUT, "mode": "strided", "kernel_size": [1, 1, 1], "stride": [64, 1, 1]}
+    nodes = [node(f"y{i}", "sparse_conv", f"y{i - 1}" if i else "grid", **halvings) for i in range(6)]
+
+    with pytest.raises(GraphError, match="'y4'.*stride.*less than 1073741824"):
+        run(cloud_at([[(0, 0, 0)]]), nodes, {})
+
+
 def test_bias_and_activation_come_after_the_sum():
     conv = node("y", "sparse_conv", "grid", out_channels=OUT, kernel_size=[3, 3, 3])
     finished = conv | {"name": "z", "bias": True, "activation": "relu"}
@@ -245,6 +267,7 @@ def test_gradients_are_right():
         ({"mode": "inverse", "of": "grid"}, "undoes 'grid'"),
         ({"mode": "inverse", "of": "grid", "kernel_size": [2, 2, 2]}, "takes no kernel_size"),
         ({"mode": "strided", "kernel_size": [3, 3, 3], "spatial_shape": [2, 9, 9]}, "leaves none"),
+        ({"mode": "strided", "kernel_size": [1, 1, 1], "spatial_shape": [2**31 - 1, 9, 9]}, "less than 1073741824"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

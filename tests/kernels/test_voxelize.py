@@ -169,8 +169,11 @@ def test_gradients_of_the_mean_reach_every_point():
         ({"voxel_size_m": [0.1, float("inf"), 0.1]}, "finite"),
         ({"range_m": [0, 0, 0, 1, 1, 1], "origin_m": [1, 0, 0]}, "not both"),
         ({"range_m": [0, 0, 0, 1, -1, 1]}, "holds no voxel"),
+        ({"range_m": [-1e9, 0, 0, 1e9, 1, 1]}, "less than 1073741824"),
+        ({"range_m": [-1e308, 0, 0, 1e308, 1, 1]}, "less than 1073741824"),
+        ({"spatial_shape": [1, 1, 2**30]}, "less than 1073741824"),
     ],
-    ids=["zero", "infinite", "range and origin", "empty range"],
+    ids=["zero", "infinite", "range and origin", "empty range", "large range", "endless range", "large shape"],
 )
 def test_attributes_that_do_not_fit_are_refused(attributes, message):
     with pytest.raises(GraphError, match=f"(?s)'grid'.*{message}"):

@@ -42,7 +42,7 @@ def kernel_map(writer: Writer, node: SparseConv, level_in: Level, level_out: Lev
     g = node.geometry
     if node.mode == "submanifold" and g.volume == 1:
         return None
-    name = f"map to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
+    name = f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
     return _map(writer, name, g, level_in, level_out, backward=False)
 
 

@@ -5,13 +5,18 @@ occurrence, so that a cloud has the same sites in the same order alone and in an
 """
 
 from itertools import product
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lacuna_kernels.types import Geometry, Triple
 
 COORDINATE_LIMIT = 2**30
+Cells = Annotated[int, Field(ge=1, lt=COORDINATE_LIMIT)]
+"""How many cells a bounded grid has along one axis."""
+
 _KEY_LIMIT = 2**62
 
 

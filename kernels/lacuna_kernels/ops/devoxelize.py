@@ -66,7 +66,8 @@ def interpolate(x: Value, placement: Placement, stride: Triple) -> Tensor:
     for step in product((0, 1), repeat=3):
         near = corner + torch.tensor(step, device=corner.device)
         row = torch.where(placement.voxel_of_point >= 0, index.find(torch.cat([item, near.long()], 1)), -1)
-        weight = (1 - (position - near).abs()).prod(1, keepdim=True) * (row >= 0)[:, None]
+        share = (1 - (position - near).abs()).prod(1, keepdim=True)
+        weight = torch.where(row[:, None] >= 0, share, 0)  # not a product: the share of a point at infinity is NaN
         total = total + weight * gather_rows(x.data, row)
         sum_of_weights = sum_of_weights + weight
     return total / torch.where(sum_of_weights > 0, sum_of_weights, 1)

@@ -14,6 +14,7 @@ from lacuna_kernels.graph import Cost, Node, Size
 from lacuna_kernels.ops import coordinates as sites
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.context import Context
+from lacuna_kernels.ops.coordinates import COORDINATE_LIMIT, Cells
 from lacuna_kernels.types import Axis, Geometry, Level, Triple, Value, ValueType
 
 KernelStep = Annotated[int, Field(ge=1, le=64)]
@@ -43,7 +44,7 @@ class SparseConv(Node):
     padding: tuple[Padding, Padding, Padding] | None = None
     dilation: tuple[KernelStep, KernelStep, KernelStep] | None = None
     sites: Literal["contributing", "floor"] | None = None
-    spatial_shape: tuple[Size, Size, Size] | None = None
+    spatial_shape: tuple[Cells, Cells, Cells] | None = None
     of: str | None = None
     bias: bool = False
     activation: Activation | None = None
@@ -90,6 +91,8 @@ class SparseConv(Node):
             return level.parent
         geometry = self.geometry
         x, y, z = (a * b for a, b in zip(level.stride, geometry.stride, strict=True))
+        if max(x, y, z) >= COORDINATE_LIMIT:
+            raise ValueError(f"strides come to {(x, y, z)} voxels, they must be less than {COORDINATE_LIMIT}")
         shape = output_shape(self.spatial_shape or level.spatial_shape, geometry)
         return Level(self.name, (x, y, z), shape, level.grid, level, geometry)
 
@@ -129,20 +132,19 @@ class SparseConv(Node):
         return context.sites[level.name]
 
     def _map(self, x: Value, out: Value, level_in: Level, level_out: Level, context: Context) -> Tensor:
-        coarse, fine = x.coordinates, out.coordinates
-        assert coarse is not None and fine is not None
         if self.mode == "inverse":
             assert level_in.geometry is not None
-            forward = _forward_map(fine, coarse, level_in.name, level_in.geometry, context)
-            return sites.inverse_map(forward, len(fine))
-        return _forward_map(coarse, fine, level_out.name, self.geometry, context)
+            forward = _forward_map(out, x, (level_out.name, level_in.name), level_in.geometry, context)
+            return sites.inverse_map(forward, len(out.data))
+        return _forward_map(x, out, (level_in.name, level_out.name), self.geometry, context)
 
 
-def _forward_map(fine: Tensor, coarse: Tensor, level_out: str, g: Geometry, context: Context) -> Tensor:
+def _forward_map(x: Value, out: Value, levels: tuple[str, str], g: Geometry, context: Context) -> Tensor:
     def build() -> Tensor:
-        return sites.kernel_map(fine, coarse, g)
+        assert x.coordinates is not None and out.coordinates is not None
+        return sites.kernel_map(x.coordinates, out.coordinates, g)
 
-    return context.map((level_out, g), build)
+    return context.map((*levels, g), build)
 
 
 def active_sites(coordinates: Tensor, level: Level) -> Tensor:

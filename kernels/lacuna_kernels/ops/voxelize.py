@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lacuna_kernels.errors import InputError
-from lacuna_kernels.graph import Cost, Node, Size
+from lacuna_kernels.graph import Cost, Node
 from lacuna_kernels.ops.context import Context, Placement
-from lacuna_kernels.ops.coordinates import COORDINATE_LIMIT, count_offsets, unique_first
+from lacuna_kernels.ops.coordinates import COORDINATE_LIMIT, Cells, count_offsets, unique_first
 from lacuna_kernels.types import Axis, Level, Triple, Value, ValueType
 
 Metres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -29,7 +29,7 @@ class Voxelize(Node):
     voxel_size_m: tuple[Metres, Metres, Metres]
     origin_m: tuple[Place, Place, Place] = (0.0, 0.0, 0.0)
     range_m: tuple[Place, Place, Place, Place, Place, Place] | None = None
-    spatial_shape: tuple[Size, Size, Size] | None = None
+    spatial_shape: tuple[Cells, Cells, Cells] | None = None
     reduce: Literal["mean", "first"] = "mean"
 
     @model_validator(mode="after")
@@ -37,6 +37,10 @@ class Voxelize(Node):
         if self.range_m is not None:
             if self.origin_m != (0.0, 0.0, 0.0):
                 raise ValueError("give range_m or origin_m, not both: the origin is the range's lower corner")
+            if max(self._steps(self.range_m)) >= COORDINATE_LIMIT:
+                raise ValueError(
+                    f"range_m {self.range_m} must hold less than {COORDINATE_LIMIT} voxels along each axis"
+                )
             if min(self.cells or (0,)) < 1:
                 raise ValueError(f"range_m {self.range_m} holds no voxel of {self.voxel_size_m}")
         return self
@@ -51,8 +55,12 @@ class Voxelize(Node):
         """Voxels inside the range, by axis; None without a range."""
         if self.range_m is None:
             return None
-        x, y, z = (round((self.range_m[3 + axis] - self.range_m[axis]) / self.voxel_size_m[axis]) for axis in range(3))
+        x, y, z = map(round, self._steps(self.range_m))
         return (x, y, z)
+
+    def _steps(self, bounds: tuple[float, ...]) -> list[float]:
+        """Voxel sizes between the lower and the upper bounds, by axis."""
+        return [(bounds[3 + axis] - bounds[axis]) / self.voxel_size_m[axis] for axis in range(3)]
 
     def infer_type(self, inputs: Sequence[ValueType]) -> ValueType:
         """Sites with every column of the cloud as a feature."""
