@@ -40,16 +40,28 @@ def small_minkunet() -> Graph:
     return parse_graph(graph.model_dump(mode="json") | {"outputs": {"labels": {}, "logits": {}, "head": {}}})
 
 
+def spreading() -> Graph:
+    """A strided convolution of stride 1 makes sites, on which a submanifold one of the same geometry follows."""
+    shape = {"out_channels": 8, "kernel_size": [3, 3, 3]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.3, 0.3, 0.3]),
+        node("spread", "sparse_conv", "grid", mode="strided", padding=[1, 1, 1], **shape),
+        node("y", "sparse_conv", "spread", **shape),
+    ]
+    return parse_graph(document(cloud("intensity"), nodes, "y"))
+
+
 NETWORKS: dict[str, Callable[[], Graph]] = {
     "minkunet": small_minkunet,
     "centerpoint": lambda: centerpoint_encoder(channels=(8, 8, 16, 16), columns=("x", "y", "z", "intensity")),
     "spvcnn": lambda: parse_graph(spvcnn()),
     "head": lambda: parse_graph(centerpoint_head()),
+    "spreading": spreading,
     "mlp": lambda: kronecker_mlp([[(1, 16, 8, 2), (2, 8, 16, 1)], [(1, 8, 8, 2)]], 7, normalise=True),
     "vit": lambda: parse_graph(vit()),
     "gpt2": lambda: parse_graph(gpt2_block()),
 }
-CLOUD_NETWORKS = ["minkunet", "centerpoint", "spvcnn", "head"]
+CLOUD_NETWORKS = ["minkunet", "centerpoint", "spvcnn", "head", "spreading"]
 DENSE_NETWORKS = ["mlp", "vit", "gpt2"]
 
 

@@ -195,21 +195,19 @@ def test_a_strided_convolution_of_stride_one_shares_no_map_with_the_submanifold_
     shape = {"out_channels": OUT, "kernel_size": [3, 3, 3]}
     spread = node("spread", "sparse_conv", "grid", mode="strided", padding=[1, 1, 1], **shape)
     conv = node("y", "sparse_conv", "spread", **shape)
-    w, ones = weight((3, 3, 3), OUT), ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+    first, w, ones = weight((3, 3, 3)), weight((3, 3, 3), OUT), (1, 1, 1)
 
-    values = run(
-        cloud_at([[(0, 0, 0), (2, 1, 0)]]), [spread, conv], {"spread.weight": weight((3, 3, 3)), "y.weight": w}
-    )
+    values = run(cloud_at([[(0, 0, 0), (2, 1, 0)]]), [spread, conv], {"spread.weight": first, "y.weight": w})
 
     assert len(values["spread"].data) > len(values["grid"].data)
-    assert_agrees(values["y"], strided(values["spread"], w, *ones), len(w) * OUT)
+    assert_agrees(values["y"], strided(values["spread"], w, (3, 3, 3), ones, ones, ones), len(w) * OUT)
 
 
 def test_strides_that_pass_the_largest_coordinate_are_refused():
     halvings = {"out_channels": OUT, "mode": "strided", "kernel_size": [1, 1, 1], "stride": [64, 1, 1]}
     nodes = [node(f"y{i}", "sparse_conv", f"y{i - 1}" if i else "grid", **halvings) for i in range(6)]
 
-    with pytest.raises(GraphError, match="'y4'.*stride.*less than 1073741824"):
+    with pytest.raises(GraphError, match=r"'y4'.*stride.*less than 1073741824"):
         run(cloud_at([[(0, 0, 0)]]), nodes, {})
 
 
