@@ -101,6 +101,14 @@ def test_two_processes_fill_one_cache(compiler: Compiler) -> None:
 
 
 @needs_nvcc
+def test_a_cache_that_cannot_be_written_is_said(compiler: Compiler) -> None:
+    compiler.cache.write_text("a file where the folder should be")
+
+    with pytest.raises(DeviceError, match=f"cannot be kept in {compiler.cache}"):
+        compiler.cubin(SCALE, "sm_80")
+
+
+@needs_nvcc
 def test_a_filled_cache_needs_no_compiler(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     code = compiler.cubin(SCALE, "sm_80")
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -206,7 +206,9 @@ class CudaBackend:
 
     def close(self) -> None:
         """Close the programs that are still open, then the device."""
-        for program in list(self._programs):
-            program.close()
-        self._builder.close()
-        self._device.close()
+        try:
+            for program in list(self._programs):
+                program.close()
+        finally:
+            self._builder.close()
+            self._device.close()

@@ -96,7 +96,8 @@ class Compiler:
     def cubin(self, variant: Variant, architecture: str) -> bytes:
         """Return machine code for an architecture such as "sm_90a"; compiles at most once per content.
 
-        Raises DeviceError if the source does not compile, or is not in the cache and there is no nvcc.
+        Raises DeviceError if the source does not compile, or is not in the cache and there is no nvcc to compile it or
+        no permission to keep it.
         """
         return self.image(variant, architecture).cubin
 
@@ -109,7 +110,10 @@ class Compiler:
                 f"{variant} for {architecture} is not in {self.cache}, and there is no nvcc to compile it"
             )
         if not path.is_file():
-            self._compile(variant, architecture, path)
+            try:
+                self._compile(variant, architecture, path)
+            except OSError as error:
+                raise DeviceError(f"{variant} for {architecture} cannot be kept in {self.cache}: {error}") from error
         return Image(path.read_bytes(), path.with_suffix(".txt").read_text())
 
     def images(self, wanted: Sequence[tuple[Variant, str]], workers: int | None = None) -> list[Image]:

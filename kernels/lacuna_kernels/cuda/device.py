@@ -41,15 +41,18 @@ class Device:
         self._streams: dict[int, Any] = {0: None}
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
-        self._context.push()
-        self.stream, self.upload, self.download = (self.new_stream() for _ in range(3))
-        properties = torch.cuda.get_device_properties(index)
-        self.properties = properties
-        self.architecture = f"sm_{properties.major}{properties.minor}"
-        self.multiprocessors = int(properties.multi_processor_count)
+        self.properties = torch.cuda.get_device_properties(index)
+        self.architecture = f"sm_{self.properties.major}{self.properties.minor}"
+        self.multiprocessors = int(self.properties.multi_processor_count)
         self.shared_bytes_max = int(
             driver.Device(index).get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         )
+        self._context.push()
+        try:
+            self.stream, self.upload, self.download = (self.new_stream() for _ in range(3))
+        except BaseException:
+            self._context.pop()  # PyCUDA aborts the process when a thread ends with a context on its stack
+            raise
 
     def new_stream(self) -> torch.cuda.Stream:
         """Return a new stream that torch and our kernels can both use; the device keeps it."""
@@ -90,11 +93,13 @@ class Device:
 
     def close(self) -> None:
         """Forget the kernels and leave the context; on the thread that opened the device."""
-        torch.cuda.synchronize(self.index)
-        self._kernels.clear()
-        self._modules.clear()
-        self._streams.clear()
-        self._context.pop()
+        try:
+            torch.cuda.synchronize(self.index)
+            self._kernels.clear()
+            self._modules.clear()
+            self._streams.clear()
+        finally:
+            self._context.pop()
 
 
 class Kernel:
@@ -146,11 +151,18 @@ def device_errors(what: str) -> Iterator[None]:
     except KernelsError:
         raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "MemoryError":
+        if _means_no_memory(error):
             raise DeviceOutOfMemory(f"no device memory for {what}: {_first_line(error)}") from error
         if isinstance(error, RuntimeError) or type(error).__module__.startswith("pycuda"):
             raise DeviceError(f"{what}: {_first_line(error)}") from error
         raise
+
+
+def _means_no_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch and PyCUDA have classes for it, but pinned memory and streams say it in words."""
+    if isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "MemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
 
 
 def _first_line(error: Exception) -> str:

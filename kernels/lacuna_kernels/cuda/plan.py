@@ -43,8 +43,8 @@ class Plan:
         if len(self._running) == IN_FLIGHT:
             self._running.popleft().finish()
         slot = self._slots[0]
-        self._slots.rotate(-1)
         slot.send(batch)
+        self._slots.rotate(-1)  # not if it fails: the next slot may still be in use
         self._running.append(Running(self.room, slot, batch))
         return self._running[-1]
 

@@ -38,9 +38,9 @@ scan_sums(const int* __restrict__ count, int length, int* __restrict__ sums, int
     if (before > limit) *overflow = 1;
 }
 
+// running may be values.
 extern "C" __global__ void __launch_bounds__(THREADS)
-scan_tiles(const int* __restrict__ values, const int* __restrict__ count, int length, const int* __restrict__ sums,
-           int* __restrict__ running) {
+scan_tiles(const int* values, const int* __restrict__ count, int length, const int* __restrict__ sums, int* running) {
     const int n = length_of(count, length), start = blockIdx.x * TILE;
     if (start >= n) return;
     const int first = start + threadIdx.x * ITEMS;
