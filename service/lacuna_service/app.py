@@ -72,7 +72,10 @@ async def _start(engine: Engine, on_failure: Callable[[], None]) -> None:
         logger.critical("the server cannot start: %s", error, exc_info=None if foreseen else error)
         on_failure()
     else:
-        for entry in engine.index():
+        entries = engine.index()
+        if not entries:
+            logger.warning("there is no model in %s", engine.config.repository)
+        for entry in entries:
             logger.info(
                 "model",
                 extra={"model": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason},

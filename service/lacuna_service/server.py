@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal comes; returns the exit status: 0 after a drained shutdown, 1 if the engine cannot start."""
+    """Serve until a signal comes; returns the exit status: 0 after a drained shutdown, 1 if it could not start."""
     configure(settings.log_level, settings.log_format)
     failures: list[str] = []
 
@@ -80,7 +80,10 @@ def run(settings: Settings) -> int:
             timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
     )
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's, with a status of its own, where it cannot listen; it has logged why
+        return 1
     return 1 if failures else 0
 
 

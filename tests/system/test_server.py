@@ -76,9 +76,14 @@ def test_without_a_repository_the_server_says_so_and_exits_1(tmp_path: Path) -> 
         assert any("nowhere" in line["message"] for line in running.log())
 
 
-def test_a_taken_port_is_said_and_exits_with_a_failure(server: Running, repository: Path) -> None:
+def test_an_empty_repository_is_warned_of(tmp_path: Path) -> None:
+    with serving(tmp_path) as running:
+        assert [line for line in running.log() if line["level"] == "warning" and str(tmp_path) in line["message"]]
+
+
+def test_a_taken_port_is_said_and_exits_1(server: Running, repository: Path) -> None:
     with started(repository, "--port", server.address.split(":")[1]) as running:
-        assert running.process.wait(60) not in (0, None)
+        assert running.process.wait(60) == 1
         assert any("address already in use" in line["message"] for line in running.log())
 
 
