@@ -69,9 +69,23 @@ def choose_encoding(accept: str | None, size: int) -> str | None:
     """How to compress an answer of `size` bytes: only if the client asks for it, and if it is worth it."""
     if not accept or size < COMPRESS_FROM_BYTES:
         return None
-    offers = [entry.split(";") for entry in accept.lower().split(",")]
-    allowed = {name.strip() for name, *rest in offers if not any(part.strip() in ("q=0", "q=0.0") for part in rest)}
+    allowed = preferences(accept)
     return next((encoding for encoding in _WINDOW_BITS if encoding in allowed), None)
+
+
+def preferences(accept: str) -> list[str]:
+    """What an Accept or Accept-Encoding header names, in lower case, best first; without what it refuses by q=0."""
+    weighed = [_weighed(entry) for entry in accept.lower().split(",")]
+    return [name for quality, name in sorted(weighed, key=lambda entry: -entry[0]) if quality > 0]
+
+
+def _weighed(entry: str) -> tuple[float, str]:
+    name, *rest = (part.strip() for part in entry.split(";"))
+    quality = next((part[2:] for part in rest if part.startswith("q=")), "1")
+    try:
+        return float(quality), name
+    except ValueError:
+        return 0.0, name
 
 
 def compress(body: bytes, encoding: str) -> bytes:

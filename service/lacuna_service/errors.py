@@ -4,8 +4,7 @@
 |---|---|---|
 | 400 | BadRequest | the client's: malformed, or not what the model takes |
 | 401 | Unauthorized | the client's: no API key, or a wrong one |
-| 404 | NotFound | the client's: no such model, version or path |
-| 405 | MethodNotAllowed | the client's |
+| 404 | NotFound | the client's: no such model or version (of paths and methods, the framework says 404 and 405) |
 | 406 | NotAcceptable | the client's: no format of `Accept` can be written |
 | 413 | TooLarge | the client's: above a stated limit |
 | 415 | UnsupportedMedia | the client's: a format or encoding that is not read here |
@@ -45,15 +44,9 @@ class Unauthorized(ServiceError):
 
 
 class NotFound(ServiceError):
-    """There is no such model, version or path."""
+    """There is no such model or version."""
 
     status, outcome = 404, "not_found"
-
-
-class MethodNotAllowed(ServiceError):
-    """The path exists, but not with this method."""
-
-    status, outcome = 405, "method_not_allowed"
 
 
 class NotAcceptable(ServiceError):

@@ -3,6 +3,7 @@
 import math
 
 from lacuna_kernels import Graph, Model
+from lacuna_service.config import is_ragged
 from lacuna_service.signature import Signature
 
 HEADINGS = ("node", "op", "inputs", "type", "parameters", "MFLOP", "MB moved")
@@ -49,6 +50,6 @@ def _columns(table: list[tuple[str, ...]]) -> list[str]:
 
 
 def _note(graph: Graph, rows: int) -> str:
-    if any(kind.axis.ragged for kind in graph.input_value_types.values()):
+    if is_ragged(graph):
         return f"Cost of {rows} points, if each has a voxel of its own and all of its neighbours: an upper bound."
     return f"Cost of {rows} rows: multiplications and additions; every input, weight and output moved once."

@@ -20,7 +20,7 @@ from torch import Tensor
 from lacuna_kernels import Axis, Graph, Value, ValueType
 from lacuna_service.codecs.columns import clip
 from lacuna_service.codecs.inference import InferRequest, WireTensor
-from lacuna_service.codecs.tensors import BINARY_ONLY, NAMES
+from lacuna_service.codecs.tensors import BINARY_ONLY, DATATYPES, NAMES
 from lacuna_service.errors import BadRequest
 
 OFFSETS_LIMIT = 1 << 20
@@ -38,7 +38,7 @@ class TensorSpec:
     @property
     def dtype(self) -> torch.dtype:
         """The same type in torch."""
-        return next(dtype for dtype, name in NAMES.items() if name == self.datatype)
+        return DATATYPES[self.datatype]
 
     def __str__(self) -> str:
         return f"{self.name} {self.datatype} {[-1, *self.sizes]}" + (" (optional)" if self.optional else "")
@@ -51,7 +51,6 @@ class Signature:
         self._inputs, self._outputs = graph.input_value_types, graph.output_types
         clouds = [name for name, kind in self._inputs.items() if kind.axis.ragged]
         self._suffix = {name: "" if len(clouds) == 1 else f"_{name}" for name in clouds}
-        self.ragged = bool(clouds)
         self.inputs = tuple(spec for name, kind in self._inputs.items() for spec in self._input_specs(name, kind))
         self.outputs = tuple(spec for name, kind in self._outputs.items() for spec in _output_specs(name, kind))
         self._input_by_name = {spec.name: spec for spec in self.inputs}

@@ -125,6 +125,8 @@ def test_whatever_is_sent_as_compressed_is_read_or_refused(body: bytes, encoding
         ("deflate", 10**6, "deflate"),
         ("GZIP;q=0.5, deflate", 10**6, "gzip"),
         ("gzip;q=0, deflate", 10**6, "deflate"),
+        ("gzip; q=0.000", 10**6, None),
+        ("gzip;q=nan, deflate;q=0.001", 10**6, "deflate"),
         ("gzip", 100, None),
     ],
 )

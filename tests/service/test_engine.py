@@ -330,6 +330,16 @@ async def test_whoever_holds_a_model_may_use_it_after_it_was_unloaded(tmp_path):
         assert stage.closed == [1]
 
 
+async def test_changes_of_one_model_at_once_are_made_one_after_the_other(tmp_path):
+    write_model(tmp_path, "m")
+    async with running(tmp_path, stage := Stage()) as engine:
+        for last in (engine.unload, engine.load):
+            await asyncio.gather(engine.load("m"), engine.unload("m"), engine.load("m"), last("m"))
+            assert states(engine) == {("m", "1"): "READY" if last == engine.load else "UNAVAILABLE"}
+        torch.testing.assert_close(await scores(engine, "m"), expected(tmp_path / "m" / "1"))
+    assert sorted(stage.closed) == list(range(1, stage.programs + 1))  # every program once
+
+
 async def test_unload_waits_for_the_requests_that_came_before(tmp_path):
     write_model(tmp_path, "m", toml="max_batch_cost = 1")
     async with running(tmp_path, stage := Stage()) as engine:

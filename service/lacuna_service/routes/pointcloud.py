@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lacuna_kernels import Axis, Graph, Value
-from lacuna_service.body import offload
+from lacuna_service.body import offload, preferences
 from lacuna_service.codecs.columns import clip
 from lacuna_service.codecs.pointcloud import decode, encode_npy, encode_ply, format_of
 from lacuna_service.engine import Answer, ServedModel
@@ -118,23 +118,13 @@ def encode(
 
 def accepted(accept: str | None) -> str:
     """The form of the answer that an Accept header likes best: json, npy or ply; raises NotAcceptable."""
-    ranges = [_media_range(entry) for entry in (accept or "*/*").lower().split(",")]
-    for _, media in sorted((entry for entry in ranges if entry[0] > 0), key=lambda entry: -entry[0]):
+    for media in preferences(accept or "*/*"):
         for name, kind in ANSWERS.items():
             if media in (name, "*/*", name.partition("/")[0] + "/*"):
                 return kind
     raise NotAcceptable(
         f"Accept {clip(accept or '')}: an answer can be application/json, application/x-npy, application/x-ply"
     )
-
-
-def _media_range(entry: str) -> tuple[float, str]:
-    media, *rest = (part.strip() for part in entry.split(";"))
-    quality = next((part[2:] for part in rest if part.startswith("q=")), "1")
-    try:
-        return float(quality), media
-    except ValueError:
-        return 0.0, media
 
 
 def _columns(text: str | None) -> int | None:
