@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 IDLE = "idle"
 STEADY_SECONDS = 2.0
+BATCHES_KEPT = 2**16
+"""Unsettled batches: far more than a device runs between two readings. If its counter cannot be read, the oldest go."""
+
 _FADE = 0.9
 
 
@@ -40,7 +43,7 @@ class Ledger:
     counter_mj: int
     idle_watts: float | None = None
     running_watts: float | None = None
-    _batches: deque[Busy] = field(default_factory=deque)
+    _batches: deque[Busy] = field(default_factory=lambda: deque(maxlen=BATCHES_KEPT))
     _steady: tuple[float, int] = (0.0, 0)
     _recent: tuple[float, float] = (0.0, 0.0)
 
@@ -57,7 +60,7 @@ class Ledger:
         energy_mj = max(0, counter_mj - self.counter_mj)
         self.settled_at, self.counter_mj = until, counter_mj
         batches = [(busy, busy.within(start, until)) for busy in self._batches]
-        self._batches = deque(busy for busy in self._batches if busy.end > until)
+        self._batches = deque((busy for busy in self._batches if busy.end > until), BATCHES_KEPT)
         busy_seconds = sum(part for _, part in batches)
         self._learn_idle(seconds, energy_mj, busy_seconds)
         if not busy_seconds:

@@ -76,8 +76,11 @@ class PowerSampler:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            self._sample(lag_seconds=0.0)
-            pynvml.nvmlShutdown()
+            try:
+                self._sample(lag_seconds=0.0)
+                pynvml.nvmlShutdown()
+            except pynvml.NVMLError as error:
+                log.warning("the last energy is not accounted for: %s", error)
         self._meters, self._thread = {}, None
 
     def _run(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacuna_service.energy import IDLE, Busy, Ledger, apportion
+from lacuna_service.energy import BATCHES_KEPT, IDLE, Busy, Ledger, apportion
 
 
 @given(st.integers(0, 10**9), st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
@@ -76,6 +76,14 @@ def test_idle_never_takes_more_than_there_is() -> None:
     ledger.report(Busy(0.0, 0.1, (("a", 1.0),)))
 
     assert ledger.settle(1.0, 10) == {IDLE: 10, "a": 0}
+
+
+def test_batches_of_a_counter_that_is_never_read_take_bounded_memory() -> None:
+    ledger = Ledger(0.0, 0)
+    for number in range(BATCHES_KEPT + 10):
+        ledger.report(Busy(number, number + 1, (("old" if number < 10 else "new", 1.0),)))
+
+    assert ledger.settle(BATCHES_KEPT + 10, 1000) == {IDLE: 0, "new": 1000}
 
 
 def test_a_counter_that_falls_starts_again() -> None:
