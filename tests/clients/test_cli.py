@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from lacuna_client import Client
+from lacuna_client.batch import Job
+from lacuna_client.batch import run as label_all
 from lacuna_client.cli import app
 from lacuna_client.simulate import simulate_scan
 
@@ -102,6 +105,20 @@ def test_status_shows_server_and_models(run, server):
     result = run("status", "--url", server.url)
     assert result.exit_code == 0
     assert "echo 9" in result.stdout and "READY" in result.stdout
+
+
+def test_status_shows_reasons_with_brackets_as_they_are(run, server):
+    entry = {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "got [points], not [/points]"}
+    server.planned = [(200, {}, b'{"name": "s", "version": "1"}'), (200, {}, json.dumps([entry]).encode())]
+    assert "got [points], not [/points]" in run("status", "--url", server.url).stdout
+
+
+def test_who_stops_early_waits_for_no_further_file(server, clouds, tmp_path):
+    with Client(server.url) as client:
+        done = label_all(client, Job("echo", tmp_path / "out", "npy"), clouds * 50, 1)
+        next(done)
+        done.close()
+    assert len(server.seen) < 50
 
 
 def test_status_of_a_server_that_is_not_ready_exits_with_1(run, server):

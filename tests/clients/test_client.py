@@ -143,6 +143,19 @@ def test_a_success_that_is_no_answer_is_a_protocol_error(client, server, body):
         client.infer("echo", {"x": np.zeros(1)})
 
 
+@pytest.mark.parametrize("body", [b"", b"PK\3\4", b"\x93NUMPY\1\0", b"\x80\4N."])
+def test_labels_that_are_no_npy_are_a_protocol_error(client, server, body):
+    server.planned = [(200, {}, body)]
+    with pytest.raises(lc.ProtocolError, match="npy"):
+        client.pointcloud("echo", bytes(16), accept="npy")
+
+
+def test_labels_that_no_integer_holds_are_a_protocol_error(client, server):
+    server.planned = [(200, {}, b'{"model_name": "m", "points": 1, "classes": [], "labels": [99999999999999999999]}')]
+    with pytest.raises(lc.ProtocolError):
+        client.pointcloud("echo", bytes(16))
+
+
 def test_nobody_listening_is_a_failed_connection():
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets the port, and nobody answers

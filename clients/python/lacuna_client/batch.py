@@ -54,10 +54,13 @@ def clashes(job: Job, sources: Sequence[Path]) -> list[Path]:
 def run(client: Client, job: Job, sources: Sequence[Path], parallel: int) -> Iterator[Done]:
     """Label all files, `parallel` at a time, and tell of each as it is done; a file that fails stops no other."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(parallel, thread_name_prefix="lacuna-client") as pool:
+    pool = ThreadPoolExecutor(parallel, thread_name_prefix="lacuna-client")
+    try:
         futures = [pool.submit(label_file, client, job, source) for source in sources]
         for future in as_completed(futures):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops early waits for what is under way, not for all files
 
 
 def label_file(client: Client, job: Job, source: Path) -> Done:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from lacuna_client.batch import Done, Job, clashes, run
 from lacuna_client.client import Client
@@ -59,13 +60,13 @@ def infer(
         console.print(
             f"failed: {done.source}: {done.error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-    Console().print(f"{len(files) - len(failed)} of {len(files)} files labelled in {out}", soft_wrap=True)
+    Console(markup=False, soft_wrap=True).print(f"{len(files) - len(failed)} of {len(files)} files labelled in {out}")
     raise typer.Exit(1 if failed else 0)
 
 
 def with_progress(client: Client, job: Job, files: list[Path], parallel: int) -> list[Done]:
     """Run the job behind a progress bar on stderr."""
-    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    looks = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*looks, console=Console(stderr=True)) as progress:
         return list(progress.track(run(client, job, files, parallel), total=len(files), description=job.model))
 
@@ -88,7 +89,7 @@ def sample(
     if labels is not None:
         write_labels(scan, labels)
     found = ", ".join(f"{name} {int(np.sum(scan.labels == index))}" for index, name in enumerate(CLASSES))
-    Console().print(f"{out}: {len(scan.points)} points: {found}", soft_wrap=True, highlight=False)
+    Console(markup=False, highlight=False, soft_wrap=True).print(f"{out}: {len(scan.points)} points: {found}")
 
 
 def write_labels(scan: Scan, path: Path) -> None:
@@ -111,8 +112,9 @@ def status(url: Url = "http://localhost:8000", api_key: ApiKey = None, timeout_s
     state = "ready" if ready else "not ready"
     table = Table("model", "version", "state", "reason")
     for row in models:
-        table.add_row(*(str(row.get(key, "")) for key in ("name", "version", "state", "reason")))
-    Console().print(f"{server.get('name')} {server.get('version')} at {url}: {state}", highlight=False, soft_wrap=True)
+        table.add_row(*(Text(str(row.get(key, ""))) for key in ("name", "version", "state", "reason")))
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{server.get('name')} {server.get('version')} at {url}: {state}")
     Console().print(table)
     raise typer.Exit(0 if ready else 1)
 

@@ -43,7 +43,7 @@ class CloudLabels:
         try:
             labels = np.array(answer["labels"], np.int64).reshape(int(answer["points"]))
             return cls(str(answer["model_name"]), tuple(answer["classes"]), labels, answer.get("parameters", {}))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolError(f"the answer is not a labelled cloud: {error!r}") from error
 
 
@@ -73,9 +73,9 @@ def npy_bytes(array: NDArray[Any]) -> bytes:
 
 
 def read_npy(body: bytes) -> NDArray[Any]:
-    """The array in an .npy answer."""
+    """The array in an .npy answer. Raises ProtocolError if it is none."""
     try:
-        labels: NDArray[Any] = np.load(io.BytesIO(body), allow_pickle=False)
+        labels: NDArray[Any] = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
     except ValueError as error:
         raise ProtocolError(f"the answer is not an .npy file: {error}") from error
     return labels
