@@ -146,7 +146,7 @@ def test_clouds_give_what_the_cpu_gives(
 
 @gpu
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("rows", [0, 1, 5, 64])
 @pytest.mark.parametrize("network", DENSE_NETWORKS)
 def test_rows_give_what_the_cpu_gives(compiled: Compiled, network: str, rows: int, precision: Precision) -> None:
     graph = NETWORKS[network]()
@@ -156,6 +156,17 @@ def test_rows_give_what_the_cpu_gives(compiled: Compiled, network: str, rows: in
     found = program.submit(batch).result().values
 
     assert_agree(graph, found, expected_of(graph, batch), tolerance(precision, 1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("network", CLOUD_NETWORKS)
+def test_no_clouds_give_what_the_cpu_gives(compiled: Compiled, network: str) -> None:
+    graph = NETWORKS[network]()
+    batch = inputs(graph, CloudCase("none", ()))
+
+    found = compiled(graph, Precision.FP32).submit(batch).result().values
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance())
 
 
 @gpu

@@ -1,5 +1,7 @@
 """Whole networks on clouds: a ragged batch gives what each cloud gives alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from lacuna_kernels import (
 )
 from lacuna_kernels.graph import Graph
 from tests.cases import CLOUDS, CloudCase, assert_close, tolerance
-from tests.kernels.networks import centerpoint_head, cloud, document, node, spvcnn
+from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, node, spvcnn, vit
 
 
 def pooled() -> dict[str, object]:
@@ -53,6 +55,34 @@ def test_a_ragged_batch_gives_what_each_cloud_gives_alone(graph: Graph, case: Cl
             if expected.coordinates is not None:
                 assert answer[name].coordinates is not None
                 assert torch.equal(answer[name].coordinates, expected.coordinates)
+
+
+def test_no_clouds_at_all_give_no_rows(graph: Graph) -> None:
+    program = open_backend("cpu").compile(graph, random_weights(graph, 0), Options())
+    nothing = Value(torch.zeros(0, graph.types["points"].channels), torch.tensor([0]))
+
+    found = program.submit({"points": nothing}).result().values
+
+    assert {name: value.data.shape[1:] for name, value in found.items()} == {
+        name: kind.shape for name, kind in graph.output_types.items()
+    }
+    assert not any(len(value.data) for value in found.values())
+
+
+@pytest.mark.parametrize("network", [vit, gpt2_block], ids=["vit", "gpt2"])
+def test_no_rows_give_no_rows(network: Callable[[], dict[str, object]]) -> None:
+    graph = parse_graph(network())
+    ((name, kind),) = graph.input_value_types.items()
+
+    found = (
+        open_backend("cpu")
+        .compile(graph, random_weights(graph, 0), Options())
+        .submit({name: Value(torch.zeros(0, *kind.shape))})
+    )
+
+    assert [tuple(value.data.shape) for value in found.result().values.values()] == [
+        (0, *kind.shape) for kind in graph.output_types.values()
+    ]
 
 
 def test_collate_and_split_undo_each_other() -> None:

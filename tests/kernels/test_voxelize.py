@@ -105,6 +105,13 @@ def test_the_lower_corner_of_the_range_is_the_origin():
     assert grid.coordinates.tolist() == [[0, 1, 2, 1]]
 
 
+def test_only_a_cloud_itself_has_places_for_its_points():
+    nodes = [node("moved", "relu", "points"), node("grid", "voxelize", "moved", voxel_size_m=SIZE)]
+
+    with pytest.raises(GraphError, match=r"'grid'.*needs an input cloud"):
+        parse_graph(document(cloud(), nodes, "grid"))
+
+
 def test_equal_points_make_one_voxel():
     grid = voxelize(points_of([(1.0, 2.0, 3.0, 0.5)] * 7))
 

@@ -45,4 +45,4 @@ class SparseToBev(Node):
         grid = x.data.new_zeros(x.items, size_z, size_y, size_x, x.data.shape[1])
         places = tuple(index[kept] for index in (item, cz, cy, cx))
         grid = grid.index_put(places, x.data[kept])
-        return Value(grid.permute(0, 4, 1, 2, 3).reshape(x.items, -1, size_y, size_x))
+        return Value(grid.permute(0, 4, 1, 2, 3).flatten(1, 2))

@@ -121,7 +121,8 @@ class Attention(Node):
     def reference(self, inputs: Sequence[Value], weights: Mapping[str, Tensor], context: Context) -> Value:
         """Return torch's scaled_dot_product_attention."""
         parts = inputs[0].data.chunk(3, -1) if len(inputs) == 1 else [value.data for value in inputs]
-        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
+        width = parts[0].shape[-1] // self.heads
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, width).transpose(1, 2) for part in parts)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return Value(y.transpose(1, 2).flatten(2))
 

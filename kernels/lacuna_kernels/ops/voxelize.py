@@ -65,7 +65,7 @@ class Voxelize(Node):
     def infer_type(self, inputs: Sequence[ValueType]) -> ValueType:
         """Sites with every column of the cloud as a feature."""
         (kind,) = inputs
-        if kind.axis is not Axis.POINT or not kind.columns:
+        if kind.points != self.inputs[0] or not kind.columns:
             raise ValueError(f"needs an input cloud with columns x, y, z, ..., got {kind}")
         level = Level(self.name, (1, 1, 1), self.spatial_shape or self.cells, self.name)
         return ValueType(Axis.SITE, kind.shape, kind.dtype, level=level, points=kind.points)
