@@ -84,7 +84,7 @@ def answer(folder: Path, inputs: Mapping[str, Tensor], device: DeviceKind, preci
     if unknown := sorted(inputs.keys() - known.keys()):
         raise BadRequest(f"input {unknown[0]!r} is not known; the model takes {', '.join(map(str, known.values()))}")
     batch = signature.values(inputs)
-    check_request(model.graph, batch)
+    check_request(model.graph, batch, precision)
     size = max(1, cost(batch))
     backend = open_backend(device)
     try:

@@ -151,7 +151,7 @@ class Engine:
             value.data.nbytes + (0 if value.offsets is None else value.offsets.nbytes) for value in batch.values()
         )
         try:
-            items = await offload(size, check_request, model.graph, batch)
+            items = await offload(size, check_request, model.graph, batch, model.config.precision)
         except InputError as error:
             raise BadRequest(str(error)) from error
         if self._stopping:

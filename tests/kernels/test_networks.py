@@ -8,6 +8,7 @@ import torch
 from lacuna_kernels import (
     InputError,
     Options,
+    Precision,
     Value,
     check_request,
     collate,
@@ -125,3 +126,16 @@ def test_a_bad_cloud_is_refused_with_the_numbers(value: Value, words: str) -> No
 def test_wrong_input_names_are_refused(names: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         check_request(parse_graph(pooled()), {name: Value(POINTS, ENDS) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("precision", "fits"), [(Precision.FP32, True), (Precision.BF16, True), (Precision.FP16, False)]
+)
+def test_what_fp16_cannot_hold_is_refused_where_it_computes(precision: Precision, fits: bool) -> None:
+    graph, batch = parse_graph(pooled()), {"points": Value(torch.full((3, 4), 70_000.0), ENDS)}
+
+    if fits:
+        assert check_request(graph, batch, precision) == 1
+    else:
+        with pytest.raises(InputError, match="has a value of 70000; this model runs in fp16, whose largest is 65504"):
+            check_request(graph, batch, precision)

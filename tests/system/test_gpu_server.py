@@ -34,7 +34,7 @@ def server() -> Iterator[Running]:
 def test_digits_over_http_are_those_of_the_cpu(server: Running) -> None:
     _, held_out = train_digits.split()
     model = load_model(MODELS / "digits-kronecker" / "1")
-    pixels = held_out.pixels
+    pixels = held_out.pixels[:256]
     expected = walk(model.graph, model.weights, {"pixels": Value(pixels)})
 
     with Client(server.url) as client:
