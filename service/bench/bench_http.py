@@ -144,6 +144,9 @@ def figures(
         key = f"lacuna_{name}{{{labels}}}"
         return after.get(key, 0.0) - before.get(key, 0.0)
 
+    def mean_ms(step: str) -> float:
+        return 1000 * gain(f"{step}_seconds_sum") / (gain(f"{step}_seconds_count") or 1.0)
+
     ms = sorted(1000 * latency for latency in latencies)
     batches = gain("batch_requests_count") or 1.0
     result = {
@@ -152,9 +155,7 @@ def figures(
         "p50_ms": statistics.median(ms),
         "p99_ms": ms[int(0.99 * (len(ms) - 1))],
         "mean_batch": gain("batch_requests_sum") / batches,
-        "compute_ms": 1000 * gain("compute_seconds_sum") / batches,
-        "decode_ms": 1000 * gain("decode_seconds_sum") / len(ms),
-        "encode_ms": 1000 * gain("encode_seconds_sum") / len(ms),
+        **{f"{step}_ms": mean_ms(step) for step in ("decode", "queue", "compute", "encode")},
     }
     device = gain("device_energy_joules_total", 'device="0"')
     if device:

@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -20,6 +21,9 @@ from lacuna_service.settings import Settings
 from lacuna_service.version import program_version
 
 logger = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may hold the interpreter against another: at Python's 5 ms the worker waits for the event loop."""
 
 
 class _Protocol(HttpToolsProtocol):
@@ -55,6 +59,7 @@ class _Server(uvicorn.Server):
 
 def run(settings: Settings) -> int:
     """Serve until a signal comes; returns the exit status: 0 after a drained shutdown, 1 if it could not start."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
     failures: list[str] = []
 
