@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from lacuna_kernels import Precision, Value, parse_graph, random_weights, walk
 from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
+from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
+from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.activation import activate
 from lacuna_kernels.ops.context import Context
@@ -210,6 +213,37 @@ def test_buffers_alive_at_the_same_time_never_overlap(program: list[tuple[int, s
                 low, high = sorted((first, second), key=lambda name: layout.offsets[name])
                 end = layout.offsets[low] + max(1, program[int(low[1:])][0])
                 assert end <= layout.offsets[high]
+
+
+def drawn(graph: Graph) -> Blueprint:
+    """A plan on paper: no step is run, so there need be no device."""
+    layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+    return draw(cast(Device, None), graph, layers, Weights(torch.device("cpu")), Capacity(1000, 4))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_read_what_earlier_steps_or_the_host_have_written(name: str) -> None:
+    plan = drawn(NETWORKS[name]())
+    there = {*plan.inputs, *plan.header.parts, *plan.status.parts}
+
+    for step in plan.steps:
+        there |= step.use.writes.keys()
+        assert set(step.use.reads) <= there, step.name
+    assert set(plan.results.values()) <= there
+
+
+def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:
+    shape = {"out_channels": 8, "kernel_size": [3, 3, 3]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        node("spread", "sparse_conv", "grid", mode="strided", padding=[1, 1, 1], **shape),
+        node("y", "sparse_conv", "spread", **shape),
+    ]
+
+    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "y")))
+
+    maps = [step.name for step in plan.steps if step.name.startswith("map")]
+    assert [name.split(" (")[0] for name in maps] == ["map from grid to spread", "map from spread to spread"]
 
 
 def test_a_chain_takes_the_memory_of_two_buffers() -> None:

@@ -91,20 +91,11 @@ class Blueprint:
 
 def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights, room: Capacity) -> Blueprint:
     """Write the steps of a network for a capacity, and place their buffers."""
-    levels = levels_of(graph.types)
-    parts = joins(graph, layers)
-    going, coming = header(graph, room.items), status(levels)
-    writer = Writer(device, graph.types, weights, room, parts)
-    inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
-    writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
-    writer.add("begin", [], {STATUS: coming.spec}, _begin)
-    for layer in layers:
-        lowering(graph, layer.node)(writer, layer)
+    parts, coming = joins(graph, layers), status(levels_of(graph.types))
+    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, parts)
+    inputs = _write(writer, graph, layers, coming)
     results = {name: _result(writer, name, kind) for name, kind in graph.output_types.items()}
-    outputs = {results[name]: writer.spec(name, writer.dtypes[results[name]]) for name in results}
-    places = [_places(writer, kind.level) for kind in graph.output_types.values() if kind.level is not None]
-    outputs |= {name: spec for place in places for name, spec in place.items()}
-    sites = {results[name] for name, kind in graph.output_types.items() if kind.level is not None}
+    outputs, unstaged = _outputs(writer, graph, results)
     outside = {*inputs, *outputs, *going.parts, *coming.parts, STATUS}
     uses = [_inside(step.use, outside) for step in writer.steps]
     return Blueprint(
@@ -113,7 +104,7 @@ def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights
         steps=writer.steps,
         inputs=inputs,
         outputs=outputs,
-        unstaged=frozenset(sites.union(*places)),
+        unstaged=unstaged,
         results=results,
         header=going,
         status=coming,
@@ -121,6 +112,28 @@ def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights
         uses=uses,
         parts=parts,
     )
+
+
+def _write(writer: Writer, graph: Graph, layers: Sequence[Layer], coming: Vector) -> dict[str, BufferSpec]:
+    """Write the steps of all layers; returns the buffers of the inputs."""
+    inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
+    writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
+    writer.add("begin", [], {STATUS: coming.spec}, _begin)
+    for layer in layers:
+        lowering(graph, layer.node)(writer, layer)
+    return inputs
+
+
+def _outputs(writer: Writer, graph: Graph, results: Mapping[str, str]) -> tuple[dict[str, BufferSpec], frozenset[str]]:
+    """The buffers that go to the host, and which of them are of sites."""
+    outputs = {buffer: writer.spec(name, writer.dtypes[buffer]) for name, buffer in results.items()}
+    unstaged = {results[name] for name, kind in graph.output_types.items() if kind.level is not None}
+    for kind in graph.output_types.values():
+        if kind.level is not None:
+            places = _places(writer, kind.level)
+            outputs |= places
+            unstaged.update(places)
+    return outputs, frozenset(unstaged)
 
 
 def _begin(buffers: Buffers) -> None:

@@ -13,7 +13,7 @@ from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-__all__ = ["VARIANTS", "Epilogue", "ks_chain", "ks_chain_workspace", "ks_matmul", "limits_of", "prepare_ks"]
+__all__ = ["VARIANTS", "Epilogue", "ks_chain", "ks_chain_workspace", "ks_matmul", "limits_of"]
 
 _LARGEST_GRID = 2**31 - 1
 _LARGEST_ENTRY = 2**30
@@ -46,11 +46,6 @@ def choose(device: Device, pattern: KSPattern, dtype: torch.dtype, rows: int) ->
     if max(pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
     return candidates(pattern, dtype, rows, limits_of(device))[0]
-
-
-def prepare_ks(device: Device, pattern: KSPattern, dtype: torch.dtype, rows: int) -> None:
-    """Compile and load what `ks_matmul` will launch for this many rows, so that a capture finds it ready."""
-    device.kernel(choose(device, pattern, dtype, rows).variant(dtype))
 
 
 def ks_matmul(
