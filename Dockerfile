@@ -18,7 +18,7 @@ COPY constraints.txt ./
 # Heavy and seldom changed, and what the kernels need: a layer of its own.
 RUN pip install --constraint constraints.txt torch numpy pycuda pydantic safetensors
 # The image needs no compiler at run time: it has every kernel for these GPUs. For your own alone it is built much faster.
-ARG GPUS="sm_80 sm_86 sm_89 sm_90 sm_100 sm_120"
+ARG GPUS="sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_80"
 COPY kernels kernels
 # hadolint ignore=SC2086
 RUN PYTHONPATH=kernels python3 -m lacuna_kernels.cuda.fill --cache /opt/lacuna/cache/lacuna --gpus $GPUS

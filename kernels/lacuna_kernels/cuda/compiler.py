@@ -17,7 +17,9 @@ from lacuna_kernels.errors import DeviceError
 
 SOURCES = Path(__file__).parent / "src"
 PORTABLE = "sm_80"
-_FLAGS = ("-cubin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v")
+PTX = "compute_80"
+"""What portable variants are kept as for GPUs that nothing was compiled for; the driver finishes it at load."""
+_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -94,7 +96,7 @@ class Compiler:
         return content.hexdigest()[:32]
 
     def cubin(self, variant: Variant, architecture: str) -> bytes:
-        """Return machine code for an architecture such as "sm_90a"; compiles at most once per content.
+        """Return machine code for an architecture such as "sm_90a", or else PTX; compiles at most once per content.
 
         Raises DeviceError if the source does not compile, or is not in the cache and there is no nvcc to compile it or
         no permission to keep it.
@@ -104,7 +106,9 @@ class Compiler:
     def image(self, variant: Variant, architecture: str) -> Image:
         """As `cubin`, with the assembler's report."""
         folder = self.cache / self.digest(variant, architecture)
-        path = folder / f"{self.version}.cubin" if self.version else _newest(folder)
+        path = folder / f"{self.version}{_suffix(architecture)}" if self.version else _newest(folder)
+        if path is None and architecture != PTX and PORTABLE in variant.architectures:
+            path = _newest(self.cache / self.digest(variant, PTX))
         if path is None:
             raise DeviceError(
                 f"{variant} for {architecture} is not in {self.cache}, and there is no nvcc to compile it"
@@ -131,7 +135,7 @@ class Compiler:
             target = f"-gencode=arch={architecture.replace('sm', 'compute')},code={architecture}"
             source = self.sources / variant.source
             run = subprocess.run(  # noqa: S603
-                [str(self.nvcc), *_FLAGS, target, *constants, "-o", built, source],
+                [str(self.nvcc), f"-{_suffix(architecture)[1:]}", *_FLAGS, target, *constants, "-o", built, source],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -163,7 +167,12 @@ def _with_headers(path: Path) -> list[Path]:
 
 
 def _newest(folder: Path) -> Path | None:
-    return max(folder.glob("*.cubin"), key=lambda path: path.stat().st_mtime, default=None)
+    images = [*folder.glob("*.cubin"), *folder.glob("*.ptx")]
+    return max(images, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _suffix(architecture: str) -> str:
+    return ".ptx" if architecture == PTX else ".cubin"
 
 
 def _number(architecture: str) -> int:

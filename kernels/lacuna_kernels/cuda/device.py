@@ -84,7 +84,8 @@ class Device:
             raise DeviceError(f"{variant} is for {variant.architectures}, this device is {self.architecture}")
         digest = self.compiler.digest(variant, architecture)
         if digest not in self._modules:
-            self._modules[digest] = self._driver.module_from_buffer(self.compiler.cubin(variant, architecture))
+            code = self.compiler.cubin(variant, architecture)
+            self._modules[digest] = self._driver.module_from_buffer(code + b"\0")  # PTX ends in a zero byte
         function = self._modules[digest].get_function(variant.function)
         if variant.dynamic_shared_bytes > _STATIC_SHARED_BYTES:
             attribute = self._driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
