@@ -59,7 +59,9 @@ def check_weights(graph: Graph, weights: Weights) -> dict[str, Tensor]:
     """Return the weights as fp32, checked: none missing, none left over, right shapes, finite; raises WeightError."""
     wanted = graph.weight_shapes()
     if missing := sorted(wanted.keys() - weights.keys()):
-        raise WeightError(f"weight {missing[0]!r} {list(wanted[missing[0]])} is missing ({len(missing)} in all)")
+        others = ", ".join(f"{name} {list(wanted[name])}" for name in missing[1:10])
+        more = f"; so are {others}{', ...' if len(missing) > 10 else ''}" if others else ""
+        raise WeightError(f"weight {missing[0]!r} {list(wanted[missing[0]])} is missing{more}")
     if extra := sorted(weights.keys() - wanted.keys()):
         raise WeightError(f"weight {extra[0]!r} belongs to no node ({len(extra)} in all)")
     for name, shape in wanted.items():

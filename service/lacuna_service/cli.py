@@ -76,7 +76,8 @@ def check(
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", envvar=variable_of("device"))
     ] = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="That of serving.toml, or fp32, by default.")
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(help="That of serving.toml, or fp32, by default; a CPU has fp32 only."),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -85,12 +86,14 @@ def check(
     agreement: Annotated[float, typer.Option(help="Smallest share of equal labels.")] = 0.999,
 ) -> None:
     """Compare a model folder's answers with your own. Exit status: 0 if all agree, 1 if not, 2 if it cannot be told."""
-    from lacuna_kernels import KernelsError, Precision, load_model  # noqa: PLC0415  see serve
+    from lacuna_kernels import KernelsError, Precision, gpu_count, load_model  # noqa: PLC0415  see serve
     from lacuna_service import check as checking  # noqa: PLC0415
 
     try:
         folder = checking.version_folder(model)
         chosen = Precision(precision) if precision else checking.serving_precision(folder, load_model(folder))
+        if device == "cpu" or (device == "auto" and not gpu_count()):
+            chosen = Precision.FP32  # whatever is asked for
         limit = checking.TOLERANCE[chosen] if tolerance is None else tolerance
         wanted = checking.read_tensors(expected)
         ours = checking.answer(folder, checking.read_tensors(inputs), device, chosen)
@@ -111,11 +114,14 @@ def info(
 ) -> None:
     """Show a model's inputs, outputs, nodes, parameters and cost."""
     from lacuna_kernels import KernelsError, load_model  # noqa: PLC0415  see serve
-    from lacuna_service.check import version_folder  # noqa: PLC0415
+    from lacuna_service.check import serving_precision, version_folder  # noqa: PLC0415
     from lacuna_service.info import describe  # noqa: PLC0415
 
     try:
-        typer.echo(describe(load_model(version_folder(model)), rows))
+        folder = version_folder(model)
+        loaded = load_model(folder)
+        serving_precision(folder, loaded)  # so that a wrong serving.toml is told here too
+        typer.echo(describe(loaded, rows))
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error

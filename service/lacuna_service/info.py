@@ -13,7 +13,8 @@ def describe(model: Model, rows: int) -> str:
     """The whole model as text; cost is for `rows` rows or points."""
     graph, signature = model.graph, Signature(model.graph)
     lines = [*(f"input   {spec}" for spec in signature.inputs), *(f"output  {spec}" for spec in signature.outputs), ""]
-    return "\n".join([*lines, *_columns([HEADINGS, *_table(graph, rows)]), "", _note(graph, rows)])
+    weights = [f"weight  {name} {list(shape)}" for name, shape in graph.weight_shapes().items()]
+    return "\n".join([*lines, *_columns([HEADINGS, *_table(graph, rows)]), "", _note(graph, rows), "", *weights])
 
 
 def _table(graph: Graph, rows: int) -> list[tuple[str, ...]]:

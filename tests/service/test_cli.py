@@ -115,6 +115,20 @@ def test_broken_serving_toml_cannot_be_told(tmp_path: Path, rows_model: Path, ro
     assert result.exit_code == 2 and "precision" in result.output
 
 
+def test_a_cpu_is_judged_as_fp32_whatever_serving_toml_asks_for(
+    tmp_path: Path, rows_model: Path, rows_input: Tensors
+) -> None:
+    (rows_model / "serving.toml").write_text("precision = 'fp16'")
+    result = check(tmp_path, rows_model, rows_input, outputs(rows_model, rows_input), "--device", "cpu")
+    assert "in fp32: passes up to a relative L2 of 0.0001" in result.output
+
+
+def test_info_tells_of_a_broken_serving_toml(rows_model: Path) -> None:
+    (rows_model / "serving.toml").write_text("precison = 'fp16'")
+    result = lacuna("info", rows_model)
+    assert result.exit_code == 2 and "precison" in result.output
+
+
 def test_info_shows_every_node_with_its_weights_and_cost(tmp_path: Path, rows_model: Path) -> None:
     text = lacuna("info", rows_model, "--rows", 10).output
     nodes = json.loads((rows_model / "model.json").read_text())["nodes"]
@@ -123,6 +137,7 @@ def test_info_shows_every_node_with_its_weights_and_cost(tmp_path: Path, rows_mo
     total = next(line for line in text.splitlines() if line.startswith("total"))
     assert f" {weights:,} " in total
     assert "input   x FP32 [-1, 16]" in text
+    assert all(f"weight  {name} {list(w.shape)}" in text for name, w in load_model(rows_model).weights.items())
 
 
 def test_info_of_no_model_fails(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The ops of the graph format: one file a family, each with its attributes, shape rule, cost and reference."""
 
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, get_args
 
 from pydantic import Field, ValidationError, create_model
 
@@ -76,4 +76,15 @@ def _first_error(error: ValidationError, document: Any) -> str:
         name = node.get("name", place[1]) if isinstance(node, dict) else place[1]
         where = f"node {name!r}" + (f", {'.'.join(place[3:])}" if place[3:] else "")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where or 'graph'}: {first['msg']}{more}"
+    return f"{where or 'graph'}: {_in_words(first, place, document)}{more}"
+
+
+def _in_words(first: Any, place: list[str], document: Any) -> str:
+    """What is wrong with one field, in the words of JSON."""
+    if first["type"] == "extra_forbidden" and place[:1] == ["nodes"] and len(place) > 2:
+        op = document["nodes"][int(place[1])]["op"]
+        known = next(kind.model_fields for kind in OPS if op in get_args(kind.model_fields["op"].annotation))
+        return f"{op} has no such field; it has {', '.join(known)}"
+    if first["type"] == "tuple_type":
+        return "must be a list, such as [3, 3, 3]"
+    return str(first["msg"]).removeprefix("Value error, ")
