@@ -1,6 +1,6 @@
-"""Latency of MinkUNet-42 on LiDAR scans, one at a time: what the device takes, and what a caller waits.
+"""Latency of MinkUNet-42, or of a model folder, on LiDAR scans: what the device takes, and what a caller waits.
 
-    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--batch 8] [--precision fp16] [--steps]
+    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--model FOLDER] [--batch 8] [--precision fp16] [--steps]
 
 A scan is fp32 x, y, z, intensity, as KITTI has it. Scans are run in turn, so that no run finds the last one's data.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lacuna_kernels import Batch, Options, Precision, Value, collate, open_backend, random_weights
+from lacuna_kernels import Batch, Model, Options, Precision, Value, collate, load_model, open_backend, random_weights
 from lacuna_kernels.cuda.backend import CudaProgram
 from lacuna_kernels.zoo import minkunet
 
@@ -22,6 +22,7 @@ from lacuna_kernels.zoo import minkunet
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scans", nargs="+", type=Path)
+    parser.add_argument("--model", type=Path, help="a model folder; MinkUNet-42 with random weights by default")
     parser.add_argument("--batch", type=int, default=1, help="scans at a time")
     parser.add_argument("--precision", type=Precision, default=Precision.FP16)
     parser.add_argument("--repeat", type=int, default=100)
@@ -31,14 +32,16 @@ def main() -> None:
 
     scans = itertools.cycle([read(path) for path in options.scans])
     batches = [collate(list(itertools.islice(scans, options.batch))) for _ in options.scans]
-    graph = minkunet(19)
+    model = load_model(options.model) if options.model else random_minkunet()
     backend = open_backend(options.device)
     points = max(len(batch["points"].data) for batch in batches)
     start = time.perf_counter()
     program = backend.compile(
-        graph, random_weights(graph, 0), Options(options.precision, initial_cost=points, max_cost=1 << 23)
+        model.graph, model.weights, Options(options.precision, initial_cost=points, max_cost=1 << 23)
     )
-    print(f"{backend.device.name}, torch {torch.__version__}; MinkUNet-42, {options.precision}, {options.batch} scans")
+    print(
+        f"{backend.device.name}, torch {torch.__version__}; {options.model or 'MinkUNet-42'}, {options.precision}, {options.batch} scans"
+    )
     print(f"compiled in {time.perf_counter() - start:.1f} s, {program.memory_bytes / 2**20:.0f} MiB")
     for batch in batches:
         program.submit(batch).result()
@@ -52,6 +55,11 @@ def main() -> None:
         time_steps(program, batches[0])
     program.close()
     backend.close()
+
+
+def random_minkunet() -> Model:
+    graph = minkunet(19)
+    return Model(graph, random_weights(graph, 0))
 
 
 def read(path: Path) -> Batch:
