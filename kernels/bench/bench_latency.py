@@ -1,6 +1,6 @@
 """Latency of MinkUNet-42, or of a model folder, on LiDAR scans: what the device takes, and what a caller waits.
 
-    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--model FOLDER] [--batch 8] [--precision fp16] [--steps]
+    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--model FOLDER] [--batch 8] [--steps]
 
 A scan is fp32 x, y, z, intensity, as KITTI has it. Scans are run in turn, so that no run finds the last one's data.
 """
@@ -39,9 +39,8 @@ def main() -> None:
     program = backend.compile(
         model.graph, model.weights, Options(options.precision, initial_cost=points, max_cost=1 << 23)
     )
-    print(
-        f"{backend.device.name}, torch {torch.__version__}; {options.model or 'MinkUNet-42'}, {options.precision}, {options.batch} scans"
-    )
+    name = options.model or "MinkUNet-42"
+    print(f"{backend.device.name}, torch {torch.__version__}; {name}, {options.precision}, {options.batch} scans")
     print(f"compiled in {time.perf_counter() - start:.1f} s, {program.memory_bytes / 2**20:.0f} MiB")
     for batch in batches:
         program.submit(batch).result()
