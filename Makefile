@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A GPU is used where there is one: PyCUDA is built against the CUDA toolkit found on PATH.
 GPU := $(shell command -v nvcc >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu,)
-# Where the tests with a GPU are: the other folders need packages that a GPU host may lack.
+# Where the tests with a GPU are: collecting the other folders takes test oracles that a GPU host may lack.
 GPU_TESTS := tests/kernels tests/system/test_gpu_server.py
 SERVE := --repository deploy/models --model-control explicit
 

@@ -32,13 +32,3 @@ def cuda_backend() -> Iterator[Backend]:
     opened = open_backend("cuda")
     yield opened
     opened.close()
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend that this machine has."""
-    if request.param == "cpu":
-        return open_backend("cpu")
-    _skip_without_gpu()
-    opened: Backend = request.getfixturevalue("cuda_backend")
-    return opened

@@ -57,8 +57,6 @@ class RealShares:
 
     low: float
     high: float
-    low_points: int
-    high_points: int
 
 
 def real_shares(points: Floats, labels: Labels) -> RealShares:
@@ -68,7 +66,7 @@ def real_shares(points: Floats, labels: Labels) -> RealShares:
     near = np.hypot(points[:, 0], points[:, 1]) < 15
     ground = np.isin(labels, GROUND)
     low, high = near & (np.abs(height) < 0.25), near & (height > 1)
-    return RealShares(float(ground[low].mean()), float(ground[high].mean()), int(low.sum()), int(high.sum()))
+    return RealShares(float(ground[low].mean()), float(ground[high].mean()))
 
 
 def ground_plane(points: Floats, tries: int = 500, width_m: float = 0.1) -> NDArray[np.float64]:

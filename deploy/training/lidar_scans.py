@@ -17,7 +17,6 @@ from lacuna_client.simulate import Scan, simulate_scan
 from lacuna_kernels import Value
 
 FIRST_TRAINING_SEED = 1_000_000  # seeds below it are never trained on
-FIRST_VALIDATION_SEED = 500_000
 INTENSITY = 3
 Floats = NDArray[np.floating]
 

@@ -17,9 +17,6 @@ from lacuna_service.signature import Signature
 TOLERANCE = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 """Relative L2 error that is taken for rounding, by the precision of the products, over some tens of layers."""
 
-AGREEMENT = 0.999
-"""Share of labels that must be equal: rounding decides between classes whose scores are all but equal."""
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -16,7 +16,7 @@ def profile(steps: Sequence[Step], buffers: Mapping[str, Tensor]) -> list[tuple[
 
     The buffers' inputs must hold a batch. Needs a torch whose events can be recorded inside a graph (2.8 or later).
     """
-    marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(len(steps) + 1)]  # type: ignore
+    marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(len(steps) + 1)]  # type: ignore  # newer than torch's types
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     stream.synchronize()
     graph.capture_begin(capture_error_mode="thread_local")

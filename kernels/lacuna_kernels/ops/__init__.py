@@ -45,7 +45,7 @@ OPS: tuple[type[Node], ...] = (
     Voxelize,
 )
 
-AnyNode = Annotated[Union[OPS], Field(discriminator="op")]  # type: ignore[valid-type]  # noqa: UP007
+AnyNode = Annotated[Union[OPS], Field(discriminator="op")]  # type: ignore[valid-type]  # noqa: UP007  made of a tuple
 GraphFile = create_model(
     "GraphFile", __base__=Graph, nodes=(tuple[AnyNode, ...], Field(min_length=1, max_length=MAX_NODES))
 )
