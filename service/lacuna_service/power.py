@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pynvml
@@ -33,14 +33,16 @@ class Meter:
 class PowerSampler:
     """Samples the energy counters at 10 Hz on a thread of its own and divides what they show among models.
 
-    Between `start` and `close`, `report` may be called from any thread. A device that NVML does not know, or whose
-    energy cannot be read, has no series; a server without a GPU has none at all.
+    Between `start` and `close`, `batch` may be called from any thread. A device that NVML does not know, or whose
+    energy cannot be read at the start, has no series; a server without a GPU has none at all. Not every GPU has every
+    gauge, so each is read alone: one that fails is logged once and takes no other with it.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._meters = metrics, dict[int, Meter]()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._failed = set[tuple[int, str]]()  # (device, reading) that has been logged
 
     def start(self, devices: Sequence[DeviceInfo]) -> None:
         """Find each device's meter by UUID and start to sample."""
@@ -48,17 +50,13 @@ class PowerSampler:
         if not wanted or not _open_nvml():
             return
         for index, uuid in wanted.items():
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-                counter = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-                idle_watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000  # nothing runs yet
-            except pynvml.NVMLError as error:
-                log.warning("device %d (%s) has no energy meter: %s", index, uuid, error)
-                continue
-            self._meters[index] = Meter(index, handle, Ledger(time.monotonic(), counter, idle_watts))
+            if meter := _find_meter(index, uuid):
+                self._meters[index] = meter
         if self._meters:
             self._thread = threading.Thread(target=self._run, name="power", daemon=True)
             self._thread.start()
+        else:
+            _close_nvml()
 
     def batch(self, device: int, shares: Sequence[tuple[str, float]], busy_seconds: float, ended_at: float) -> None:
         """Report a finished batch: its requests' (model, cost), device seconds, and its end on time.monotonic()."""
@@ -76,29 +74,32 @@ class PowerSampler:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            try:
-                self._sample(lag_seconds=0.0)
-                pynvml.nvmlShutdown()
-            except pynvml.NVMLError as error:
-                log.warning("the last energy is not accounted for: %s", error)
+            self._sample(lag_seconds=0.0)
+            _close_nvml()
         self._meters, self._thread = {}, None
 
     def _run(self) -> None:
         turn = 0
         while not self._stop.wait(SAMPLE_SECONDS):
-            try:
-                self._sample(LAG_SECONDS)
-                if turn % GAUGE_SAMPLES == 0:
-                    self._read_gauges()
-            except pynvml.NVMLError as error:
-                log.warning("the power meter cannot be read: %s", error)
+            self._sample(LAG_SECONDS)
+            if turn % GAUGE_SAMPLES == 0:
+                self._read_gauges()
             turn += 1
 
     def _sample(self, lag_seconds: float) -> None:
         for meter in self._meters.values():
-            meter.samples.append((time.monotonic(), pynvml.nvmlDeviceGetTotalEnergyConsumption(meter.handle)))
+            self._read_counter(meter)
             while meter.samples and meter.samples[0][0] <= time.monotonic() - lag_seconds:
                 self._settle(meter, *meter.samples.popleft())
+
+    def _read_counter(self, meter: Meter) -> None:
+        try:
+            counter_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(meter.handle)
+        except pynvml.NVMLError as error:  # what it misses is divided when it works again
+            self._warn(meter.index, "energy", error)
+            return
+        self._failed.discard((meter.index, "energy"))
+        meter.samples.append((time.monotonic(), counter_mj))
 
     def _settle(self, meter: Meter, at: float, counter_mj: int) -> None:
         with self._lock:
@@ -109,17 +110,70 @@ class PowerSampler:
 
     def _read_gauges(self) -> None:
         for meter in self._meters.values():
-            device, memory = str(meter.index), pynvml.nvmlDeviceGetMemoryInfo(meter.handle)
-            m = self._metrics
-            m.device_power_watts.labels(device).set(pynvml.nvmlDeviceGetPowerUsage(meter.handle) / 1000)
-            for kind in ("total", "used", "free"):
-                m.device_memory_bytes.labels(device, kind).set(getattr(memory, kind))
-            use = pynvml.nvmlDeviceGetUtilizationRates(meter.handle)
-            m.device_utilization_ratio.labels(device).set(use.gpu / 100)
-            clock = pynvml.nvmlDeviceGetClockInfo(meter.handle, pynvml.NVML_CLOCK_SM)
-            m.device_clock_hertz.labels(device).set(clock * 1_000_000)
-            celsius = pynvml.nvmlDeviceGetTemperature(meter.handle, pynvml.NVML_TEMPERATURE_GPU)
-            m.device_temperature_celsius.labels(device).set(celsius)
+            for reading, read in GAUGES.items():
+                try:
+                    read(self._metrics, str(meter.index), meter.handle)
+                except pynvml.NVMLError as error:
+                    self._warn(meter.index, reading, error)
+
+    def _warn(self, device: int, reading: str, error: Exception) -> None:
+        if (device, reading) not in self._failed:
+            self._failed.add((device, reading))
+            log.warning("device %d: %s cannot be read: %s", device, reading, error)
+
+
+def _read_power(metrics: Metrics, device: str, handle: object) -> None:
+    milliwatts = pynvml.nvmlDeviceGetPowerUsage(handle)
+    metrics.device_power_watts.labels(device).set(milliwatts / 1000)
+
+
+def _read_memory(metrics: Metrics, device: str, handle: object) -> None:
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    for kind in ("total", "used", "free"):
+        metrics.device_memory_bytes.labels(device, kind).set(getattr(memory, kind))
+
+
+def _read_utilization(metrics: Metrics, device: str, handle: object) -> None:
+    percent = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+    metrics.device_utilization_ratio.labels(device).set(percent / 100)
+
+
+def _read_clock(metrics: Metrics, device: str, handle: object) -> None:
+    megahertz = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
+    metrics.device_clock_hertz.labels(device).set(megahertz * 1_000_000)
+
+
+def _read_temperature(metrics: Metrics, device: str, handle: object) -> None:
+    celsius = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
+    metrics.device_temperature_celsius.labels(device).set(celsius)
+
+
+GAUGES: dict[str, Callable[[Metrics, str, object], None]] = {
+    "power": _read_power,
+    "memory": _read_memory,
+    "utilization": _read_utilization,
+    "clock": _read_clock,
+    "temperature": _read_temperature,
+}
+"""Each asks NVML before it makes its series, so one that the device has not got has no series."""
+
+
+def _find_meter(index: int, uuid: str) -> Meter | None:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        counter_mj = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError as error:
+        log.warning("device %d (%s) has no energy meter: %s", index, uuid, error)
+        return None
+    return Meter(index, handle, Ledger(time.monotonic(), counter_mj, _power_now(handle)))
+
+
+def _power_now(handle: object) -> float | None:
+    """Watts drawn at the start, where nothing runs yet; None if the device does not say, and the ledger learns it."""
+    try:
+        return float(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+    except pynvml.NVMLError:
+        return None
 
 
 def _open_nvml() -> bool:
@@ -129,3 +183,10 @@ def _open_nvml() -> bool:
         log.info("no NVML, so no series of power and energy: %s", error)
         return False
     return True
+
+
+def _close_nvml() -> None:
+    try:
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        log.warning("NVML cannot be closed: %s", error)
