@@ -16,7 +16,7 @@ from tests.service import networks
 from tests.service.http_app import json_input
 from tests.system.running import Running
 
-REQUESTS = 200
+REQUESTS, WRONG = 200, 20
 NEWEST = {"tiny-kronecker": "2", "tiny-minkunet": "1"}
 
 
@@ -35,10 +35,24 @@ async def ask(client: httpx.AsyncClient, index: int) -> dict[str, Any]:
     return dict(response.json())
 
 
-async def ask_all(url: str) -> list[dict[str, Any]]:
+async def ask_wrongly(client: httpx.AsyncClient, index: int) -> int:
+    """A request of the wrong width, or with a point that is too far away: the status of its answer."""
+    if index % 2:
+        model, name, array = "tiny-kronecker", "x", networks.rows(2, seed=index)[:, 1:]
+    else:
+        model, name, array = "tiny-minkunet", "POINTS", networks.cloud(20, seed=index)
+        array[3, 1] = 1e30
+    return (await client.post(f"/v2/models/{model}/infer", json={"inputs": [json_input(name, array)]})).status_code
+
+
+async def ask_all(url: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """Good requests with wrong ones among them: the good ones' answers, and the wrong ones' statuses."""
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        return list(await asyncio.gather(*(ask(client, index) for index in range(REQUESTS))))
+        wrong = [asyncio.create_task(ask_wrongly(client, index)) for index in range(WRONG // 2)]
+        good = [asyncio.create_task(ask(client, index)) for index in range(REQUESTS)]
+        wrong += [asyncio.create_task(ask_wrongly(client, index)) for index in range(WRONG // 2)]
+        return list(await asyncio.gather(*good)), list(await asyncio.gather(*wrong))
 
 
 def alone(model: Model, index: int) -> dict[str, torch.Tensor]:
@@ -60,7 +74,7 @@ def batches(url: str) -> tuple[float, float]:
 
 def test_mixed_requests_at_once_get_what_each_gets_alone(server: Running, repository: Path) -> None:
     before = batches(server.url)
-    answers = asyncio.run(ask_all(server.url))
+    answers, refusals = asyncio.run(ask_all(server.url))
     requests, count = (now - then for now, then in zip(batches(server.url), before, strict=True))
     models = {name: load_model(repository / name / version) for name, version in NEWEST.items()}
     for index, answer in enumerate(answers):
@@ -71,5 +85,6 @@ def test_mixed_requests_at_once_get_what_each_gets_alone(server: Running, reposi
             wanted = expected[output["name"]]
             found = torch.tensor(output["data"], dtype=wanted.dtype).reshape(output["shape"])
             assert_close(found, wanted, tolerance(terms=64, layers=20))
+    assert refusals == [400] * WRONG
     assert requests == REQUESTS
     assert requests / count > 1.5
