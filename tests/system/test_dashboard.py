@@ -1,12 +1,18 @@
-"""The dashboard: each of its queries, asked of a real Prometheus that scrapes the real server under traffic."""
+"""The dashboard: each of its queries, asked of a real Prometheus that scrapes the real server under traffic.
+
+The panels of GPUs and energy have nothing to show of a server on a CPU. They are asked again of a second job, whose
+series are declared by the same class and counted here.
+"""
 
 import json
+import math
 import re
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client import start_http_server
 from prometheus_client.metrics_core import Metric
 
 from lacuna_service.metrics import Metrics
@@ -28,6 +35,8 @@ PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 TARGETS = {f"{panel['title']} {target['refId']}": target for panel in PANELS for target in panel["targets"]}
 QUERIES: dict[str, str] = {title: target["expr"] for title, target in TARGETS.items()}
 MODELS = ["tiny-kronecker", "tiny-minkunet"]
+DEVICES = ["0", "1"]
+SERVER, METERED = "lacuna", "metered"  # jobs
 WAIT_S = 60.0
 
 needs_prometheus = pytest.mark.skipif(
@@ -42,12 +51,31 @@ class Prometheus:
     url: str
     moment: float
 
-    def ask(self, query: str, model: str = ".*") -> list[dict[str, Any]]:
-        """The series of a dashboard's query, as Grafana would fill it in."""
+    def ask(self, query: str, model: str = ".*", job: str = SERVER) -> list[dict[str, Any]]:
+        """The series of a dashboard's query, as Grafana would fill it in, where one job alone is scraped."""
+        query = of_job(query, job)
         query = query.replace("$__rate_interval", "15s").replace("$model", model)
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query, "time": self.moment}).json()
         assert answer["status"] == "success", answer
         return list(answer["data"]["result"])
+
+
+def of_job(query: str, job: str) -> str:
+    """Narrow each of a query's metrics to one job."""
+    query = re.sub(r"(lacuna_\w+)(?![\w{])", r"\1{}", query)
+    return re.sub(r"(lacuna_\w+){", rf'\1{{job="{job}",', query).replace(",}", "}")
+
+
+@contextmanager
+def exporting(metrics: Metrics) -> Iterator[str]:
+    """Serve metrics on a free port: its address."""
+    exporter, thread = start_http_server(0, "127.0.0.1", metrics.registry)
+    try:
+        yield f"127.0.0.1:{exporter.server_port}"
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +83,26 @@ def prometheus(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load(CONFIG.read_text())
     config["global"] = dict.fromkeys(config["global"], "1s")
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [server.address]}]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] == SERVER
+    job["static_configs"] = [{"targets": [server.address]}]
+    metered = Metrics()
+    with exporting(metered) as exporter:
+        config["scrape_configs"].append({"job_name": METERED, "static_configs": [{"targets": [exporter]}]})
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        with running_prometheus(folder) as url:
+            yield under_traffic(Prometheus(url, 0.0), server, metered)
+
+
+@contextmanager
+def running_prometheus(folder: Path) -> Iterator[str]:
+    """Start Prometheus with the folder's configuration: its URL."""
     address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
     try:
-        yield under_traffic(Prometheus(f"http://{address}", 0.0), server)
+        yield f"http://{address}"
     finally:
         process.terminate()
         process.wait()
@@ -74,19 +114,40 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def under_traffic(prometheus: Prometheus, server: Running) -> Prometheus:
-    """Send requests of every kind until what they count has been scraped four times."""
+def under_traffic(prometheus: Prometheus, server: Running, metered: Metrics) -> Prometheus:
+    """Send requests of every kind until what they count has been scraped four times, of both jobs."""
     until = time.monotonic() + WAIT_S
     while time.monotonic() < until:
         send_requests(server)
+        use_energy(metered)
         now = Prometheus(prometheus.url, time.time())
         try:
-            scraped = now.ask("min(count_over_time(lacuna_rejected_total[15s]))")
+            scraped = [
+                now.ask("min(count_over_time(lacuna_rejected_total[15s]))"),
+                now.ask("min(count_over_time(lacuna_request_energy_joules_count[15s]))", job=METERED),
+            ]
         except httpx.TransportError:  # it is starting
             continue
-        if scraped and int(scraped[0]["value"][1]) >= 4:
+        if all(series and int(series[0]["value"][1]) >= 4 for series in scraped):
             return now
     raise AssertionError("Prometheus has not scraped the server")
+
+
+def use_energy(metrics: Metrics) -> None:
+    """Count what two GPUs would: a request of each model, and energy that nobody used."""
+    for model in MODELS:
+        metrics.requests.labels(model, "ok").inc()
+        metrics.energy_joules.labels(model).inc(2.0)
+        metrics.request_energy_joules.labels(model).observe(2.0)
+    metrics.energy_joules.labels("idle").inc(1.0)
+    for device in DEVICES:
+        metrics.device_energy_joules.labels(device).inc(2.5)
+        metrics.device_power_watts.labels(device).set(120.0)
+        metrics.device_utilization_ratio.labels(device).set(0.5)
+        metrics.device_temperature_celsius.labels(device).set(40.0)
+        metrics.device_clock_hertz.labels(device).set(1.98e9)
+        for kind, size in (("total", 3e9), ("used", 1e9), ("free", 2e9)):
+            metrics.device_memory_bytes.labels(device, kind).set(size)
 
 
 def send_requests(server: Running) -> None:
@@ -137,6 +198,19 @@ def test_a_query_about_requests_gives_numbers_and_what_its_legend_says(prometheu
 @pytest.mark.parametrize("title", [title for title, query in QUERIES.items() if needs_gpu(query)])
 def test_a_query_about_the_gpu_gives_nothing_without_one(prometheus: Prometheus, title: str) -> None:
     assert prometheus.ask(QUERIES[title]) == []
+
+
+@needs_prometheus
+@pytest.mark.parametrize("title", [title for title, query in QUERIES.items() if needs_gpu(query)])
+def test_a_query_about_the_gpu_gives_numbers_and_what_its_legend_says_with_one(
+    prometheus: Prometheus, title: str
+) -> None:
+    series = prometheus.ask(QUERIES[title], job=METERED)
+    (label,) = re.findall(r"{{(\w+)}}", TARGETS[title]["legendFormat"])
+    models = MODELS if "$model" in QUERIES[title] else ["idle", *MODELS]
+
+    assert sorted(one["metric"][label] for one in series) == {"device": DEVICES, "model": models}[label]
+    assert all(0 < float(one["value"][1]) < math.inf for one in series), series  # NaN is not
 
 
 @needs_prometheus
