@@ -1,25 +1,23 @@
 """Run every variant of the kernels for points and sites once, on a small ragged batch; for compute-sanitizer."""
 
-import sys
 from itertools import product
 
 import torch
 
-from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.coordinates import SiteBuffer
-from lacuna_kernels.cuda.device import Device, Kernel
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
-from lacuna_kernels.cuda.variants import SHIPPED
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 from tests.cases import CloudCase
 from tests.kernels.device_sites import cloud_on_device, ints, mapped, poisoned, strided, voxelized
+from tests.kernels.sanitized import every_variant_of
 
 HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,18 +34,6 @@ SOURCES = {
     "sparse_to_bev.cu",
     "voxelize.cu",
 }
-
-
-class Noted(Device):
-    """A device that notes which kernels were asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: set[Variant] = set()
-
-    def kernel(self, variant: Variant) -> Kernel:
-        self.asked.add(variant)
-        return super().kernel(variant)
 
 
 def features(rows: int, channels: int, dtype: torch.dtype) -> torch.Tensor:
@@ -91,22 +77,16 @@ def follow_points(
 
 def main() -> None:
     """Run all; fails if a shipped kernel of ours did not run."""
-    device = Noted()
-    cloud = cloud_on_device(CloudCase("ragged", (300, 0, 1, 130)).value())
-    placement, fine, _ = voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5)))
-    voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5), (3, 3, 3)), capacity=4)
-    coarse, _ = strided(device, fine, HALVING, None, 8 * fine.capacity)
-    strided(device, fine, HALVING, (4, 4, 4), 5)
-    mapped(device, fine, coarse, HALVING)
-    mapped(device, coarse, fine, HALVING, backward=True)
-    convolve(device, fine)
-    follow_points(device, cloud, placement, fine, coarse)
-    torch.cuda.synchronize()
-    missed = [variant for variant in SHIPPED if variant.source in SOURCES and variant not in device.asked]
-    device.close()
-    if missed:
-        raise SystemExit(f"did not run: {', '.join(map(str, missed))}")
-    sys.stdout.write(f"{len(device.asked)} variants ran\n")
+    with every_variant_of(SOURCES) as device:
+        cloud = cloud_on_device(CloudCase("ragged", (300, 0, 1, 130)).value())
+        placement, fine, _ = voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5)))
+        voxelized(device, cloud, Grid((0, 0, 0), (0.5, 0.5, 0.5), (3, 3, 3)), capacity=4)
+        coarse, _ = strided(device, fine, HALVING, None, 8 * fine.capacity)
+        strided(device, fine, HALVING, (4, 4, 4), 5)
+        mapped(device, fine, coarse, HALVING)
+        mapped(device, coarse, fine, HALVING, backward=True)
+        convolve(device, fine)
+        follow_points(device, cloud, placement, fine, coarse)
 
 
 if __name__ == "__main__":
