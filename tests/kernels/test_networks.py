@@ -1,6 +1,6 @@
 """Whole networks on clouds: a ragged batch gives what each cloud gives alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -17,8 +17,10 @@ from lacuna_kernels import (
     random_weights,
     split,
 )
+from lacuna_kernels.cpu import walk
 from lacuna_kernels.graph import Graph
-from tests.cases import CLOUDS, CloudCase, assert_close, tolerance
+from lacuna_kernels.types import Batch
+from tests.cases import CLOUDS, CloudCase, assert_close, assert_labels_follow, tolerance
 from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, node, spvcnn, vit
 
 
@@ -35,6 +37,8 @@ def pooled() -> dict[str, object]:
 
 
 NETWORKS = {"spvcnn": spvcnn, "centerpoint": centerpoint_head, "pooled": pooled}
+ALL_NETWORKS: dict[str, Callable[[], dict[str, object]]] = NETWORKS | {"vit": vit, "gpt2": gpt2_block}
+RAGGED = CloudCase("ragged", (300, 0, 1, 130))
 
 
 @pytest.fixture(params=NETWORKS)
@@ -84,6 +88,66 @@ def test_no_rows_give_no_rows(network: Callable[[], dict[str, object]]) -> None:
     assert [tuple(value.data.shape) for value in found.result().values.values()] == [
         (0, *kind.shape) for kind in graph.output_types.values()
     ]
+
+
+def batch_of(graph: Graph) -> dict[str, Value]:
+    """A ragged batch of clouds, or a few random rows."""
+    return {
+        name: RAGGED.value(kind.channels)
+        if kind.axis.ragged
+        else Value(torch.randn(3, *kind.shape, generator=torch.Generator().manual_seed(0)))
+        for name, kind in graph.input_value_types.items()
+    }
+
+
+def assert_same_values(graph: Graph, found: Mapping[str, Value], expected: Mapping[str, Value]) -> None:
+    relative = tolerance(terms=1000, layers=10)
+    for name, value in expected.items():
+        data, source = found[name].data.cpu(), graph.by_name[name].inputs[0]
+        if value.data.is_floating_point():
+            assert_close(data, value.data, relative)
+        else:
+            assert data.shape == value.data.shape
+            assert_labels_follow(data, expected[source].data, relative)
+        for part in ("offsets", "coordinates"):
+            rows, wanted = getattr(found[name], part), getattr(value, part)
+            assert (rows is None) == (wanted is None)
+            assert wanted is None or torch.equal(rows.cpu(), wanted)
+
+
+@pytest.mark.parametrize("network", ALL_NETWORKS.values(), ids=ALL_NETWORKS)
+def test_the_reference_makes_no_tensor_but_where_its_inputs_lie(network: Callable[[], dict[str, object]]) -> None:
+    graph = parse_graph(network())
+    weights, batch = random_weights(graph, 0), batch_of(graph)
+    expected = walk(graph, weights, batch)
+
+    with torch.device("meta"):  # what names no device would have no numbers, and meet none of its inputs
+        found = walk(graph, weights, batch)
+
+    assert_same_values(graph, found, expected)
+
+
+def on_gpu(batch: Batch) -> dict[str, Value]:
+    return {
+        name: Value(value.data.cuda(), None if value.offsets is None else value.offsets.cuda())
+        for name, value in batch.items()
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("network", ALL_NETWORKS.values(), ids=ALL_NETWORKS)
+def test_the_reference_gives_on_a_gpu_what_it_gives_on_the_cpu(network: Callable[[], dict[str, object]]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    graph = parse_graph(network())
+    weights, batch = random_weights(graph, 0), batch_of(graph)
+    expected = walk(graph, weights, batch)
+
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 would round like 10 bits
+        found = walk(graph, {name: weight.cuda() for name, weight in weights.items()}, on_gpu(batch))
+
+    assert all(value.data.is_cuda for value in found.values())
+    assert_same_values(graph, found, expected)
 
 
 def test_collate_and_split_undo_each_other() -> None:
