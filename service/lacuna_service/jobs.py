@@ -18,7 +18,7 @@ class Job:
     probe            a batch that must work: a program that fails it is broken
     outcomes         one for each ticket, in order
     started, ended   on the clock of time.monotonic
-    busy_seconds     of the device, over all runs; input_seconds to join and submit, output_seconds to take apart
+    busy_seconds     of the device, over all runs
     broken           why the program can be used no longer
     """
 
@@ -29,9 +29,7 @@ class Job:
     outcomes: list[Outcome] = field(default_factory=list)
     started: float = 0.0
     ended: float = 0.0
-    input_seconds: float = 0.0
     busy_seconds: float = 0.0
-    output_seconds: float = 0.0
     runs: int = 0
     broken: Exception | None = None
 
@@ -47,12 +45,10 @@ class Job:
         if not self.tickets:
             return None
         try:
-            pending = self.program.submit(collate([ticket.batch for ticket in self.tickets]))
+            return self.program.submit(collate([ticket.batch for ticket in self.tickets]))
         except Exception as error:
             self.blame(error)
             return None
-        self.input_seconds = time.monotonic() - self.started
-        return pending
 
     def wait(self, pending: Pending) -> Exception | None:
         """Wait for the outputs and give each ticket its own; return what went wrong, for `blame`. Any thread may."""
@@ -69,10 +65,7 @@ class Job:
     def _outcomes(self, tickets: Sequence[Ticket], result: Result) -> list[Outcome]:
         self.runs += 1
         self.busy_seconds += result.busy_seconds
-        before = time.monotonic()
-        parts: list[Outcome] = list(split(result.values, [ticket.items for ticket in tickets]))
-        self.output_seconds += time.monotonic() - before
-        return parts
+        return list(split(result.values, [ticket.items for ticket in tickets]))
 
     def _run(self, tickets: Sequence[Ticket]) -> list[Outcome]:
         try:
