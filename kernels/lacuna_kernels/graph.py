@@ -30,6 +30,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    TF32 = "tf32"
 
 
 @dataclass(frozen=True, slots=True)

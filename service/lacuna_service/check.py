@@ -14,7 +14,7 @@ from lacuna_service.config import parse_config
 from lacuna_service.errors import BadRequest
 from lacuna_service.signature import Signature
 
-TOLERANCE = {Precision.FP32: 1e-4, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+TOLERANCE = {Precision.FP32: 1e-4, Precision.TF32: 1e-2, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 """Relative L2 error that is taken for rounding, by the precision of the products, over some tens of layers."""
 
 

@@ -1,33 +1,44 @@
-"""Run every variant of the Kronecker-sparse kernels once on small sizes that miss the tile; for compute-sanitizer."""
+"""Run every way to multiply by Kronecker-sparse factors on small sizes that miss the tile; for compute-sanitizer."""
 
 import torch
 
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker_linear import Epilogue, ks_matmul
-from lacuna_kernels.cuda.kronecker_tiles import TILES, Tile
+from lacuna_kernels.cuda.kronecker.choose import WAYS
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands, Way
 from lacuna_kernels.ops.activation import Activation
+from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.sanitized import every_variant_of
 
-SOURCES = {"ks_matmul_columns.cu", "ks_matmul_mma.cu", "ks_matmul_simt.cu"}
+SOURCES = {"ks_matmul_columns.cu", "ks_matmul_last.cu", "ks_matmul_mma.cu", "ks_matmul_simt.cu"}
+
+PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8), (1, 65, 33, 9)]
+"""Some with vectors of 16 bytes and some without."""
+ROWS = 72
 
 
-def multiply(device: Device, tile: Tile, dtype: torch.dtype) -> None:
-    """Launch a tile with vectors (16 bytes at once) and without, with a count and every part of the epilogue."""
-    for b, c, d in ((tile.b + 8, tile.step * 4 + 8, tile.d), (tile.b + 1, tile.step + 1, tile.d + 1)):
-        x = torch.ones(tile.n + 2, 2 * c * d, dtype=dtype, device="cuda")
-        values = torch.ones(2, b, c, d, dtype=dtype, device="cuda")
-        y = torch.ones(tile.n + 2, 2 * b * d, dtype=dtype, device="cuda")
-        bias = torch.ones(2 * b * d, device="cuda")
-        count = torch.tensor([tile.n + 1], dtype=torch.int32, device="cuda")
-        ks_matmul(device, x, values, y, Epilogue(bias, y, Activation.RELU), count=count, tile=tile)
+def multiply(device: Device, way: Way, problem: Problem) -> None:
+    """Launch with a count and every part of the epilogue."""
+    pattern, dtype = problem.pattern, problem.dtype
+    shapes = [(ROWS, width) for width in (pattern.width_in, pattern.width_out)]
+    x, y = (torch.ones(s if problem.layout is Layout.FIRST else s[::-1], dtype=dtype, device="cuda") for s in shapes)
+    epilogue = Epilogue(torch.ones(pattern.width_out, device="cuda"), y, Activation.RELU)
+    count = torch.tensor([ROWS - 1], dtype=torch.int32, device="cuda")
+    packed = way.pack(torch.ones(pattern.values, dtype=dtype, device="cuda"))
+    way.launch(device, problem, packed, Operands(x, y, epilogue, count))
 
 
 def main() -> None:
-    """Launch each tile for each of its types."""
+    """Launch each way on each pattern that it fits, in each precision and layout."""
     with every_variant_of(SOURCES) as device:
-        for dtype, tiles in TILES.items():
-            for tile in tiles:
-                multiply(device, tile, dtype)
+        for pattern in PATTERNS:
+            for precision in Precision:
+                for layout in Layout:
+                    problem = Problem(KSPattern(*pattern), ROWS, precision, layout)
+                    for way in WAYS:
+                        if way.fits(problem, device.limits):
+                            multiply(device, way, problem)
 
 
 if __name__ == "__main__":

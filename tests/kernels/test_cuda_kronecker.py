@@ -1,4 +1,4 @@
-"""Kronecker-sparse factors on a GPU against sums in float64 over the same rounded operands."""
+"""Kronecker-sparse factors on a GPU, every way that fits, against sums in float64 over the same rounded operands."""
 
 from collections.abc import Iterator
 
@@ -6,16 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels import gpu_count
+from lacuna_kernels import Precision, gpu_count
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker_linear import Epilogue, ks_chain, ks_chain_workspace, ks_matmul
-from lacuna_kernels.cuda.kronecker_tiles import TILES, Method, Tile
+from lacuna_kernels.cuda.kronecker.choose import candidates, stages
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Way
+from lacuna_kernels.cuda.kronecker_linear import Chain, Epilogue, ks_matmul
+from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-LIMIT = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-DTYPES = list(LIMIT)
+LIMIT = {Precision.FP32: 5e-7, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
+"""Relative L2 error."""
+PRECISIONS, LAYOUTS = list(Precision), list(Layout)
 ROWS = [0, 1, 3, 64, 1000]
 PATTERNS = [
     (1, 1, 1, 1),
@@ -34,6 +38,8 @@ PATTERNS = [
     (1, 24, 18, 40),
     (7, 3, 500, 1),
     (2, 300, 5, 6),
+    (1, 128, 512, 32),
+    (2, 256, 96, 24),
 ]
 
 pytestmark = pytest.mark.gpu
@@ -54,166 +60,199 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
-def operands(pattern: tuple[int, ...], rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def turned(matrix: Tensor, layout: Layout) -> Tensor:
+    """A matrix with one row a vector, as the layout has it."""
+    return matrix if layout is Layout.FIRST else matrix.T.contiguous()
+
+
+def operands(
+    pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout = Layout.FIRST
+) -> tuple[Tensor, Tensor]:
     """Fresh random rows and values, values scaled so that y is of unit size."""
     a, b, c, d = pattern
+    dtype = DTYPES[precision]
     x = torch.randn(rows, a * c * d, device="cuda").to(dtype)
-    return x, (torch.randn(a, b, c, d, device="cuda") * c**-0.5).to(dtype)
+    return turned(x, layout), (torch.randn(a, b, c, d, device="cuda") * c**-0.5).to(dtype)
+
+
+def product(x: Tensor, values: Tensor, layout: Layout = Layout.FIRST) -> Tensor:
+    """In float64, as the layout has it."""
+    rows = x.double() if layout is Layout.FIRST else x.double().T
+    return turned(reference.ks_matmul(rows, values.double()), layout)
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype, device="cuda")
 
 
-@pytest.mark.parametrize("rows", ROWS)
+def ways(device: Device, pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout) -> list[Way]:
+    return candidates(Problem(KSPattern(*pattern), rows, precision, layout), device.limits)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_factor_agrees_with_float64(device, dtype, pattern, rows):
-    x, values = operands(pattern, rows, dtype)
-    y = poisoned(rows, KSPattern(*pattern).width_out, dtype=dtype)
-
-    ks_matmul(device, x, values, y)
-
-    assert relative_error(y, reference.ks_matmul(x.double(), values.double())) < LIMIT[dtype]
-
-
-@pytest.mark.parametrize("pattern", [(2, 37, 45, 20), (3, 64, 64, 4), (2, 24, 40, 2), (4, 50, 30, 1)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile_gives_the_same_bits_as_the_others_of_its_method(device, dtype, pattern):
-    x, values = operands(pattern, 130, dtype)
-    expected, first = reference.ks_matmul(x.double(), values.double()), dict[Method, Tensor]()
-
-    for tile in TILES[dtype]:
-        y = poisoned(*expected.shape, dtype=dtype)
-        ks_matmul(device, x, values, y, tile=tile)
-        assert relative_error(y, expected) < LIMIT[dtype], tile
-        assert torch.equal(y, first.setdefault(tile.method, y)), tile
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_every_way_agrees_with_float64_and_gives_the_same_bits_as_the_others(device, precision, pattern, layout):
+    for rows in ROWS:
+        x, values = operands(pattern, rows, precision, layout)
+        expected, first = product(x, values, layout), None
+        for way in ways(device, pattern, rows, precision, layout):
+            y = poisoned(*expected.shape, dtype=x.dtype)
+            ks_matmul(device, x, values, y, layout=layout, precision=precision, way=way)
+            assert relative_error(y, expected) < LIMIT[precision], way
+            first = y if first is None else first
+            assert torch.equal(y, first), way
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("activation", [None, *Activation], ids=str)
-@pytest.mark.parametrize("pattern", [(2, 32, 40, 8), (2, 9, 7, 3), (2, 16, 64, 1)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, dtype, pattern, activation):
-    x, values = operands(pattern, 65, dtype)
+@pytest.mark.parametrize("pattern", [(2, 32, 40, 8), (2, 9, 7, 3), (2, 16, 64, 1), (1, 128, 64, 16)], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, precision, pattern, activation, layout):
+    x, values = operands(pattern, 72, precision, layout)
     width = KSPattern(*pattern).width_out
-    bias, residual = torch.randn(width, device="cuda"), torch.randn(65, width, device="cuda").to(dtype)
-    sums = reference.ks_matmul(x.double(), values.double()) + bias.double() + residual.double()
-    y = poisoned(65, width, dtype=dtype)
+    bias, residual = torch.randn(width, device="cuda"), torch.randn(72, width, device="cuda").to(x.dtype)
+    sums = product(turned(x, layout), values) + bias.double() + residual.double()
+    expected, added = turned(activate(sums, activation, 0.2), layout), turned(residual, layout)
 
-    ks_matmul(device, x, values, y, Epilogue(bias, residual, activation, 0.2))
+    for way in ways(device, pattern, 72, precision, layout):
+        y = poisoned(*expected.shape, dtype=x.dtype)
+        epilogue = Epilogue(bias, added, activation, 0.2)
+        ks_matmul(device, x, values, y, epilogue, layout=layout, precision=precision, way=way)
+        assert relative_error(y, expected) < LIMIT[precision], way
 
-    assert relative_error(y, activate(sums, activation, 0.2)) < LIMIT[dtype]
 
-
-def test_the_residual_may_be_the_output_itself(device):
-    x, values = operands((2, 32, 32, 8), 100, torch.float16)
-    y = torch.randn(100, 512, device="cuda").half()
-    expected = reference.ks_matmul(x.double(), values.double()) + y.double()
-
-    ks_matmul(device, x, values, y, Epilogue(residual=y))
-
-    assert relative_error(y, expected) < LIMIT[torch.float16]
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_the_residual_may_be_the_output_itself(device, precision, layout):
+    for pattern in [(2, 32, 32, 8), (4, 64, 64, 1)]:
+        x, values = operands(pattern, 104, precision, layout)
+        exact = product(x, values, layout)
+        before = torch.randn(exact.shape, device="cuda").to(x.dtype)
+        for way in ways(device, pattern, 104, precision, layout):
+            y = before.clone()
+            ks_matmul(device, x, values, y, Epilogue(residual=y), layout=layout, precision=precision, way=way)
+            assert relative_error(y, exact + before.double()) < LIMIT[precision], way
 
 
 @pytest.mark.parametrize("used", [0, 1, 63, 64, 200])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_past_the_count_are_not_written(device, dtype, used):
-    for pattern in [(2, 32, 32, 8), (4, 2, 3, 1), (1, 64, 64, 1)]:
-        x, values = operands(pattern, 200, dtype)
-        expected = reference.ks_matmul(x[:used].double(), values.double())
-        y = poisoned(200, KSPattern(*pattern).width_out, dtype=dtype)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_rows_past_the_count_are_neither_read_nor_written(device, precision, layout, used):
+    for pattern in [(2, 32, 32, 8), (4, 2, 3, 1), (1, 64, 64, 1), (1, 48, 48, 32)]:
+        x, values = operands(pattern, 200, precision)
+        expected = turned(product(x[:used], values), layout)
+        x[used:] = torch.nan
+        count = torch.tensor([used], dtype=torch.int32, device="cuda")
+        given = turned(x, layout)
+        for way in ways(device, pattern, 200, precision, layout):
+            y = turned(poisoned(200, KSPattern(*pattern).width_out, dtype=x.dtype), layout)
+            ks_matmul(device, given, values, y, count=count, layout=layout, precision=precision, way=way)
+            in_use, rest = (y[:used], y[used:]) if layout is Layout.FIRST else (y[:, :used], y[:, used:])
+            assert relative_error(in_use, expected) < LIMIT[precision], way
+            assert bool(rest.isnan().all()), way
 
-        ks_matmul(device, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"))
 
-        assert relative_error(y[:used], expected) < LIMIT[dtype]
-        assert bool(y[used:].isnan().all())
-
-
-@pytest.mark.parametrize("pattern", [(2, 32, 32, 8), (2, 64, 64, 1), (3, 3, 2, 5)], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_gives_the_same_bits_alone_and_among_others(device, dtype, pattern):
-    x, values = operands(pattern, 1000, dtype)
-    together = poisoned(1000, KSPattern(*pattern).width_out, dtype=dtype)
-    ks_matmul(device, x, values, together)
+@pytest.mark.parametrize("pattern", [(2, 32, 32, 8), (2, 64, 64, 1), (3, 3, 2, 5), (1, 64, 128, 16)], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_a_row_gives_the_same_bits_alone_and_among_others(device, precision, pattern):
+    x, values = operands(pattern, 1000, precision)
+    together = poisoned(1000, KSPattern(*pattern).width_out, dtype=x.dtype)
+    ks_matmul(device, x, values, together, precision=precision)
 
     for first, rows in [(0, 1), (517, 1), (100, 70)]:
-        part = poisoned(rows, together.shape[1], dtype=dtype)
-        ks_matmul(device, x[first : first + rows].clone(), values, part)
+        part = poisoned(rows, together.shape[1], dtype=x.dtype)
+        ks_matmul(device, x[first : first + rows].clone(), values, part, precision=precision)
         assert torch.equal(part, together[first : first + rows])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_operands_need_not_be_aligned(device, dtype):
-    x, values = operands((2, 32, 32, 8), 70, dtype)
-    expected = reference.ks_matmul(x.double(), values.double())
-    shifted_x, shifted_values, whole = (torch.zeros(t.numel() + 1, dtype=dtype, device="cuda") for t in (x, values, x))
-    shifted_x[1:], shifted_values[1:] = x.flatten(), values.flatten()
-    y = whole[1:].view(70, 512)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_operands_need_not_be_aligned(device, precision, layout):
+    for pattern in [(2, 32, 32, 8), (2, 64, 64, 1)]:
+        x, values = operands(pattern, 72, precision, layout)
+        expected = product(x, values, layout)
+        whole_x, whole_values, whole_y = (
+            torch.zeros(t.numel() + 1, dtype=x.dtype, device="cuda") for t in (x, values, expected)
+        )
+        whole_x[1:], whole_values[1:] = x.flatten(), values.flatten()
+        y = whole_y[1:].view(expected.shape)
 
-    ks_matmul(device, shifted_x[1:].view_as(x), shifted_values[1:].view_as(values), y)
+        shifted = whole_x[1:].view(x.shape), whole_values[1:].view(values.shape)
+        ks_matmul(device, *shifted, y, layout=layout, precision=precision)
 
-    assert relative_error(y, expected) < LIMIT[dtype]
+        assert relative_error(y, expected) < LIMIT[precision]
 
 
-@pytest.mark.parametrize(
-    "chain",
-    [
-        [(6, 64, 64, 1)],
-        [(64, 64, 64, 1), (1, 64, 256, 16)],
-        [(2, 48, 192, 1), (1, 192, 48, 2)],
-        [(2 ** (7 - level), 2, 2, 2 ** (level - 1)) for level in range(1, 8)],
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_chain_agrees_with_its_reference(device, dtype, chain):
-    x, factors = operands(chain[0], 77, dtype)[0], [operands(pattern, 0, dtype)[1] for pattern in chain]
-    patterns = [KSPattern(*pattern) for pattern in chain]
-    bias = torch.randn(patterns[-1].width_out, device="cuda")
+CHAINS = [
+    [(6, 64, 64, 1)],
+    [(64, 64, 64, 1), (1, 64, 256, 16)],
+    [(64, 64, 64, 1), (1, 64, 64, 64)],
+    [(16, 64, 256, 1), (1, 64, 64, 16)],
+    [(2, 48, 192, 1), (1, 192, 48, 2)],
+    [(2 ** (7 - level), 2, 2, 2 ** (level - 1)) for level in range(1, 8)],
+]
+
+
+@pytest.mark.parametrize("rows", [1, 77, 1000])
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_a_chain_agrees_with_its_reference(device, precision, chain, rows):
+    x, factors = operands(chain[0], rows, precision)[0], [operands(p, 0, precision)[1] for p in chain]
+    problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in chain]
+    bias = torch.randn(problems[-1].pattern.width_out, device="cuda")
     expected = x.double()
     for values in factors:
         expected = reference.ks_matmul(expected, values.double())
     expected = torch.relu(expected + bias.double())
-    first, second = (poisoned(size, dtype=dtype) for size in ks_chain_workspace(patterns, 77))
-    y = poisoned(77, patterns[-1].width_out, dtype=dtype)
+    planned = Chain.of(device, problems, lambda stage: stage.pack(factors))
+    first, second = (poisoned(size, dtype=x.dtype) for size in planned.between)
+    scratch = torch.full((planned.scratch_bytes,), 255, dtype=torch.uint8, device="cuda")
+    y = poisoned(rows, problems[-1].pattern.width_out, dtype=x.dtype)
 
-    ks_chain(device, x, factors, y, (first, second), Epilogue(bias, activation=Activation.RELU))
+    for _ in range(2):  # what a launch leaves in its scratch memory must not matter to the next
+        y.fill_(torch.nan)
+        epilogue = Epilogue(bias, activation=Activation.RELU)
+        planned.launch(device, Operands(x, y, epilogue), (first, second), scratch)
+        assert relative_error(y, expected) < LIMIT[precision] * len(chain) ** 0.5 * 1.5
 
-    assert relative_error(y, expected) < LIMIT[dtype] * len(chain) ** 0.5
+
+@pytest.mark.parametrize("rows", [1, 64, 1000])
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16], ids=str)
+def test_a_fused_chain_gives_the_bits_of_factor_after_factor(device, precision, chain, rows):
+    x, factors = operands(chain[0], rows, precision)[0], [operands(p, 0, precision)[1] for p in chain]
+    problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in chain]
+    if all(len(stage.problems) == 1 for stage in stages(problems, device.limits)):
+        pytest.skip("nothing is fused here")
+    planned = Chain.of(device, problems, lambda stage: stage.pack(factors))
+    first, second = (poisoned(size, dtype=x.dtype) for size in planned.between)
+    scratch = torch.zeros(planned.scratch_bytes, dtype=torch.uint8, device="cuda")
+    y = poisoned(rows, problems[-1].pattern.width_out, dtype=x.dtype)
+    planned.launch(device, Operands(x, y), (first, second), scratch)
+
+    expected = x
+    for problem, values in zip(problems, factors, strict=True):
+        between = poisoned(rows, problem.pattern.width_out, dtype=x.dtype)
+        ks_matmul(device, expected, values, between)
+        expected = between
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "tile"),
-    [
-        (torch.float16, Tile(Method.MMA, 64, 64, 1, 2, 2)),
-        (torch.float16, Tile(Method.COLUMNS, 8)),
-        (torch.float32, Tile(Method.SIMT, 128, 64, 1, 8, 4)),
-    ],
-    ids=str,
-)
-def test_counts_of_elements_may_pass_two_to_the_31(device, dtype, tile):
-    rows, pattern = 2**21 + 100, (16, 64, 64, 1)
-    values = operands(pattern, 0, dtype)[1]
-    x, y = torch.randn(rows, 1024, dtype=dtype, device="cuda"), torch.empty(rows, 1024, dtype=dtype, device="cuda")
-    y[-100:] = torch.nan
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("pattern", [(16, 64, 64, 1), (1, 64, 64, 16)], ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_counts_of_elements_may_pass_two_to_the_31(device, precision, pattern, layout):
+    rows = 2**21 + 104
+    values = operands(pattern, 0, precision)[1]
+    shape = (rows, 1024) if layout is Layout.FIRST else (1024, rows)
+    x = torch.randn(shape, dtype=values.dtype, device="cuda")
+    parts = [slice(0, 100), slice(rows // 2, rows // 2 + 100), slice(rows - 100, rows)]
 
-    ks_matmul(device, x, values, y, tile=tile)
-
-    for part in (slice(0, 100), slice(rows // 2, rows // 2 + 100), slice(rows - 100, rows)):
-        assert relative_error(y[part], reference.ks_matmul(x[part].double(), values.double())) < LIMIT[dtype]
-
-
-def test_launches_can_be_captured_and_replayed(device):
-    x, values = operands((1, 48, 48, 16), 300, torch.float16)
-    y = poisoned(300, 768, dtype=torch.float16)
-    ks_matmul(device, x, values, y)
-    torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), device.new_stream()
-    with torch.cuda.graph(graph, stream=stream):
-        ks_matmul(device, x, values, y)
-
-    x.normal_()
-    graph.replay()
-
-    assert relative_error(y, reference.ks_matmul(x.double(), values.double())) < LIMIT[torch.float16]
+    for way in ways(device, pattern, rows, precision, layout)[:3]:
+        y = poisoned(*shape, dtype=values.dtype)
+        ks_matmul(device, x, values, y, layout=layout, precision=precision, way=way)
+        for part in parts:
+            there, done = (x[part], y[part]) if layout is Layout.FIRST else (x[:, part], y[:, part])
+            assert relative_error(done, product(there, values, layout)) < LIMIT[precision], way

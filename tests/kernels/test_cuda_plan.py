@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from lacuna_kernels import Precision, Value, parse_graph, random_weights, walk
 from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
 from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
-from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.graph import Graph
@@ -216,9 +217,10 @@ def test_buffers_alive_at_the_same_time_never_overlap(program: list[tuple[int, s
 
 
 def drawn(graph: Graph) -> Blueprint:
-    """A plan on paper: no step is run, so there need be no device."""
+    """A plan on paper: no step is run, so of the device only its limits are asked for."""
     layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
-    return draw(cast(Device, None), graph, layers, Weights(torch.device("cpu")), Capacity(1000, 4))
+    device = SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90"))
+    return draw(cast(Device, device), graph, layers, Weights(torch.device("cpu")), Capacity(1000, 4))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -11,8 +11,12 @@ from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.argmax import argmax as launch_argmax
 from lacuna_kernels.cuda.elementwise import elementwise
 from lacuna_kernels.cuda.fusion import Layer, Part
-from lacuna_kernels.cuda.kronecker_linear import Epilogue, ks_chain, ks_chain_workspace
-from lacuna_kernels.cuda.steps import DTYPES, Buffers, Writer, flat, vectors
+from lacuna_kernels.cuda.kronecker.choose import Stage
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
+from lacuna_kernels.cuda.kronecker_linear import Chain
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.cuda.steps import Buffers, Writer, flat, vectors
 from lacuna_kernels.ops.activation import Activation, ActivationNode
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.image import Conv2d
@@ -27,36 +31,43 @@ TENSOR_CORE_OPS = (Attention, Conv2d)
 
 def linear(writer: Writer, layer: Layer) -> None:
     """y = f(x @ weight.T + bias + residual): a Kronecker-sparse layer of one factor without any structure."""
-    dtype = DTYPES[layer.precision]
-    weight = writer.weights.get(layer, "weight", dtype)
+    weight = layer.weights["weight"]
     _chain(writer, layer, [weight.view(1, *weight.shape, 1)])
 
 
 def kronecker_linear(writer: Writer, layer: Layer) -> None:
     """y = f(K_L ... K_1 x + bias + residual)."""
     assert isinstance(layer.node, KroneckerLinear)
-    dtype = DTYPES[layer.precision]
-    _chain(writer, layer, [writer.weights.get(layer, f"factors.{i}", dtype) for i in range(len(layer.node.patterns))])
+    _chain(writer, layer, [layer.weights[f"factors.{i}"] for i in range(len(layer.node.patterns))])
 
 
 def _chain(writer: Writer, layer: Layer, factors: Sequence[Tensor]) -> None:
+    """The factors, fp32 on the CPU, in order of application."""
     dtype, kind, device = DTYPES[layer.precision], writer.types[layer.output], writer.device
     (x, *residual) = [writer.converted(name, dtype) for name in layer.inputs]
     count = None if kind.axis is Axis.SEQUENCE else writer.count_of(layer.output)  # counts know nothing of tokens
     rows = writer.room.of(kind) * prod(kind.shape[:-1])
-    sizes = ks_chain_workspace([KSPattern(*factor.shape) for factor in factors], rows)
-    between = {f"{layer.output}:between{i}": BufferSpec((size,), dtype) for i, size in enumerate(sizes)}
+
+    def pack(stage: Stage) -> Tensor:
+        key = (layer.output, stage.way.packing, stage.first, len(stage.problems), dtype)
+        place = writer.weights.place
+        return writer.weights.make(key, lambda: writer.weights.keep(stage.pack([f.to(place, dtype) for f in factors])))
+
+    chain = Chain.of(device, [Problem(KSPattern(*f.shape), rows, layer.precision) for f in factors], pack)
+    between = {f"{layer.output}:between{i}": BufferSpec((size,), dtype) for i, size in enumerate(chain.between)}
+    scratch = {f"{layer.output}:scratch": BufferSpec((chain.scratch_bytes,), torch.uint8)}
     bias = writer.weights.bias(layer)
 
     def run(b: Buffers) -> None:
         added = vectors(b[residual[0]]) if residual else None
         epilogue = Epilogue(bias, added, layer.activation, layer.slope)
         first, second = (b[name] for name in between)
-        y, counted = vectors(b[layer.output]), None if count is None else b[count]
-        ks_chain(device, vectors(b[x]), factors, y, (first, second), epilogue, count=counted)
+        counted = None if count is None else b[count]
+        operands = Operands(vectors(b[x]), vectors(b[layer.output]), epilogue, counted)
+        chain.launch(device, operands, (first, second), b[f"{layer.output}:scratch"])
 
     reads = [x, *residual] if count is None else [x, *residual, count]
-    writer.add(layer.output, reads, writer.output(layer) | between, run)
+    writer.add(layer.output, reads, writer.output(layer) | between | scratch, run)
 
 
 def activation(writer: Writer, layer: Layer) -> None:

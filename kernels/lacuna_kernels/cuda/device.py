@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,22 @@ from lacuna_kernels.cuda.compiler import Compiler, Variant
 from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
 Dim3 = tuple[int, int, int]
-Argument = Tensor | np.int64 | int | float | None
+Argument = Tensor | np.int64 | int | float | bytes | None
 _STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What the choice of a kernel depends on: multiprocessors, the most shared memory of a block, the architecture."""
+
+    multiprocessors: int
+    shared_bytes: int
+    architecture: str = "sm_80"
+
+    @property
+    def hopper(self) -> bool:
+        """Whether kernels for sm_90a run."""
+        return self.architecture == "sm_90"
 
 
 class Device:
@@ -42,11 +57,9 @@ class Device:
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
         self.properties = torch.cuda.get_device_properties(index)
-        self.architecture = f"sm_{self.properties.major}{self.properties.minor}"
-        self.multiprocessors = int(self.properties.multi_processor_count)
-        self.shared_bytes_max = int(
-            driver.Device(index).get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-        )
+        architecture = f"sm_{self.properties.major}{self.properties.minor}"
+        shared_bytes = driver.Device(index).get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        self.limits = DeviceLimits(int(self.properties.multi_processor_count), int(shared_bytes), architecture)
         self._context.push()
         try:
             self.stream, self.upload, self.download = (self.new_stream() for _ in range(3))
@@ -79,9 +92,9 @@ class Device:
             return self._kernels[variant]
 
     def _load(self, variant: Variant) -> Kernel:
-        architecture = variant.architecture_for(self.architecture)
+        architecture = variant.architecture_for(self.limits.architecture)
         if architecture is None:
-            raise DeviceError(f"{variant} is for {variant.architectures}, this device is {self.architecture}")
+            raise DeviceError(f"{variant} is for {variant.architectures}, this device is {self.limits.architecture}")
         digest = self.compiler.digest(variant, architecture)
         if digest not in self._modules:
             code = self.compiler.cubin(variant, architecture)
@@ -105,7 +118,8 @@ class Device:
 
 class Kernel:
     """A loaded function. Calling it launches it on the current torch stream: tensors are passed by address, None is 0,
-    int is 32 bits (np.int64 for 64) and float is fp32. Tensors must be kept alive until the launch has run."""
+    int is 32 bits (np.int64 for 64), float is fp32, and bytes are passed by value: tensor maps, which come first.
+    Tensors must be kept alive until the launch has run."""
 
     def __init__(self, function: Any, variant: Variant, streams: dict[int, Any], index: int) -> None:
         self.variant = variant
@@ -133,14 +147,18 @@ def _code(arg: Argument) -> str:
         return "P"
     if isinstance(arg, np.int64):
         return "q"
+    if isinstance(arg, bytes):
+        return f"{len(arg)}s"
     return "f" if isinstance(arg, float) else "i"
 
 
-def _number(arg: Argument) -> int | float:
+def _number(arg: Argument) -> int | float | bytes:
     if isinstance(arg, Tensor):
         return arg.data_ptr()
     if arg is None:
         return 0
+    if isinstance(arg, bytes):
+        return arg
     return float(arg) if isinstance(arg, float) else int(arg)
 
 

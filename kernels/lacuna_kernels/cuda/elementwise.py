@@ -42,7 +42,7 @@ def elementwise(
     affine      scale and shift, fp32 [channels]; an element's channel is (column / inner) % channels
     """
     scale, shift = affine or (None, None)
-    blocks = min(-(-x.numel() // THREADS), device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
+    blocks = min(-(-x.numel() // THREADS), device.limits.multiprocessors * BLOCKS_PER_MULTIPROCESSOR)
     device.kernel(variant(x.dtype, y.dtype))(
         (blocks, 1, 1),
         (THREADS, 1, 1),

@@ -1,51 +1,30 @@
-"""Launching the kernels for Kronecker-sparse factors, alone and in chains."""
+"""Multiplying by Kronecker-sparse factors, alone and in chains: the best way for each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker_tiles import VARIANTS, DeviceLimits, Tile, candidates
-from lacuna_kernels.errors import Unsupported
-from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
+from lacuna_kernels.cuda.kronecker.choose import VARIANTS, Stage, candidates, stages
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands, Way
+from lacuna_kernels.cuda.precision import NATIVE
+from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-__all__ = ["VARIANTS", "Epilogue", "ks_chain", "ks_chain_workspace", "ks_matmul", "limits_of"]
+__all__ = ["VARIANTS", "Chain", "Epilogue", "ks_matmul"]
 
-_LARGEST_GRID = 2**31 - 1
-_LARGEST_ENTRY = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Epilogue:
-    """What happens to the sums before they are written: y = f(sums + bias + residual), in fp32.
-
-    bias      fp32 [width_out], or None
-    residual  [rows, width_out] of x's type, or None; may be y itself
-    """
-
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-    activation: Activation | None = None
-    negative_slope: float = DEFAULT_SLOPE
+_VECTOR_BYTES = 16
 
 
-PLAIN = Epilogue()
-
-
-def limits_of(device: Device) -> DeviceLimits:
-    """Return what the choice of a tile needs to know of a device."""
-    return DeviceLimits(device.multiprocessors, device.shared_bytes_max)
-
-
-def choose(device: Device, pattern: KSPattern, dtype: torch.dtype, rows: int) -> Tile:
-    """Return the best guess for a device; raises Unsupported for entries that the kernels cannot count to."""
-    if max(pattern.values) >= _LARGEST_ENTRY:
-        raise Unsupported(f"{pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
-    return candidates(pattern, dtype, rows, limits_of(device))[0]
+def problem_of(
+    pattern: KSPattern, x: Tensor, y: Tensor, residual: Tensor | None, precision: Precision, layout: Layout
+) -> Problem:
+    """Return what the choice of a way needs to know of the matrices."""
+    rows = x.shape[0] if layout is Layout.FIRST else x.shape[1]
+    pointers = [tensor.data_ptr() for tensor in (x, y, residual) if tensor is not None]
+    return Problem(pattern, rows, precision, layout, aligned=all(pointer % _VECTOR_BYTES == 0 for pointer in pointers))
 
 
 def ks_matmul(
@@ -56,61 +35,73 @@ def ks_matmul(
     epilogue: Epilogue = PLAIN,
     *,
     count: Tensor | None = None,
-    tile: Tile | None = None,
+    layout: Layout = Layout.FIRST,
+    precision: Precision | None = None,
+    way: Way | None = None,
 ) -> None:
     """Enqueue y = f(x @ K.T + bias + residual) for one factor K; see KSPattern.
 
-    x       [rows, a*c*d]   fp32, fp16 or bf16, contiguous
-    values  [a, b, c, d]    of x's type, contiguous
-    y       [rows, a*b*d]   of x's type, contiguous; must not overlap x
-    count   int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
-    tile    instead of the best guess
+    x          [rows, a*c*d]   fp32, fp16 or bf16, contiguous; batch-size-last [a*c*d, rows]
+    values     [a, b, c, d]    of x's type
+    y          [rows, a*b*d]   of x's type, contiguous; must not overlap x; batch-size-last [a*b*d, rows]
+    count      int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
+    precision  tf32 for fp32 elements on tensor cores; by default that of the elements
+    way        instead of the best guess
+
+    The values are packed on every call: who multiplies by them again calls `Way.pack` and `Way.launch`.
     """
-    rows, pattern = len(x), KSPattern(*values.shape)
-    if tile is None:
-        tile = choose(device, pattern, x.dtype, rows)
-    device.kernel(tile.variant(x.dtype))(
-        (min(tile.blocks(pattern, rows), _LARGEST_GRID), 1, 1),
-        (tile.threads, 1, 1),
-        x,
-        values,
-        epilogue.bias,
-        epilogue.residual,
-        y,
-        count,
-        rows,
-        *pattern.values,
-        ACTIVATION_CODES[epilogue.activation],
-        float(epilogue.negative_slope),
-    )
+    pattern = KSPattern(*values.shape)
+    problem = problem_of(pattern, x, y, epilogue.residual, precision or NATIVE[x.dtype], layout)
+    way = way or candidates(problem, device.limits)[0]
+    way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, count))
 
 
-def ks_chain_workspace(chain: Sequence[KSPattern], rows: int) -> tuple[int, int]:
-    """Elements of x's type that the two buffers between the factors of a chain must hold."""
-    between = [rows * pattern.width_out for pattern in chain[:-1]]
-    return max(between[0::2], default=0), max(between[1::2], default=0)
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of factors with its stages chosen and its values packed; factors[0] meets x first.
 
-
-def ks_chain(
-    device: Device,
-    x: Tensor,
-    factors: Sequence[Tensor],
-    y: Tensor,
-    workspace: tuple[Tensor, Tensor],
-    epilogue: Epilogue = PLAIN,
-    *,
-    count: Tensor | None = None,
-) -> None:
-    """Enqueue factor after factor, factors[0] meeting x first; the epilogue belongs to the last.
-
-    workspace  two flat buffers of x's type, of at least the sizes that `ks_chain_workspace` says
-
-    Between factors values are rounded to x's type.
+    stages  the launches, in order
+    packed  by stage, what the kernel reads of the values
     """
-    rows = len(x)
-    for index, values in enumerate(factors[:-1]):
-        width = KSPattern(*values.shape).width_out
-        between = workspace[index % 2][: rows * width].view(rows, width)
-        ks_matmul(device, x, values, between, count=count)
-        x = between
-    ks_matmul(device, x, factors[-1], y, epilogue, count=count)
+
+    stages: Sequence[Stage]
+    packed: Sequence[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        device: Device,
+        problems: Sequence[Problem],
+        pack: Callable[[Stage], Tensor],
+    ) -> "Chain":
+        """Choose the stages for the problems of the factors; `pack` returns what a stage reads, made once."""
+        chosen = stages(problems, device.limits)
+        return cls(chosen, [pack(stage) for stage in chosen])
+
+    @property
+    def between(self) -> tuple[int, int]:
+        """Elements that the two buffers between the stages must hold."""
+        sizes = [stage.last.rows * stage.last.pattern.width_out for stage in self.stages[:-1]]
+        return max(sizes[0::2], default=0), max(sizes[1::2], default=0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that a stage may write for itself."""
+        return max(stage.scratch_bytes for stage in self.stages)
+
+    def launch(self, device: Device, operands: Operands, between: tuple[Tensor, Tensor], scratch: Tensor) -> None:
+        """Enqueue stage after stage; the epilogue belongs to the last factor.
+
+        between  two flat buffers of x's type
+        scratch  uint8
+
+        Between factors values are rounded to x's type.
+        """
+        x = operands.x
+        for index, (stage, packed) in enumerate(zip(self.stages[:-1], self.packed, strict=False)):
+            rows, width = stage.last.rows, stage.last.pattern.width_out
+            y = between[index % 2][: rows * width].view(rows, width)
+            stage.launch(device, packed, Operands(x, y, count=operands.count), scratch)
+            x = y
+        final = Operands(x, operands.y, operands.epilogue, operands.count)
+        self.stages[-1].launch(device, self.packed[-1], final, scratch)

@@ -9,6 +9,7 @@ from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilin
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
 from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.site_steps import (
     ints,
@@ -24,7 +25,7 @@ from lacuna_kernels.cuda.site_steps import (
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
-from lacuna_kernels.cuda.steps import DTYPES, OVERFLOW, Buffers, Writer, sites_name
+from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.ops.devoxelize import Devoxelize

@@ -15,7 +15,7 @@ from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.elementwise import elementwise
 from lacuna_kernels.cuda.fusion import Layer, Part
-from lacuna_kernels.graph import Precision
+from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.types import Axis, Level, ValueType
 
 Buffers = Mapping[str, Tensor]
@@ -25,7 +25,6 @@ T = TypeVar("T")
 ITEMS = "items:count"
 STATUS = "status"
 OVERFLOW = "status:overflow"
-DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,10 @@ class Weights:
 
     def upload(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Copy to the device, contiguous."""
-        on_device = weight.to(dtype).contiguous().to(self.place)
+        return self.keep(weight.to(dtype).contiguous().to(self.place))
+
+    def keep(self, on_device: Tensor) -> Tensor:
+        """Count the bytes of a tensor that stays on the device."""
         self.bytes += on_device.nbytes
         return on_device
 

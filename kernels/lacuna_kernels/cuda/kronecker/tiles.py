@@ -1,4 +1,4 @@
-"""Which kernel and tile multiplies by a Kronecker-sparse factor: a pure function of pattern, type, rows and device."""
+"""Plain kernels for any factor on any GPU, by tiles: the ways that always fit (batch-size-first)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,15 +6,23 @@ from enum import StrEnum
 from math import ceil
 
 import torch
+from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ELEMENTS
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 STAGES = 3
 """Steps over k under way in ks_matmul_mma.cu."""
 
 COLUMN_THREADS = 256
+_LARGEST_GRID = 2**31 - 1
+_CLOCKS_PER_SECOND = 1.7e9
 _SECTOR_BYTES = 32
 
 
@@ -24,14 +32,6 @@ class Method(StrEnum):
     COLUMNS = "columns"  # one thread a column of y: thin blocks
     SIMT = "simt"  # tiles, fp32 multiply-adds
     MMA = "mma"  # tiles, tensor cores
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLimits:
-    """What a choice depends on: multiprocessors, and the most shared memory that a block may ask for."""
-
-    multiprocessors: int
-    shared_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,58 @@ class Tile:
             return ceil(strips * pattern.width_out / COLUMN_THREADS)
         return strips * pattern.a * ceil(pattern.b / self.b) * ceil(pattern.d / self.d)
 
+    packing = "plain"
+
+    @property
+    def name(self) -> str:
+        """The method and the tile."""
+        return f"{self.method} {self.n}x{self.b}x{self.d}"
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One, for the types that the tile is for."""
+        dtype = DTYPES[precision]
+        return (self.variant(dtype),) if self in TILES[dtype] else ()
+
+    def sums(self, problem: Problem) -> Sums:
+        """The method's: neither rows nor tile change it."""
+        return Sums.MMA if self.method is Method.MMA else Sums.FMA
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Any factor, batch-size-first: wide blocks of 16 bits on the tensor cores, the others not."""
+        return (
+            problem.layout is Layout.FIRST
+            and self in TILES[problem.dtype]
+            and (self.method is Method.MMA) is tensor_cores_pay(problem.pattern, problem.dtype)
+            and self.shared_bytes <= limits.shared_bytes
+        )
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """By clocks."""
+        rows, size = max(problem.rows, 1), problem.dtype.itemsize
+        return predicted_clocks(self, problem.pattern, size, rows, limits) / _CLOCKS_PER_SECOND
+
+    def pack(self, values: Tensor) -> Tensor:
+        """As they are."""
+        return values.contiguous()
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        epilogue, pattern = operands.epilogue, problem.pattern
+        device.kernel(self.variant(problem.dtype))(
+            (min(self.blocks(pattern, problem.rows), _LARGEST_GRID), 1, 1),
+            (self.threads, 1, 1),
+            operands.x,
+            packed,
+            epilogue.bias,
+            epilogue.residual,
+            operands.y,
+            operands.count,
+            problem.rows,
+            *pattern.values,
+            ACTIVATION_CODES[epilogue.activation],
+            float(epilogue.negative_slope),
+        )
+
     def variant(self, dtype: torch.dtype) -> Variant:
         """What to compile for matrices of this type."""
         names = ("WARPS_N", "WARPS_B") if self.method is Method.MMA else ("THREAD_N", "THREAD_B")
@@ -131,7 +183,7 @@ TILES: dict[torch.dtype, tuple[Tile, ...]] = {
 }
 """All there are, by type."""
 
-VARIANTS = tuple(tile.variant(dtype) for dtype, tiles in TILES.items() for tile in tiles)
+WAYS = tuple(dict.fromkeys(tile for tiles in TILES.values() for tile in tiles))
 
 
 def tensor_cores_pay(pattern: KSPattern, dtype: torch.dtype) -> bool:
@@ -139,26 +191,10 @@ def tensor_cores_pay(pattern: KSPattern, dtype: torch.dtype) -> bool:
     return dtype is not torch.float32 and min(pattern.b, pattern.c) >= 8 and pattern.b * pattern.c >= 256
 
 
-def fits_memory(tile: Tile, limits: DeviceLimits) -> bool:
-    """Whether a block may have the shared memory that the tile takes."""
-    return tile.shared_bytes <= limits.shared_bytes
-
-
 def copies_vectors(tile: Tile, pattern: KSPattern) -> bool:
     """Whether ks_matmul_mma.cu may copy 16 bytes at once: runs that start and end at multiples of 8 elements."""
     whole = pattern.d % 8 == 0 if tile.d == 8 else pattern.d == tile.d
     return whole and pattern.c * pattern.d % 8 == 0
-
-
-def candidates(pattern: KSPattern, dtype: torch.dtype, rows: int, limits: DeviceLimits) -> list[Tile]:
-    """The tiles that can do it, best guess first, never none.
-
-    Whether they use the tensor cores depends on pattern and type alone, and so do the bits of every result: neither
-    rows nor device changes the order of a sum.
-    """
-    wide = tensor_cores_pay(pattern, dtype)
-    fits = [tile for tile in TILES[dtype] if (tile.method is Method.MMA) is wide and fits_memory(tile, limits)]
-    return sorted(fits, key=lambda tile: predicted_clocks(tile, pattern, dtype.itemsize, max(rows, 1), limits))
 
 
 def predicted_clocks(tile: Tile, pattern: KSPattern, size: int, rows: int, limits: DeviceLimits) -> float:

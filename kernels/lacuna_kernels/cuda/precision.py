@@ -1,0 +1,16 @@
+"""Of which type the elements are, by precision."""
+
+import torch
+
+from lacuna_kernels.graph import Precision
+
+DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.TF32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+"""The type of the elements, by precision."""
+
+NATIVE = {torch.float32: Precision.FP32, torch.float16: Precision.FP16, torch.bfloat16: Precision.BF16}
+"""The precision that a type stands for if none is named."""
