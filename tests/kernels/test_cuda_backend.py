@@ -51,6 +51,17 @@ def spreading() -> Graph:
     return parse_graph(document(cloud("intensity"), nodes, "y"))
 
 
+def selected() -> Graph:
+    """Features are permuted, padded and cut between two linear layers."""
+    nodes = [
+        node("up", "linear", "x", out_features=24, activation="relu"),
+        node("mixed", "select_features", "up", indices=[*range(23, -1, -1), -1, -1, 7]),
+        node("down", "linear", "mixed", out_features=8),
+        node("y", "select_features", "down", indices=[0, 1, 2, 3, 4]),
+    ]
+    return parse_graph(document({"x": {"axis": "row", "shape": [12]}}, nodes, "y", "down"))
+
+
 NETWORKS: dict[str, Callable[[], Graph]] = {
     "minkunet": small_minkunet,
     "centerpoint": lambda: centerpoint_encoder(channels=(8, 8, 16, 16), columns=("x", "y", "z", "intensity")),
@@ -58,11 +69,12 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
     "head": lambda: parse_graph(centerpoint_head()),
     "spreading": spreading,
     "mlp": lambda: kronecker_mlp([[(1, 16, 8, 2), (2, 8, 16, 1)], [(1, 8, 8, 2)]], 7, normalise=True),
+    "selected": selected,
     "vit": lambda: parse_graph(vit()),
     "gpt2": lambda: parse_graph(gpt2_block()),
 }
 CLOUD_NETWORKS = ["minkunet", "centerpoint", "spvcnn", "head", "spreading"]
-DENSE_NETWORKS = ["mlp", "vit", "gpt2"]
+DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
 
 
 FITTING = [

@@ -178,3 +178,36 @@ def test_images_become_tokens_row_by_row_and_one_can_be_picked() -> None:
 def test_input_of_the_wrong_kind_is_refused(inputs: dict[str, Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(GraphError, match=words):
         parse_graph(document(inputs, [{"name": "y", "inputs": ["x"], **attributes}], "y"))
+
+
+@pytest.mark.parametrize(("inputs", "shape"), [(ROWS, (4, 12)), (SEQUENCE, (4, 5, 12)), (ROWS, (0, 12))])
+def test_features_are_picked_by_their_place_and_minus_one_is_a_zero(
+    inputs: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(shape)
+
+    y = run(inputs, {"op": "select_features", "indices": [11, -1, 0, 0]}, {}, x)
+
+    assert torch.equal(y, torch.stack([x[..., 11], torch.zeros(shape[:-1]), x[..., 0], x[..., 0]], -1))
+
+
+def test_a_permutation_of_features_is_torchs_index() -> None:
+    x, order = torch.randn(4, 12), torch.randperm(12)
+
+    assert torch.equal(run(ROWS, {"op": "select_features", "indices": order.tolist()}, {}, x), x[..., order])
+
+
+def test_a_zero_is_put_beside_numbers_that_are_not_finite() -> None:
+    y = run(ROWS, {"op": "select_features", "indices": [-1, 3]}, {}, torch.full((1, 12), torch.nan))
+
+    assert y[0, 0] == 0
+    assert y[0, 1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [([0, 12], "indices reach 12, its input has 12 features"), ([-2], "greater than or equal to -1"), ([], "at least")],
+)
+def test_indices_that_are_no_features_are_refused(indices: list[int], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        run(ROWS, {"op": "select_features", "indices": indices}, {}, torch.ones(1, 12))

@@ -22,6 +22,7 @@ from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.image import Conv2d
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear, KSPattern
 from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
+from lacuna_kernels.ops.select_features import SelectFeatures, select
 from lacuna_kernels.ops.tokens import Attention
 from lacuna_kernels.types import Axis, Value
 
@@ -148,6 +149,19 @@ def argmax(writer: Writer, layer: Layer) -> None:
         launch_argmax(device, b[x], b[count], b[layer.output])
 
     writer.add(layer.output, [x, count], writer.output(layer), run)
+
+
+def select_features(writer: Writer, layer: Layer) -> None:
+    """y[:, j] = x[:, indices[j]], by torch, with the indices held on the device."""
+    assert isinstance(layer.node, SelectFeatures)
+    (x,), node = layer.node.inputs, layer.node
+    held = writer.weights
+    index = held.make((layer.output, "indices"), lambda: held.keep(torch.tensor(node.indices).to(held.place)))
+
+    def run(b: Buffers) -> None:
+        b[layer.output].copy_(select(b[x], index))
+
+    writer.add(layer.output, [x], writer.output(layer), run)
 
 
 def reference(writer: Writer, layer: Layer) -> None:

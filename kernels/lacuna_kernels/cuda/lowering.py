@@ -17,6 +17,7 @@ from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm
 from lacuna_kernels.ops.point_to_voxel import PointToVoxel
+from lacuna_kernels.ops.select_features import SelectFeatures
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.sparse_to_bev import SparseToBev
 from lacuna_kernels.ops.voxelize import Voxelize
@@ -40,6 +41,9 @@ OWN: Mapping[type[Node], Lower] = {
 }
 """Ops with kernels of ours."""
 
+HELD: Mapping[type[Node], Lower] = {SelectFeatures: dense.select_features}
+"""Ops that torch computes with what is held on the device: a graph cannot capture a copy from the host."""
+
 ROWWISE_OPS = frozenset({"layer_norm", "softmax"})
 """Ops that torch computes for any axis, since every row is computed alone."""
 
@@ -48,6 +52,8 @@ def lowering(graph: Graph, node: Node) -> Lower:
     """Return what writes the steps of a node; raises Unsupported naming the node."""
     if type(node) in OWN:
         return OWN[type(node)]
+    if type(node) in HELD:
+        return HELD[type(node)]
     kinds = [*graph.input_types(node), graph.types[node.name]]
     if node.op in ROWWISE_OPS or not any(kind.axis.ragged for kind in kinds):
         return dense.reference
