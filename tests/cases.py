@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels import DType, Precision, Value
 
-_ROUNDOFF = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
+_ROUNDOFF = {Precision.FP32: 2.0**-24, Precision.TF32: 2.0**-11, Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
 _SIGMAS = 8
 
 
