@@ -208,7 +208,7 @@ def test_a_chain_agrees_with_its_reference(device, precision, chain, rows):
     for values in factors:
         expected = reference.ks_matmul(expected, values.double())
     expected = torch.relu(expected + bias.double())
-    planned = Chain.of(device, problems, lambda stage: stage.pack(factors))
+    planned = Chain.of(device.limits, problems, lambda stage: stage.pack(factors))
     first, second = (poisoned(size, dtype=x.dtype) for size in planned.between)
     scratch = torch.full((planned.scratch_bytes,), 255, dtype=torch.uint8, device="cuda")
     y = poisoned(rows, problems[-1].pattern.width_out, dtype=x.dtype)
@@ -228,7 +228,7 @@ def test_a_fused_chain_gives_the_bits_of_factor_after_factor(device, precision, 
     problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in chain]
     if all(len(stage.problems) == 1 for stage in stages(problems, device.limits)):
         pytest.skip("nothing is fused here")
-    planned = Chain.of(device, problems, lambda stage: stage.pack(factors))
+    planned = Chain.of(device.limits, problems, lambda stage: stage.pack(factors))
     first, second = (poisoned(size, dtype=x.dtype) for size in planned.between)
     scratch = torch.zeros(planned.scratch_bytes, dtype=torch.uint8, device="cuda")
     y = poisoned(rows, problems[-1].pattern.width_out, dtype=x.dtype)

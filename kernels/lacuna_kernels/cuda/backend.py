@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
@@ -15,11 +16,14 @@ import torch
 
 from lacuna_kernels.cuda.blueprint import draw
 from lacuna_kernels.cuda.capacity import Capacity, Sizes
+from lacuna_kernels.cuda.dense_steps import LINEAR, problems_of
 from lacuna_kernels.cuda.device import Device, device_errors
 from lacuna_kernels.cuda.fusion import fuse
+from lacuna_kernels.cuda.kronecker.table import Objective, Table, read_table, write_table
 from lacuna_kernels.cuda.lowering import check_supported
 from lacuna_kernels.cuda.plan import Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import Weights, levels_of
+from lacuna_kernels.cuda.tuning import Meter, measure, tasks
 from lacuna_kernels.errors import CapacityExceeded
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights as HostWeights
@@ -27,6 +31,7 @@ from lacuna_kernels.program import DeviceInfo, Options, Result
 from lacuna_kernels.types import Batch, ValueType, cost
 
 T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
 
 
 class Builder:
@@ -42,7 +47,7 @@ class Builder:
         return self._thread.submit(self._on_device, job)
 
     def _on_device(self, job: Callable[[], T]) -> T:
-        exact = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with self._device.on_thread(self._stream), torch.no_grad(), device_errors("building a plan"), exact:
             return job()
 
@@ -62,8 +67,10 @@ class CudaProgram:
         graph: Graph,
         weights: HostWeights,
         options: Options,
+        table: Table,
     ) -> None:
         check_supported(graph)
+        self._table = table
         self._device, self._builder, self._lock = device, builder, lock
         self._graph, self._options = graph, options
         self._sizes = Sizes.of(graph, options.max_cost)
@@ -138,7 +145,7 @@ class CudaProgram:
         plan = self._smallest(need)
         if plan is not None:
             return plan
-        plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need))
+        plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._table))
         with self._lock:
             keep = [old for old in self._plans if not (self._sizes.ragged and need.holds(old.room))]
             self._plans = [*keep, plan]
@@ -194,15 +201,50 @@ class CudaBackend:
         self._programs: WeakSet[CudaProgram] = WeakSet()
         properties = self._device.properties
         self.device = DeviceInfo(index, properties.name, f"GPU-{properties.uuid}", properties.total_memory)
+        self._table = read_table(self._device.compiler.cache, properties.name)
 
     def compile(self, graph: Graph, weights: HostWeights, options: Options) -> CudaProgram:
         """Compile a network, build its first plan and warm it up; any thread may.
 
         Raises Unsupported naming the node, DeviceOutOfMemory or DeviceError.
         """
-        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options)
+        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options, self._table)
         self._programs.add(program)
         return program
+
+    def tune(
+        self,
+        graph: Graph,
+        weights: HostWeights,
+        options: Options,
+        costs: Sequence[int],
+        objective: Objective,
+        meter: Meter | None,
+        progress: Progress,
+    ) -> Path:
+        """Measure the ways that fit the Kronecker-sparse and dense layers of a network, and keep the table.
+
+        costs     batches to measure for, in rows or points
+        meter     joules that the GPU has used since some moment, for Objective.ENERGY
+        progress  called with (done, of all, what comes next)
+
+        Returns where the table lies; programs compiled from now on use it. Raises DeviceError.
+        """
+        sizes, layers = Sizes.of(graph, max(costs)), fuse(graph, weights, options.precision)
+        chains = [
+            problems_of(layer, graph.types[layer.output], sizes.capacity(cost, 1))
+            for cost in costs
+            for layer in layers
+            if isinstance(layer.node, LINEAR)
+        ]
+        todo = list(tasks(chains, self._device))
+        entries = []
+        for done, stages in enumerate(todo):
+            progress(done, len(todo), str(stages[0]))
+            entries.append(self._builder.run(partial(measure, self._device, stages, objective, meter)).result())
+        progress(len(todo), len(todo), "")
+        self._table = self._table.with_entries(entries)
+        return write_table(self._device.compiler.cache, self.device.name, self._table)
 
     def close(self) -> None:
         """Close the programs that are still open, then the device."""

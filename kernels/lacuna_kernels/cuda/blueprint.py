@@ -10,6 +10,7 @@ from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange, views
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import Layer, Part, joins
+from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.lowering import lowering
 from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Buffers, Step, Weights, Writer, levels_of, sites_name
 from lacuna_kernels.graph import Graph
@@ -89,10 +90,17 @@ class Blueprint:
         return whole | {name: whole[p.whole][:, p.start : p.start + p.width] for name, p in self.parts.items()}
 
 
-def draw(device: Device, graph: Graph, layers: Sequence[Layer], weights: Weights, room: Capacity) -> Blueprint:
-    """Write the steps of a network for a capacity, and place their buffers."""
+def draw(
+    device: Device,
+    graph: Graph,
+    layers: Sequence[Layer],
+    weights: Weights,
+    room: Capacity,
+    table: Table | None = None,
+) -> Blueprint:
+    """Write the steps of a network for a capacity, and place their buffers; what was measured chooses kernels."""
     parts, coming = joins(graph, layers), status(levels_of(graph.types))
-    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, parts)
+    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, parts, table)
     inputs = _write(writer, graph, layers, coming)
     results = {name: _result(writer, name, kind) for name, kind in graph.output_types.items()}
     outputs, unstaged = _outputs(writer, graph, results)

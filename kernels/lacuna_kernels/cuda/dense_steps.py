@@ -1,6 +1,5 @@
 """Steps of the ops that need no coordinates: elementwise ones, linear ones, and those that torch computes."""
 
-from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.argmax import argmax as launch_argmax
+from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.elementwise import elementwise
 from lacuna_kernels.cuda.fusion import Layer, Part
 from lacuna_kernels.cuda.kronecker.choose import Stage
@@ -21,40 +21,33 @@ from lacuna_kernels.ops.activation import Activation, ActivationNode
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.image import Conv2d
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear, KSPattern
+from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
 from lacuna_kernels.ops.select_features import SelectFeatures, select
 from lacuna_kernels.ops.tokens import Attention
-from lacuna_kernels.types import Axis, Value
+from lacuna_kernels.types import Axis, Value, ValueType
+
+LINEAR = (KroneckerLinear, Linear)
+"""Layers of factors."""
 
 TENSOR_CORE_OPS = (Attention, Conv2d)
 """Torch computes these in the layer's precision; everything else of its in fp32."""
 
 
-def linear(writer: Writer, layer: Layer) -> None:
-    """y = f(x @ weight.T + bias + residual): a Kronecker-sparse layer of one factor without any structure."""
-    weight = layer.weights["weight"]
-    _chain(writer, layer, [weight.view(1, *weight.shape, 1)])
-
-
 def kronecker_linear(writer: Writer, layer: Layer) -> None:
     """y = f(K_L ... K_1 x + bias + residual)."""
-    assert isinstance(layer.node, KroneckerLinear)
-    _chain(writer, layer, [layer.weights[f"factors.{i}"] for i in range(len(layer.node.patterns))])
-
-
-def _chain(writer: Writer, layer: Layer, factors: Sequence[Tensor]) -> None:
-    """The factors, fp32 on the CPU, in order of application."""
     dtype, kind, device = DTYPES[layer.precision], writer.types[layer.output], writer.device
     (x, *residual) = [writer.converted(name, dtype) for name in layer.inputs]
     count = None if kind.axis is Axis.SEQUENCE else writer.count_of(layer.output)  # counts know nothing of tokens
-    rows = writer.room.of(kind) * prod(kind.shape[:-1])
+
+    weights = writer.weights
 
     def pack(stage: Stage) -> Tensor:
         key = (layer.output, stage.way.packing, stage.first, len(stage.problems), dtype)
-        place = writer.weights.place
-        return writer.weights.make(key, lambda: writer.weights.keep(stage.pack([f.to(place, dtype) for f in factors])))
+        factors = factors_of(layer)
+        return weights.make(key, lambda: weights.keep(stage.pack([f.to(weights.place, dtype) for f in factors])))
 
-    chain = Chain.of(device, [Problem(KSPattern(*f.shape), rows, layer.precision) for f in factors], pack)
+    chain = Chain.of(device.limits, problems_of(layer, kind, writer.room), pack, writer.table)
     between = {f"{layer.output}:between{i}": BufferSpec((size,), dtype) for i, size in enumerate(chain.between)}
     scratch = {f"{layer.output}:scratch": BufferSpec((chain.scratch_bytes,), torch.uint8)}
     bias = writer.weights.bias(layer)
@@ -69,6 +62,20 @@ def _chain(writer: Writer, layer: Layer, factors: Sequence[Tensor]) -> None:
 
     reads = [x, *residual] if count is None else [x, *residual, count]
     writer.add(layer.output, reads, writer.output(layer) | between | scratch, run)
+
+
+def factors_of(layer: Layer) -> list[Tensor]:
+    """The factors, fp32 on the CPU, in order of application; a dense layer is one factor without any structure."""
+    if isinstance(layer.node, KroneckerLinear):
+        return [layer.weights[f"factors.{i}"] for i in range(len(layer.node.patterns))]
+    weight = layer.weights["weight"]
+    return [weight.view(1, *weight.shape, 1)]
+
+
+def problems_of(layer: Layer, kind: ValueType, room: Capacity) -> list[Problem]:
+    """What the choice of kernels for a layer's factors depends on; `kind` is the type of its output."""
+    rows = room.of(kind) * prod(kind.shape[:-1])
+    return [Problem(KSPattern(*factor.shape), rows, layer.precision) for factor in factors_of(layer)]
 
 
 def activation(writer: Writer, layer: Layer) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker.choose import VARIANTS, Stage, candidates, stages
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.choose import MEASURED_NOTHING, VARIANTS, Stage, candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands, Way
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.graph import Precision
@@ -70,12 +71,13 @@ class Chain:
     @classmethod
     def of(
         cls,
-        device: Device,
+        limits: DeviceLimits,
         problems: Sequence[Problem],
         pack: Callable[[Stage], Tensor],
+        table: Table = MEASURED_NOTHING,
     ) -> "Chain":
         """Choose the stages for the problems of the factors; `pack` returns what a stage reads, made once."""
-        chosen = stages(problems, device.limits)
+        chosen = stages(problems, limits, table)
         return cls(chosen, [pack(stage) for stage in chosen])
 
     @property

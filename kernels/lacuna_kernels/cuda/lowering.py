@@ -33,7 +33,7 @@ OWN: Mapping[type[Node], Lower] = {
     Devoxelize: sparse.devoxelize,
     GlobalPool: sparse.global_pool,
     KroneckerLinear: dense.kronecker_linear,
-    Linear: dense.linear,
+    Linear: dense.kronecker_linear,
     PointToVoxel: sparse.point_to_voxel,
     SparseConv: sparse.sparse_conv,
     SparseToBev: sparse.sparse_to_bev,

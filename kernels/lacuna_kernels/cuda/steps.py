@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.elementwise import elementwise
 from lacuna_kernels.cuda.fusion import Layer, Part
+from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.types import Axis, Level, ValueType
 
@@ -81,8 +82,10 @@ class Writer:
         weights: Weights,
         room: Capacity,
         parts: Mapping[str, Part] | None = None,
+        table: Table | None = None,
     ) -> None:
         self.device, self.types, self.weights, self.room = device, types, weights, room
+        self.table = table or Table()
         self.parts = parts or {}
         self.steps: list[Step] = []
         self.dtypes: dict[str, torch.dtype] = {}

@@ -8,6 +8,7 @@ from torch import Tensor
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker import last, tiles
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.way import Alone, ChainWay, Operands, Sums, Way
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.graph import Precision
@@ -22,23 +23,32 @@ _EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *CHAIN_WAYS)
 VARIANTS = tuple(dict.fromkeys(v for way in _EVERY for precision in Precision for v in way.variants(precision)))
 """All that they may ask the compiler for."""
 
+MEASURED_NOTHING = Table()
+
 NOMINAL_ROWS = 4096
 """How a factor's products are added up is chosen as for so many rows, whatever their number."""
 
 _LARGEST_ENTRY = 2**30
 
 
-def candidates(problem: Problem, limits: DeviceLimits) -> list[Way]:
-    """The ways that can do it, best guess first, never none; all of them add up alike.
+def candidates(problem: Problem, limits: DeviceLimits, table: Table = MEASURED_NOTHING) -> list[Way]:
+    """The ways that can do it, best first, never none; all of them add up alike.
 
-    How they add up depends on pattern, precision, layout and device alone, so that a row has the same bits whatever
-    the number of rows. Raises Unsupported for entries that the kernels cannot count to.
+    Best is what was measured best, or else what is predicted to be fastest. How they add up depends on pattern,
+    precision, layout and device alone, so that a row has the same bits whatever the number of rows. Raises Unsupported
+    for entries that the kernels cannot count to.
     """
     if max(problem.pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{problem.pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
     sums = sums_of(problem, limits)
     fits = [way for way in WAYS if way.fits(problem, limits) and way.sums(problem) is sums]
-    return sorted(fits, key=lambda way: way.seconds(problem, limits))
+    return sorted(fits, key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)))
+
+
+def _cost(table: Table, name: str, problems: Sequence[Problem], predicted_seconds: float) -> tuple[float, float]:
+    """What ways are ordered by: what was measured, then what is predicted."""
+    measured = table.cost(problems, name)
+    return (predicted_seconds if measured is None else measured), predicted_seconds
 
 
 def sums_of(problem: Problem, limits: DeviceLimits) -> Sums:
@@ -60,6 +70,10 @@ class Stage:
     first: int
     problems: tuple[Problem, ...]
     limits: DeviceLimits
+
+    def __str__(self) -> str:
+        patterns = " ".join(str(problem.pattern.values) for problem in self.problems)
+        return f"{patterns} {self.last.precision}, {self.last.rows} rows"
 
     @property
     def last(self) -> Problem:
@@ -85,19 +99,23 @@ class Stage:
         self.way.launch(device, self.problems, packed, operands, scratch)
 
 
-def stages(problems: Sequence[Problem], limits: DeviceLimits) -> list[Stage]:
-    """The launches for a chain of factors, in order of application, of least predicted time together."""
-    best: list[list[Stage]] = [[]]
+def stages(problems: Sequence[Problem], limits: DeviceLimits, table: Table = MEASURED_NOTHING) -> list[Stage]:
+    """The launches for a chain of factors, in order of application, that cost least together."""
+    best: list[tuple[float, list[Stage]]] = [(0.0, [])]
     for end in range(1, len(problems) + 1):
-        single = Alone(candidates(problems[end - 1], limits)[0])
+        single = Alone(candidates(problems[end - 1], limits, table)[0])
         options = [Stage(single, end - 1, (problems[end - 1],), limits)]
-        options += [stage for start in range(end - 1) for stage in _fused(problems, start, end, limits)]
-        routes = [[*best[stage.first], stage] for stage in options]
-        best.append(min(routes, key=lambda route: sum(stage.seconds for stage in route)))
-    return best[-1]
+        options += [stage for start in range(end - 1) for stage in fused(problems, start, end, limits)]
+        routes = [(best[s.first][0] + _cost_of(table, s), [*best[s.first][1], s]) for s in options]
+        best.append(min(routes, key=lambda route: route[0]))
+    return best[-1][1]
 
 
-def _fused(problems: Sequence[Problem], start: int, end: int, limits: DeviceLimits) -> list[Stage]:
+def _cost_of(table: Table, stage: Stage) -> float:
+    return _cost(table, stage.way.name, stage.problems, stage.seconds)[0]
+
+
+def fused(problems: Sequence[Problem], start: int, end: int, limits: DeviceLimits) -> list[Stage]:
     """The ways to take the factors from start to end at once, adding up as single factors would."""
     mine = tuple(problems[start:end])
     return [

@@ -1,0 +1,117 @@
+"""Measuring the ways that fit a network's factors: what `lacuna tune` does, never done while serving."""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker.choose import Stage, candidates, fused
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, class_of, key_of
+from lacuna_kernels.cuda.kronecker.way import Alone, Operands
+
+MOST_WAYS = 8
+"""Of the ways that fit, so many are measured: those of the best predictions."""
+
+_CACHE_BYTES = 1 << 27
+_REPEATS = 15
+_ENERGY_SECONDS = 2.0
+
+Meter = Callable[[], float]
+"""The joules that the GPU has used since it was switched on."""
+
+
+def tasks(chains: Sequence[Sequence[Problem]], device: Device) -> Iterator[list[Stage]]:
+    """The stages that compete with each other, for one factor or for the same neighbouring factors; each once."""
+    seen = set()
+    for problems in chains:
+        spans = [(start, end) for end in range(1, len(problems) + 1) for start in range(end)]
+        for start, end in spans:
+            mine = tuple(problems[start:end])
+            if key_of(mine) in seen:
+                continue
+            seen.add(key_of(mine))
+            if len(mine) == 1:
+                ways = candidates(mine[0], device.limits)[:MOST_WAYS]
+                yield [Stage(Alone(way), start, mine, device.limits) for way in ways]
+            elif found := fused(problems, start, end, device.limits):
+                yield found
+
+
+def measure(device: Device, stages: Sequence[Stage], objective: Objective, meter: Meter | None) -> Entry:
+    """Time each stage, and measure its energy if that is the objective; on a thread and stream that may capture.
+
+    Raises DeviceError if a kernel cannot be compiled.
+    """
+    first, problems = stages[0].problems[0], stages[0].problems
+    ways = {
+        stage.way.name: _measured(device, stage, meter if objective is Objective.ENERGY else None) for stage in stages
+    }
+    return Entry(
+        patterns=tuple(problem.pattern.values for problem in problems),
+        precision=first.precision,
+        layout=first.layout,
+        rows=class_of(first.rows),
+        objective=objective,
+        ways=ways,
+    )
+
+
+def _measured(device: Device, stage: Stage, meter: Meter | None) -> Measurement:
+    first, last = stage.problems[0], stage.last
+    copies = max(2, min(64, 1 + _CACHE_BYTES // max(1, first.bytes)))
+    launches = [
+        _launch(device, stage, _matrix(first, first.pattern.width_in), _matrix(last, last.pattern.width_out))
+        for _ in range(copies)
+    ]
+    stream = torch.cuda.current_stream()
+    for launch in launches:
+        launch()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")
+    for launch in launches:
+        launch()
+    graph.capture_end()
+    seconds = _seconds(graph) / copies
+    joules = None if meter is None else _joules(graph, meter) / copies
+    return Measurement(seconds=seconds, joules=joules)
+
+
+def _matrix(problem: Problem, width: int) -> Tensor:
+    shape = (problem.rows, width) if problem.layout is Layout.FIRST else (width, problem.rows)
+    return torch.randn(shape, device="cuda").to(problem.dtype)
+
+
+def _launch(device: Device, stage: Stage, x: Tensor, y: Tensor) -> Callable[[], None]:
+    factors = [(torch.randn(p.pattern.values, device="cuda") * p.pattern.c**-0.5).to(p.dtype) for p in stage.problems]
+    packed = stage.way.pack(factors)
+    scratch = torch.zeros(stage.scratch_bytes, dtype=torch.uint8, device="cuda")
+    return lambda: stage.launch(device, packed, Operands(x, y), scratch)
+
+
+def _seconds(graph: torch.cuda.CUDAGraph) -> float:
+    times = []
+    for _ in range(_REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(float(start.elapsed_time(end)) / 1000)
+    return median(times)
+
+
+def _joules(graph: torch.cuda.CUDAGraph, meter: Meter) -> float:
+    stream, replays = torch.cuda.current_stream(), 0
+    stream.synchronize()
+    start, before = monotonic(), meter()
+    while monotonic() - start < _ENERGY_SECONDS:
+        for _ in range(10):
+            graph.replay()
+        replays += 10
+        stream.synchronize()
+    return (meter() - before) / replays
