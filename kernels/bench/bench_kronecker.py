@@ -1,117 +1,201 @@
-"""Time Kronecker-sparse factors on a GPU against dense and batched products.
+"""Measure Kronecker-sparse factors on a GPU, ours against everything that exists, and report.
 
-python kernels/bench/bench_kronecker.py 1,48,48,128 64,64,64,1 [--rows 25088] [--dtype fp16] [--tiles 3]
+    python kernels/bench/bench_kronecker.py measure [--quick] [--parts grid rows chains energy] [--budget-seconds 500]
+    python kernels/bench/bench_kronecker.py measure --patterns 48,48,1,128 --rows 25088 --precisions fp16 --candidates
+    python kernels/bench/bench_kronecker.py report
 
-Times are medians over replays of a CUDA graph whose launches walk through several copies of the operands, so that
-nothing is found in the cache by luck. Each result is checked first. roof: FLOP / rate or bytes / 4.3 TB/s, whichever
-is longer, with the rates measured on an H200.
+`measure` continues the results file: what is in it is not run again, so the whole may be run in pieces. Times are
+medians over CUDA events, of graphs where launches are short; operands are rotated past the second-level cache; every
+result is poisoned first and then compared with float64. `report` needs no GPU.
+
+Parts: grid (a random sample of the grid of arXiv 2405.15013), rows (few rows), chains, and energy (joules, of ours and
+of the fastest existing way that `grid` found).
 """
 
 import argparse
-from collections.abc import Callable
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import median
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lacuna_kernels import DType
+from bench import kronecker_chains as chains
+from bench.energy import Meter
+from bench.kronecker_grid import (
+    FEW_PATTERNS,
+    LONG_ROOF_MS,
+    PATTERNS,
+    PRECISIONS,
+    ROWS,
+    SMALL_ROWS,
+    key,
+    patterns,
+    problems,
+    roof_ms,
+)
+from bench.kronecker_lazylinop import available, compile_all
+from bench.kronecker_measure import OURS, Record, measure, ways_of
+from bench.kronecker_report import report, summary_line
+from bench.kronecker_results import Results
+from bench.kronecker_ways import Operands
+from bench.timing import captured, copies_of, elapsed_ms
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker_linear import ks_matmul, limits_of
-from lacuna_kernels.cuda.kronecker_tiles import Tile, candidates
-from lacuna_kernels.ops import kronecker_linear as reference
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-FLOP_PER_SECOND = {torch.float32: 137e12, torch.float16: 770e12, torch.bfloat16: 770e12}
-BYTES_PER_SECOND = 4.3e12
-LIMIT = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-LARGEST_DENSE = 2**28
-Launch = Callable[[int], object]
+RESULTS = Path(__file__).parent / "results" / "kronecker_h200.jsonl"
+PARTS = ("grid", "rows", "chains", "energy")
+ENERGY = ((Precision.FP16, Layout.FIRST), (Precision.FP32, Layout.FIRST), (Precision.FP16, Layout.LAST))
 
 
-def milliseconds(device: Device, launch: Launch, copies: int, repeats: int = 15) -> float:
-    """Median time of one launch; `launch(i)` uses the operands of copy i."""
-    stream = device.new_stream()
-    with torch.cuda.stream(stream):
-        for copy in range(copies):
-            launch(copy)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for copy in range(copies):
-            launch(copy)
-    times: list[float] = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / copies)
-    return median(times)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One record to make: its part and key, and how."""
 
-
-def dense(values: Tensor) -> Tensor:
-    """The factor K as a matrix, [a*b*d, a*c*d]."""
-    a, b, c, d = values.shape
-    blocks = torch.zeros(a, b, d, a, c, d, dtype=values.dtype, device=values.device)
-    blocks.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)[:] = values.permute(1, 2, 0, 3)
-    return blocks.view(a * b * d, a * c * d)
-
-
-def batched(x: Tensor, values: Tensor, y: Tensor) -> None:
-    """The product by torch.bmm over the a*d blocks, with the permutations it needs."""
-    a, b, c, d = values.shape
-    blocks = x.view(-1, a, c, d).permute(1, 3, 0, 2).reshape(a * d, -1, c)
-    out = torch.bmm(blocks, values.permute(0, 3, 2, 1).reshape(a * d, c, b))
-    y.copy_(out.view(a, d, -1, b).permute(2, 0, 3, 1).reshape(y.shape))
-
-
-def bench(device: Device, pattern: KSPattern, rows: int, dtype: torch.dtype, tiles: int) -> None:
-    """Check and time our best guesses, and the two library ways; one line each."""
-    size = dtype.itemsize
-    traffic = size * (rows * (pattern.width_in + pattern.width_out) + pattern.nonzeros)
-    roof = 1e3 * max(2 * rows * pattern.nonzeros / FLOP_PER_SECOND[dtype], traffic / BYTES_PER_SECOND)
-    copies = min(32, max(2, 2**29 // traffic + 1))
-    xs = [torch.randn(rows, pattern.width_in, device="cuda").to(dtype) for _ in range(copies)]
-    values = (torch.randn(pattern.values, device="cuda") * pattern.c**-0.5).to(dtype)
-    ys = [torch.empty(rows, pattern.width_out, dtype=dtype, device="cuda") for _ in range(copies)]
-    few = slice(0, min(rows, 512))
-    expected = reference.ks_matmul(xs[0][few].double(), values.double())
-
-    def line(name: str, launch: Launch) -> None:
-        ys[0].fill_(torch.nan)
-        launch(0)
-        error = float((ys[0][few].double() - expected).norm() / expected.norm())
-        assert error < LIMIT[dtype] and not bool(ys[0].isnan().any()), f"{name} is wrong: relative L2 {error:.2g}"
-        time = milliseconds(device, launch, copies)
-        print(f"{tuple(pattern.values)!s:22} {name:28} {time:9.4f} ms   {roof / time:5.2f} of the roof ({roof:.4f} ms)")
-
-    def ours(tile: Tile, copy: int) -> None:
-        ks_matmul(device, xs[copy], values, ys[copy], tile=tile)
-
-    for tile in candidates(pattern, dtype, rows, limits_of(device))[:tiles]:
-        name = f"{tile.method} {tile.n} x {tile.b} x {tile.d}"
-        line(name, partial(ours, tile))
-    line("bmm and permutations", lambda copy: batched(xs[copy], values, ys[copy]))
-    if pattern.width_in * pattern.width_out <= LARGEST_DENSE:
-        matrix = dense(values).T
-        line("dense", lambda copy: torch.mm(xs[copy], matrix, out=ys[copy]))
+    part: str
+    key: str
+    run: Callable[[], dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("patterns", nargs="+", metavar="A,B,C,D")
-    parser.add_argument("--rows", type=int, default=25_088)
-    parser.add_argument("--dtype", type=DType, default=DType.FP16, choices=[DType.FP32, DType.FP16, DType.BF16])
-    parser.add_argument("--tiles", type=int, default=1, help="how many of our tiles to time, best guess first")
-    options = parser.parse_args()
+    options = _parser().parse_args()
+    if options.command == "report":
+        print(report(Results(options.results), options.results.with_suffix("")))
+        return
     device = Device()
-    with torch.cuda.stream(device.stream):
-        for text in options.patterns:
-            a, b, c, d = map(int, text.split(","))
-            bench(device, KSPattern(a, b, c, d), options.rows, options.dtype.torch, options.tiles)
+    with torch.cuda.stream(device.stream), torch.no_grad():
+        complete = _measure(device, options)
     device.close()
+    sys.exit(0 if complete else 3)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("measure", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, continued")
+    command = commands.choices["measure"]
+    command.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    command.add_argument("--quick", action="store_true", help=f"{FEW_PATTERNS} patterns of the grid")
+    command.add_argument("--count", type=int, default=PATTERNS, help="patterns of the grid")
+    command.add_argument("--patterns", nargs="+", type=_pattern, metavar="A,B,C,D", help="these instead of a sample")
+    command.add_argument("--rows", type=int, default=ROWS, help="of the grid")
+    command.add_argument("--precisions", nargs="+", type=Precision, choices=PRECISIONS, default=PRECISIONS)
+    command.add_argument("--layouts", nargs="+", type=Layout, choices=list(Layout), default=list(Layout))
+    command.add_argument("--ways", nargs="+", default=(), help="only these, such as: ours bmm 'strided bmm'")
+    command.add_argument("--candidates", action="store_true", help="also time each of ours that fits")
+    command.add_argument("--budget-seconds", type=float, default=1e9, help="start nothing after this; exit status 3")
+    return parser
+
+
+def _pattern(text: str) -> KSPattern:
+    a, b, c, d = map(int, text.split(","))
+    return KSPattern(a, b, c, d)
+
+
+def _measure(device: Device, options: argparse.Namespace) -> bool:
+    """Run what is missing until the budget is used up; return whether nothing is missing then."""
+    start, results = time.monotonic(), Results(options.results)
+    results.add("run", _run_record(device))
+    missing = [job for job in _jobs(device, results, options) if not results.has(job.part, job.key)]
+    print(f"{len(missing)} to measure")
+    for done, job in enumerate(_progress(missing)):
+        if time.monotonic() - start > options.budget_seconds:
+            print(f"the budget is used up: {len(missing) - done} are left")
+            return False
+        record = job.run()
+        results.add(job.part, record)
+        print(summary_line(job.part, record), flush=True)
+    return True
+
+
+def _run_record(device: Device) -> dict[str, Any]:
+    return {
+        "key": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device.properties.name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _jobs(device: Device, results: Results, options: argparse.Namespace) -> Iterator[Job]:
+    """All records that the options ask for."""
+    few = options.patterns or patterns(FEW_PATTERNS)
+    chosen = few if options.quick else options.patterns or patterns(options.count)
+    of_part = {
+        "grid": problems(chosen, [options.rows], options.precisions, options.layouts),
+        "rows": problems(few, SMALL_ROWS, options.precisions, options.layouts),
+    }
+    wanted = {part: of_part[part] for part in options.parts if part in of_part}
+    if available() and (not options.ways or "lazylinop" in options.ways):
+        todo = [p for part, found in wanted.items() for p in found if not results.has(part, key(p))]
+        begun = time.monotonic()
+        print(f"lazylinop: {compile_all(device, todo)} kernels compiled in {time.monotonic() - begun:.0f} s")
+    for part, found in wanted.items():
+        for problem in found:
+            yield Job(part, key(problem), partial(_grid_job, device, problem, options))
+    if "chains" in options.parts:
+        for name in chains.CHAINS:
+            for precision in options.precisions:
+                run = partial(chains.measure, device, name, precision)
+                yield Job("chains", chains.key(name, precision, ROWS), run)
+    if "energy" in options.parts:
+        for problem in _energy_problems(options):
+            yield Job("energy", key(problem), partial(_energy_job, device, problem, results))
+
+
+def _grid_job(device: Device, problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
+    return measure(device, problem, options.ways, options.candidates).as_json()
+
+
+def _energy_problems(options: argparse.Namespace) -> list[Problem]:
+    """A dozen patterns, long ones with d > 1, as the figures are about."""
+    half = [Problem(pattern, ROWS, Precision.FP16) for pattern in options.patterns or patterns(options.count)]
+    long = [problem.pattern for problem in half if problem.pattern.d > 1 and roof_ms(problem) > LONG_ROOF_MS]
+    return [problem for kind in ENERGY for problem in problems(long[:FEW_PATTERNS], [ROWS], [kind[0]], [kind[1]])]
+
+
+def _energy_job(device: Device, problem: Problem, results: Results) -> dict[str, Any]:
+    """Joules of ours and of the fastest existing way, which is looked up or measured."""
+    if results.has("grid", key(problem)):
+        record = Record.from_json(results.get("grid", key(problem)))
+    else:
+        record = measure(device, problem)
+    best, meter = record.best, Meter()
+    torch.backends.cuda.matmul.allow_tf32 = problem.precision is Precision.TF32
+    operands = Operands.random(problem, copies_of(problem.bytes))
+    ways = ways_of(device, problem)
+    found: dict[str, Any] = {}
+    for name in [OURS] if best is None else [OURS, best[0]]:
+        multiply, copies = ways[name](operands), len(operands.xs)
+        multiply(0)
+        with captured(multiply, copies) as replay:
+            replay()
+            energy = meter.measure(replay, copies, elapsed_ms(replay))
+        found[name] = {what: float(f"{value:.5g}") for what, value in asdict(energy).items()}
+    return record.as_json() | {"ways": found}
+
+
+def _progress(jobs: list[Job]) -> Iterator[Job]:
+    """The jobs, with a bar on stderr if that is a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("measuring", total=len(jobs))
+        for job in jobs:
+            bar.update(task, description=f"{job.part} {job.key}")
+            yield job
+            bar.advance(task)
 
 
 if __name__ == "__main__":

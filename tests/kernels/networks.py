@@ -1,6 +1,8 @@
-"""Networks beyond the zoo, said in the graph format: they show that the format can say them."""
+"""Networks as documents of the graph format, of the zoo and beyond it: they show that the format can say them."""
 
 from typing import Any
+
+from lacuna_kernels import Graph, zoo
 
 Document = dict[str, Any]
 Nodes = list[Document]
@@ -96,49 +98,29 @@ def image_block(name: str, source: str, channels: int, stride: list[int]) -> Nod
 
 
 def vit(width: int = 48, heads: int = 4, layers: int = 2, classes: int = 10) -> Document:
-    """A vision transformer (arXiv 2010.11929) whose linear layers are two Kronecker-sparse factors each."""
-    nodes = [
-        node("patches", "conv2d", "images", out_channels=width, kernel_size=[8, 8], stride=[8, 8]),
-        node("sequence", "image_to_sequence", "patches"),
-        node("with_class", "prepend_token", "sequence"),
-        node("block0", "position_embedding", "with_class"),
-    ]
-    for layer in range(layers):
-        nodes += transformer_block(f"block{layer}", f"block{layer + 1}", width, heads, causal=False, activation="gelu")
-    nodes += [
-        node("norm", "layer_norm", f"block{layers}"),
-        node("class_token", "select_token", "norm", index=0),
-        node("logits", "linear", "class_token", out_features=classes),
-        node("probabilities", "softmax", "logits"),
-    ]
-    return document({"images": {"axis": "image", "shape": [3, 32, 32]}}, nodes, "probabilities")
+    """A small vision transformer of the zoo whose linear layers are two Kronecker-sparse factors each."""
+    sizes = {"image_size": 32, "patch_size": 8, "width": width, "hidden": 4 * width, "heads": heads, "layers": layers}
+    network = written(zoo.vit(classes, kronecker=zoo.Part, chains=small_chains(width), **sizes))
+    network["outputs"]["logits"] = {}  # which label and probabilities can be held against
+    return network
 
 
 def gpt2_block(width: int = 64, heads: int = 4, tokens: int = 12) -> Document:
-    """One block of GPT-2: causal attention and a feed-forward layer of Kronecker-sparse factors."""
-    nodes = transformer_block("hidden", "out", width, heads, causal=True, activation="gelu_tanh")
-    return document({"hidden": {"axis": "sequence", "shape": [tokens, width]}}, nodes, "out")
+    """One small block of the zoo's GPT-2: causal attention and a feed-forward layer of Kronecker-sparse factors."""
+    sizes = {"tokens": tokens, "width": width, "hidden": 4 * width, "heads": heads, "layers": 1}
+    return written(zoo.gpt2(kronecker=zoo.Part, chains=small_chains(width), **sizes))
 
 
-def transformer_block(source: str, result: str, width: int, heads: int, *, causal: bool, activation: str) -> Nodes:
-    def name(part: str) -> str:
-        return f"{source}.{part}"
-
+def small_chains(width: int) -> zoo.Chains:
+    """Two factors a layer, for a hidden layer four times as wide."""
     half = width // 2
-    return [
-        node(name("norm1"), "layer_norm", source),
-        node(name("qkv"), "linear", name("norm1"), out_features=3 * width),
-        node(name("attention"), "attention", name("qkv"), heads=heads, causal=causal),
-        node(name("project"), "kronecker_linear", name("attention"), patterns=[[2, half, half, 1], [1, 2, 2, half]]),
-        node(name("middle"), "add", source, name("project")),
-        node(name("norm2"), "layer_norm", name("middle")),
-        node(
-            name("up"),
-            "kronecker_linear",
-            name("norm2"),
-            patterns=[[2, half, half, 1], [1, 8, 2, half]],
-            activation=activation,
-        ),
-        node(name("down"), "kronecker_linear", name("up"), patterns=[[8, half, half, 1], [1, 2, 8, half]]),
-        node(result, "add", name("middle"), name("down")),
-    ]
+    return zoo.Chains(
+        attention=[(2, half, half, 1), (1, 2, 2, half)],
+        up=[(2, half, half, 1), (1, 8, 2, half)],
+        down=[(8, half, half, 1), (1, 2, 8, half)],
+    )
+
+
+def written(graph: Graph) -> Document:
+    """The graph as it stands in a model's file."""
+    return graph.model_dump(mode="json", exclude_defaults=True)

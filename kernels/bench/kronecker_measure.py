@@ -1,0 +1,133 @@
+"""Checks and times every way on one problem."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.kronecker_grid import key, roof_ms
+from bench.kronecker_lazylinop import lazylinop
+from bench.kronecker_ways import TORCH_WAYS, Multiply, Operands, Skipped, ours
+from bench.timing import copies_of, milliseconds
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker.choose import candidates
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
+
+OURS = "ours"
+LARGEST_ERROR = {Precision.FP32: 5e-7, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
+"""Relative L2 error that ours may have."""
+_SAMPLE = 64
+_RESERVED_BYTES = 60e9
+
+
+@dataclass(slots=True)
+class Record:
+    """What one problem gave; a line of a results file.
+
+    ways  by name: ms and error, or why there is none
+    """
+
+    problem: Problem
+    ways: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        p = self.problem
+        return {
+            "key": key(p),
+            "pattern": p.pattern.values,
+            "rows": p.rows,
+            "precision": p.precision.value,
+            "layout": p.layout.value,
+            "roof_ms": round(roof_ms(p), 6),
+            "ways": self.ways,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Record":
+        """Back from plain data."""
+        precision, layout = Precision(data["precision"]), Layout(data["layout"])
+        return cls(Problem(KSPattern(*data["pattern"]), data["rows"], precision, layout), data["ways"])
+
+    @property
+    def ours_ms(self) -> float | None:
+        """Milliseconds of ours, if it was measured."""
+        ms = self.ways.get(OURS, {}).get("ms")
+        return None if ms is None else float(ms)
+
+    @property
+    def best(self) -> tuple[str, float] | None:
+        """The fastest of the existing ways."""
+        others = [(way["ms"], name) for name, way in self.ways.items() if "ms" in way and not name.startswith(OURS)]
+        return (min(others)[1], min(others)[0]) if others else None
+
+
+class Judge:
+    """Compares y with float64: on a sample of rows, and all rows in one sum.
+
+    A row that is wrong shows in the sum of all rows, of which float64 needs one product; relative errors of the two are
+    alike for random inputs.
+    """
+
+    def __init__(self, operands: Operands) -> None:
+        self.layout, n = operands.problem.layout, operands.problem.rows
+        inner = torch.randint(n, (min(n, _SAMPLE),), device="cuda")
+        self.sample = torch.cat([inner, torch.tensor([0, n - 1], device="cuda")])
+        values = operands.values[0].double()
+        self.expected = [ks_matmul(part, values) for part in self._parts(operands.xs[0])]
+
+    def _parts(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if self.layout is Layout.FIRST:
+            return matrix[self.sample].double(), matrix.sum(0, dtype=torch.float64)[None]
+        return matrix[:, self.sample].T.double(), matrix.sum(1, dtype=torch.float64)[None]
+
+    def error(self, y: Tensor) -> float:
+        """Relative L2 error of y [n, a*b*d] or [a*b*d, n], the larger of the two; not a number if part is unwritten."""
+        found = self._parts(y)
+        errors = torch.stack([(f - e).norm() / e.norm() for f, e in zip(found, self.expected, strict=True)])
+        return float(errors.max())
+
+
+def ways_of(
+    device: Device, problem: Problem, every_candidate: bool = False
+) -> dict[str, Callable[[Operands], Multiply]]:
+    """All ways by name, ours first."""
+    found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
+    if every_candidate:
+        for way in candidates(problem, device.limits):
+            found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
+    return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
+
+
+def measure(device: Device, problem: Problem, wanted: Collection[str] = (), every_candidate: bool = False) -> Record:
+    """Check and time the wanted ways, or all; what one of them cannot do is said in its place."""
+    if torch.cuda.memory_reserved() > _RESERVED_BYTES:
+        torch.cuda.empty_cache()
+    torch.backends.cuda.matmul.allow_tf32 = problem.precision is Precision.TF32
+    operands = Operands.random(problem, copies_of(problem.bytes))
+    judge, record = Judge(operands), Record(problem)
+    for name, prepare in ways_of(device, problem, every_candidate).items():
+        if not wanted or name.partition(":")[0] in wanted:
+            record.ways[name] = _measure(prepare, operands, judge)
+    if OURS in record.ways:
+        record.ways[OURS]["way"] = candidates(problem, device.limits)[0].name
+    return record
+
+
+def _measure(prepare: Callable[[Operands], Multiply], operands: Operands, judge: Judge) -> dict[str, Any]:
+    try:
+        multiply = prepare(operands)
+        operands.ys[0].fill_(torch.nan)
+        error = judge.error(multiply(0).reshape(operands.ys[0].shape))
+        ms = milliseconds(multiply, len(operands.xs))
+    except Skipped as reason:
+        return {"skipped": str(reason)}
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"skipped": "no memory is left for it"}
+    return {"ms": float(f"{ms:.5g}"), "error": float(f"{error:.3g}")}

@@ -1,0 +1,62 @@
+"""Plots of a grid: speed-up against density, and fraction of the roof against bc/(b+c)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.kronecker_grid import density, intensity, roof_ms
+from bench.kronecker_measure import Record
+from lacuna_kernels.cuda.kronecker.problem import Layout
+from lacuna_kernels.graph import Precision
+
+COLORS = {Precision.FP32: "#4e79a7", Precision.TF32: "#59a14f", Precision.FP16: "#f28e2b", Precision.BF16: "#e15759"}
+
+
+def plot(records: Sequence[Record], stem: Path) -> None:
+    """Write STEM_speedup.svg and STEM_roof.svg, a panel for each layout."""
+    _draw(
+        records,
+        stem.with_name(f"{stem.name}_speedup.svg"),
+        ("density 1/(ad)", "times the fastest existing way"),
+        lambda r: density(r.problem.pattern),
+        lambda r: r.best[1] / r.ours_ms if r.best and r.ours_ms else 0.0,
+        1.0,
+    )
+    _draw(
+        records,
+        stem.with_name(f"{stem.name}_roof.svg"),
+        ("bc/(b+c)", "fraction of the roof"),
+        lambda r: intensity(r.problem.pattern),
+        lambda r: roof_ms(r.problem) / r.ours_ms if r.ours_ms else 0.0,
+        None,
+    )
+
+
+def _draw(
+    records: Sequence[Record],
+    path: Path,
+    labels: tuple[str, str],
+    x: Callable[[Record], float],
+    y: Callable[[Record], float],
+    line: float | None,
+) -> None:
+    import matplotlib as mpl  # noqa: PLC0415  of the tools, not of what they measure
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = path.name  # the same results give the same file
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for panel, layout in zip(panels, Layout, strict=True):
+        for precision, color in COLORS.items():
+            chosen = [r for r in records if r.problem.layout is layout and r.problem.precision is precision]
+            panel.scatter([*map(x, chosen)], [*map(y, chosen)], s=14, alpha=0.7, color=color, label=str(precision))
+        panel.set(title=f"batch-size-{layout}", xscale="log", xlabel=labels[0])
+        if line is None:
+            panel.set_ylim(0, 1.05)
+        else:
+            panel.set_yscale("log")
+            panel.axhline(line, color="black", linewidth=0.8)
+    panels[0].set_ylabel(labels[1])
+    panels[1].legend(loc="best", frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

@@ -1,0 +1,204 @@
+"""Ways to multiply by one Kronecker-sparse factor: ours, and what existed before it.
+
+A way prepares what a network would prepare once (its constants in whatever order it likes) and returns a launch, which
+multiplies the operands of one copy and returns y. What it copies from buffer to buffer on every call belongs to that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bench.kronecker_grid import FLOP_PER_SECOND
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker import way as kronecker
+from lacuna_kernels.cuda.kronecker.choose import candidates
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+DENSE_MOST_BYTES = 16e9
+DENSE_MOST_MS = 20.0
+"""A dense product that cannot be faster than this is not waited for."""
+
+Multiply = Callable[[int], Tensor]
+
+
+class Skipped(Exception):
+    """This way is not measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Copies of the matrices of a problem, and room that the ways share: none of them runs beside another.
+
+    xs      [rows, a*c*d] each, or [a*c*d, rows] batch-size-last
+    values  [a, b, c, d] each
+    ys      [rows, a*b*d] each, or [a*b*d, rows]
+    """
+
+    problem: Problem
+    xs: list[Tensor]
+    values: list[Tensor]
+    ys: list[Tensor]
+
+    @classmethod
+    def random(cls, problem: Problem, copies: int) -> "Operands":
+        """Normal inputs, values scaled so that y is normal too, y not a number."""
+        pattern, dtype = problem.pattern, problem.dtype
+        return cls(
+            problem,
+            [torch.randn(_shape(problem, pattern.width_in), dtype=dtype, device="cuda") for _ in range(copies)],
+            [torch.randn(pattern.values, dtype=dtype, device="cuda") * pattern.c**-0.5 for _ in range(copies)],
+            [
+                torch.full(_shape(problem, pattern.width_out), torch.nan, dtype=dtype, device="cuda")
+                for _ in range(copies)
+            ],
+        )
+
+    @cached_property
+    def x_room(self) -> Tensor:
+        """As many elements as x."""
+        return torch.empty_like(self.xs[0]).view(-1)
+
+    @cached_property
+    def y_room(self) -> Tensor:
+        """As many elements as y."""
+        return torch.empty_like(self.ys[0]).view(-1)
+
+
+def _shape(problem: Problem, width: int) -> tuple[int, int]:
+    return (problem.rows, width) if problem.layout is Layout.FIRST else (width, problem.rows)
+
+
+def ours(device: Device, o: Operands, way: kronecker.Way | None = None) -> Multiply:
+    """Ours, by the best guess or by a named way."""
+    chosen = way or candidates(o.problem, device.limits)[0]
+    packed = [chosen.pack(values) for values in o.values]
+    matrices = [kronecker.Operands(x, y) for x, y in zip(o.xs, o.ys, strict=True)]
+
+    def multiply(copy: int) -> Tensor:
+        chosen.launch(device, o.problem, packed[copy], matrices[copy])
+        return o.ys[copy]
+
+    return multiply
+
+
+def dense_matrix(values: Tensor) -> Tensor:
+    """The factor K as a matrix, [a*b*d, a*c*d]."""
+    a, b, c, d = values.shape
+    blocks = torch.zeros(a, b, d, a, c, d, dtype=values.dtype, device=values.device)
+    blocks.diagonal(dim1=0, dim2=3).diagonal(dim1=1, dim2=3)[:] = values.permute(1, 2, 0, 3)
+    return blocks.view(a * b * d, a * c * d)
+
+
+def dense(o: Operands) -> Multiply:
+    """torch.mm by the whole matrix, zeros and all."""
+    pattern, element = o.problem.pattern, o.problem.dtype.itemsize
+    entries = pattern.width_in * pattern.width_out
+    if entries * element * len(o.values) > DENSE_MOST_BYTES:
+        raise Skipped(f"the matrix has {entries * element / 1e9:.3g} GB")
+    least_ms = 2e3 * o.problem.rows * entries / FLOP_PER_SECOND[o.problem.precision]
+    if least_ms > DENSE_MOST_MS:
+        raise Skipped(f"its FLOP alone take {least_ms:.3g} ms")
+    matrices = [dense_matrix(values) for values in o.values]
+    if o.problem.layout is Layout.FIRST:
+        return lambda copy: torch.mm(o.xs[copy], matrices[copy].T, out=o.ys[copy])
+    return lambda copy: torch.mm(matrices[copy], o.xs[copy], out=o.ys[copy])
+
+
+def bmm(o: Operands) -> Multiply:
+    """One torch.bmm over the a*d blocks; x is put in their order before, and y out of it after."""
+    a, b, c, d = o.problem.pattern.values
+    n, count = o.problem.rows, a * d
+    if o.problem.layout is Layout.FIRST:
+        weights = [values.permute(0, 3, 2, 1).reshape(count, c, b) for values in o.values]
+        x_blocks, y_blocks = o.x_room.view(a, d, n, c), o.y_room.view(a, d, n, b)
+
+        def multiply(copy: int) -> Tensor:
+            x_blocks.copy_(o.xs[copy].view(n, a, c, d).permute(1, 3, 0, 2))
+            torch.bmm(x_blocks.view(count, n, c), weights[copy], out=y_blocks.view(count, n, b))
+            o.ys[copy].view(n, a, b, d).copy_(y_blocks.permute(2, 0, 3, 1))
+            return o.ys[copy]
+
+        return multiply
+    weights = [values.permute(0, 3, 1, 2).reshape(count, b, c) for values in o.values]
+    x_last, y_last = o.x_room.view(a, d, c, n), o.y_room.view(a, d, b, n)
+
+    def multiply_last(copy: int) -> Tensor:
+        x_last.copy_(o.xs[copy].view(a, c, d, n).transpose(1, 2))
+        torch.bmm(weights[copy], x_last.view(count, c, n), out=y_last.view(count, b, n))
+        o.ys[copy].view(a, b, d, n).copy_(y_last.transpose(1, 2))
+        return o.ys[copy]
+
+    return multiply_last
+
+
+def strided(o: Operands) -> Multiply:
+    """torch.bmm on views, without a copy: one for each i of a, or one for all if d is 1."""
+    a, b, c, d = o.problem.pattern.values
+    n = o.problem.rows
+    if o.problem.layout is Layout.LAST:
+        weights = [strided_weights(values) for values in o.values]
+        return lambda copy: strided_last(o.problem.pattern, o.xs[copy], weights[copy], o.ys[copy])
+    if d > 1:
+        raise Skipped("the features of a block are d apart")
+    first = [values.view(a, b, c).transpose(1, 2).contiguous() for values in o.values]
+
+    def multiply(copy: int) -> Tensor:
+        torch.bmm(o.xs[copy].view(n, a, c).transpose(0, 1), first[copy], out=o.ys[copy].view(n, a, b).transpose(0, 1))
+        return o.ys[copy]
+
+    return multiply
+
+
+def strided_weights(values: Tensor) -> Tensor:
+    """The values as [a, d, b, c]."""
+    return values.permute(0, 3, 1, 2).contiguous()
+
+
+def strided_last(pattern: KSPattern, x: Tensor, weights: Tensor, y: Tensor) -> Tensor:
+    """Batch-size-last, x [a*c*d, n], weights [a, d, b, c] -> y [a*b*d, n]: rows of a block are d*n apart."""
+    a, b, c, d = pattern.values
+    if d == 1:
+        torch.bmm(weights.view(a, b, c), x.view(a, c, -1), out=y.view(a, b, -1))
+        return y
+    for weight, x_i, y_i in zip(weights, x.view(a, c, d, -1), y.view(a, b, d, -1), strict=True):
+        torch.bmm(weight, x_i.transpose(0, 1), out=y_i.transpose(0, 1))
+    return y
+
+
+def transposed(o: Operands) -> Multiply:
+    """Batch-size-first by way of batch-size-last: x transposed, torch.bmm on views, y transposed back."""
+    if o.problem.layout is Layout.LAST:
+        raise Skipped("is batch-size-last already")
+    if o.problem.pattern.d == 1:
+        raise Skipped("d is 1: views need no transposition")
+    pattern, n = o.problem.pattern, o.problem.rows
+    weights = [strided_weights(values) for values in o.values]
+    x_last, y_last = o.x_room.view(pattern.width_in, n), o.y_room.view(pattern.width_out, n)
+
+    def multiply(copy: int) -> Tensor:
+        x_last.copy_(o.xs[copy].T)
+        return o.ys[copy].copy_(strided_last(pattern, x_last, weights[copy], y_last).T)
+
+    return multiply
+
+
+def einsum(o: Operands) -> Multiply:
+    """torch.einsum; its result is a view in the order that it likes, and that is left as it is."""
+    a, _, c, d = o.problem.pattern.values
+    if o.problem.layout is Layout.FIRST:
+        return lambda copy: torch.einsum("abcd,nacd->nabd", o.values[copy], o.xs[copy].view(-1, a, c, d))
+    return lambda copy: torch.einsum("abcd,acdn->abdn", o.values[copy], o.xs[copy].view(a, c, d, -1))
+
+
+TORCH_WAYS: dict[str, Callable[[Operands], Multiply]] = {
+    "dense": dense,
+    "bmm": bmm,
+    "strided bmm": strided,
+    "transposed": transposed,
+    "einsum": einsum,
+}
+"""What torch offers, by name."""
