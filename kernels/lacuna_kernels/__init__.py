@@ -1,9 +1,11 @@
 """What a sparse network means, and how to run it on a CPU or a GPU."""
 
+from lacuna_kernels import convert
 from lacuna_kernels.backend import DeviceKind, gpu_count, open_backend
 from lacuna_kernels.cpu import CpuBackend, walk
 from lacuna_kernels.errors import (
     CapacityExceeded,
+    ConversionError,
     DeviceError,
     DeviceOutOfMemory,
     GraphError,
@@ -25,6 +27,7 @@ __all__ = [
     "Backend",
     "Batch",
     "CapacityExceeded",
+    "ConversionError",
     "CpuBackend",
     "DType",
     "DeviceError",
@@ -51,6 +54,7 @@ __all__ = [
     "check_batch",
     "check_request",
     "collate",
+    "convert",
     "cost",
     "gpu_count",
     "json_schema",

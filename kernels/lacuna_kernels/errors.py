@@ -21,6 +21,10 @@ class Unsupported(ModelError):
     """A valid graph asks for something that this backend cannot run."""
 
 
+class ConversionError(ModelError):
+    """A checkpoint cannot be turned into a model folder; the message names the layer, the keys, the shapes."""
+
+
 class InputError(KernelsError):
     """A batch does not fit the program: names, shapes, types, offsets or coordinates."""
 

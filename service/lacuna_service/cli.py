@@ -1,4 +1,4 @@
-"""The commands: serve, check, info, version."""
+"""The commands: serve, check, convert, info, version."""
 
 import inspect
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from lacuna_service.convert import app as convert
 from lacuna_service.errors import ServiceError
 from lacuna_service.settings import PREFIX, Settings
 from lacuna_service.version import program_version
@@ -16,6 +17,7 @@ from lacuna_service.version import program_version
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Serve sparse networks over HTTP."
 )
+app.add_typer(convert, name="convert")
 
 
 def flag_of(name: str) -> str:
