@@ -1,7 +1,7 @@
 """What a sparse network means, and how to run it on a CPU or a GPU."""
 
 from lacuna_kernels import convert
-from lacuna_kernels.backend import DeviceKind, gpu_count, open_backend
+from lacuna_kernels.backend import DeviceKind, ObjectiveName, gpu_count, open_backend, tune
 from lacuna_kernels.cpu import CpuBackend, walk
 from lacuna_kernels.errors import (
     CapacityExceeded,
@@ -40,6 +40,7 @@ __all__ = [
     "KernelsError",
     "Model",
     "ModelError",
+    "ObjectiveName",
     "Options",
     "OutputSpec",
     "Pending",
@@ -64,5 +65,6 @@ __all__ = [
     "random_weights",
     "save_model",
     "split",
+    "tune",
     "walk",
 ]

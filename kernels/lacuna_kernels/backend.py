@@ -1,15 +1,19 @@
 """Opening a device."""
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lacuna_kernels.cpu import CpuBackend
 from lacuna_kernels.errors import DeviceError
-from lacuna_kernels.program import Backend
+from lacuna_kernels.model import Model
+from lacuna_kernels.program import Backend, DeviceInfo, Options
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
+ObjectiveName = Literal["latency", "energy"]
 
 
 def open_backend(kind: DeviceKind = "auto", index: int = 0) -> Backend:
@@ -19,12 +23,46 @@ def open_backend(kind: DeviceKind = "auto", index: int = 0) -> Backend:
     """
     if kind == "cpu" or (kind == "auto" and not gpu_count()):
         return CpuBackend()
-    if not gpu_count():
-        raise DeviceError("no CUDA device: torch finds none, or pycuda is not installed (pip install lacuna[gpu])")
+    _need_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  pycuda needs a driver to be imported
 
     backend: Backend = CudaBackend(index)
     return backend
+
+
+def tune(
+    model: Model,
+    options: Options,
+    costs: Sequence[int],
+    objective: ObjectiveName = "latency",
+    *,
+    index: int = 0,
+    meter: Callable[[DeviceInfo], Callable[[], float]] | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Path:
+    """Measure the kernels that could compute a model's linear layers on a GPU, and keep what was found.
+
+    costs     batches to measure for, in rows or points
+    meter     returns what reads the joules that a GPU has used since some moment; needed for "energy"
+    progress  called with how many measurements are done, how many there are, and what comes next
+
+    Returns the table's file, which every program compiled on such a GPU from now on goes by. Raises DeviceError.
+    """
+    _need_gpu()
+    from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  see open_backend
+    from lacuna_kernels.cuda.kronecker.table import Objective  # noqa: PLC0415
+
+    backend = CudaBackend(index)
+    try:
+        counter = meter(backend.device) if meter and objective == "energy" else None
+        return backend.tune(model.graph, model.weights, options, costs, Objective(objective), counter, progress)
+    finally:
+        backend.close()
+
+
+def _need_gpu() -> None:
+    if not gpu_count():
+        raise DeviceError("no CUDA device: torch finds none, or pycuda is not installed (pip install lacuna[gpu])")
 
 
 def gpu_count() -> int:

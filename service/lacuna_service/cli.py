@@ -78,12 +78,14 @@ def check(
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run.", envvar=variable_of("device"))
     ] = "auto",
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
+        Literal["fp32", "tf32", "fp16", "bf16"] | None,
         typer.Option(help="That of serving.toml, or fp32, by default; a CPU has fp32 only."),
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Largest relative L2 error. By default 1e-4 in fp32, 2e-2 in fp16, 1e-1 in bf16."),
+        typer.Option(
+            help="Largest relative L2 error. By default 1e-4 in fp32, 1e-2 in tf32, 2e-2 in fp16, 1e-1 in bf16."
+        ),
     ] = None,
     agreement: Annotated[float, typer.Option(help="Smallest share of equal labels.")] = 0.999,
 ) -> None:
@@ -107,6 +109,48 @@ def check(
     for result in results:
         typer.echo(str(result))
     raise typer.Exit(0 if results and all(result.passed for result in results) else 1)
+
+
+@app.command()
+def tune(
+    model: Annotated[Path, typer.Argument(help="Model folder: NAME, for its newest version, or NAME/VERSION.")],
+    rows: Annotated[
+        list[int], typer.Option(min=1, help="Batch to measure for, in rows or points; may be given again.")
+    ] = [1, 64, 4096],  # noqa: B006  typer copies it
+    objective: Annotated[
+        Literal["latency", "energy"], typer.Option(help="What the best kernel has least of: device time, or joules.")
+    ] = "latency",
+    precision: Annotated[
+        Literal["fp32", "tf32", "fp16", "bf16"] | None, typer.Option(help="That of serving.toml by default.")
+    ] = None,
+    device: Annotated[int, typer.Option(min=0, help="Index of the GPU.")] = 0,
+) -> None:
+    """Measure the kernels for a model's linear layers on this GPU; programs compiled from then on take the best.
+
+    The table lies in the kernel cache, by the GPU's name. Exit status: 0 if it was written, else 2.
+    """
+    from lacuna_kernels import KernelsError, Options, Precision, load_model  # noqa: PLC0415  see serve
+    from lacuna_kernels import tune as measure  # noqa: PLC0415
+    from lacuna_service.check import serving_precision, version_folder  # noqa: PLC0415
+    from lacuna_service.power import energy_counter  # noqa: PLC0415
+
+    try:
+        folder = version_folder(model)
+        loaded = load_model(folder)
+        chosen = Precision(precision) if precision else serving_precision(folder, loaded)
+        with typer.progressbar(label=f"{folder} in {chosen}", length=1, show_pos=True) as bar:
+
+            def progress(done: int, total: int, what: str) -> None:
+                bar.length, bar.label = total, what or "done"
+                bar.update(done - bar.pos)
+
+            path = measure(
+                loaded, Options(chosen), rows, objective, index=device, meter=energy_counter, progress=progress
+            )
+    except (KernelsError, ServiceError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"written to {path}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ import pynvml
 
 from lacuna_kernels import DeviceInfo
 from lacuna_service.energy import Busy, Ledger
+from lacuna_service.errors import NotReady
 from lacuna_service.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,17 @@ def _find_meter(index: int, uuid: str) -> Meter | None:
         log.warning("device %d (%s) has no energy meter: %s", index, uuid, error)
         return None
     return Meter(index, handle, Ledger(time.monotonic(), counter_mj, _power_now(handle)))
+
+
+def energy_counter(device: DeviceInfo) -> Callable[[], float]:
+    """Return what reads the joules that a GPU has used since its driver was loaded; raises NotReady if none does."""
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError as error:
+        raise NotReady(f"device {device.index} ({device.name}) does not count its energy: {error}") from error
+    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 
 
 def _power_now(handle: object) -> float | None:

@@ -1,0 +1,105 @@
+"""What was measured overrides what is predicted, and only that."""
+
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from lacuna_kernels import DeviceError, Precision
+from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.kronecker.choose import candidates, stages
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.table import (
+    Entry,
+    Measurement,
+    Objective,
+    Table,
+    class_of,
+    read_table,
+    table_path,
+    write_table,
+)
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
+PROBLEM = Problem(KSPattern(2, 64, 64, 4), 1000, Precision.FP16)
+
+
+def entry(problem: Problem, ways: dict[str, Measurement], objective: Objective = Objective.LATENCY) -> Entry:
+    return Entry(
+        patterns=(problem.pattern.values,),
+        precision=problem.precision,
+        layout=problem.layout,
+        rows=class_of(problem.rows),
+        objective=objective,
+        ways=ways,
+    )
+
+
+def test_the_way_that_was_measured_fastest_comes_first():
+    predicted = [way.name for way in candidates(PROBLEM, H200)]
+    slowest = predicted[-1]
+    ways = {name: Measurement(seconds=1e-9 if name == slowest else 1e-3) for name in predicted}
+    table = Table().with_entries([entry(PROBLEM, ways)])
+
+    assert candidates(PROBLEM, H200, table)[0].name == slowest
+    assert stages([PROBLEM], H200, table)[0].way.name == slowest
+
+
+def test_by_energy_the_joules_decide():
+    first, second = (way.name for way in candidates(PROBLEM, H200)[:2])
+    ways = {first: Measurement(seconds=1e-6, joules=2.0), second: Measurement(seconds=2e-6, joules=1.0)}
+    table = Table().with_entries([entry(PROBLEM, ways, Objective.ENERGY)])
+
+    assert candidates(PROBLEM, H200, table)[0].name == second
+
+
+def test_ways_that_were_not_measured_come_after_those_that_were():
+    ways = [way.name for way in candidates(PROBLEM, H200)]
+    table = Table().with_entries([entry(PROBLEM, {ways[-1]: Measurement(seconds=1.0)})])
+
+    assert candidates(PROBLEM, H200, table)[0].name == ways[-1]
+    assert table.cost([PROBLEM], ways[0]) == inf
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Problem(PROBLEM.pattern, 3000, Precision.FP16),
+        Problem(PROBLEM.pattern, 1000, Precision.BF16),
+        Problem(PROBLEM.pattern, 1000, Precision.FP16, Layout.LAST),
+        Problem(KSPattern(2, 64, 64, 8), 1000, Precision.FP16),
+    ],
+    ids=str,
+)
+def test_other_problems_are_left_to_the_predictions(other: Problem):
+    table = Table().with_entries([entry(PROBLEM, {"none": Measurement(seconds=1.0)})])
+
+    assert table.cost([other], "none") is None
+    assert candidates(other, H200, table) == candidates(other, H200)
+
+
+def test_rows_up_to_the_next_power_of_two_share_an_entry():
+    table = Table().with_entries([entry(PROBLEM, {"some": Measurement(seconds=1.0)})])
+
+    assert [class_of(rows) for rows in (0, 1, 2, 3, 1000, 1024, 1025)] == [1, 1, 2, 4, 1024, 1024, 2048]
+    assert table.cost([Problem(PROBLEM.pattern, 513, Precision.FP16)], "some") == 1.0
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path):
+    table = Table().with_entries([entry(PROBLEM, {"some": Measurement(seconds=1.5e-5, joules=0.25)})])
+
+    path = write_table(tmp_path, "NVIDIA H200", table)
+
+    assert path == table_path(tmp_path, "NVIDIA H200") == tmp_path / "tuned" / "NVIDIA-H200.json"
+    assert read_table(tmp_path, "NVIDIA H200") == table
+    assert read_table(tmp_path, "NVIDIA A100") == Table()
+
+
+def test_a_file_that_is_no_table_is_told_by_name(tmp_path: Path):
+    path = table_path(tmp_path, "GPU")
+    path.parent.mkdir()
+    path.write_text('{"format": 2}')
+
+    with pytest.raises(DeviceError, match=r"GPU\.json is not a table"):
+        read_table(tmp_path, "GPU")
