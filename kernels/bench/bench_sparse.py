@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 
+from bench import timing
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
 from lacuna_kernels.cuda.device import Device
@@ -126,25 +126,10 @@ class Frontend:
             part()
 
 
-def milliseconds(device: Device, launch: Callable[[], None], repeats: int = 11, inner: int = 10) -> float:
+def milliseconds(device: Device, launch: Callable[[], None]) -> float:
     """Median time of one launch."""
-    stream = device.new_stream()
-    with torch.cuda.stream(stream):
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(inner):
-            launch()
-    times: list[float] = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / inner)
-    return median(times)
+    with torch.cuda.stream(device.stream):
+        return timing.milliseconds(lambda _: launch(), copies=1, most=11)
 
 
 def rows_effective(kernel_map: KernelMap, count: int) -> int:

@@ -20,7 +20,8 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
 
 CHAINS = {
     "gpt2-medium down": (KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16)),
-    "gpt2-medium up": (KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16)),
+    "gpt2-medium down, fewer values": (KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16)),
+    "gpt2-medium up": (KSPattern(1, 64, 64, 16), KSPattern(16, 256, 64, 1)),
     "monarch 4096": (KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64)),
     "vit-s/16 up": (KSPattern(6, 64, 64, 1), KSPattern(1, 768, 192, 2)),
     "vit-s/16 attention": (KSPattern(2, 48, 192, 1), KSPattern(1, 192, 48, 2)),

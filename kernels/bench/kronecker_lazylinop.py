@@ -6,12 +6,14 @@ launch allocates and waits for the device on every call, which is not what is to
 
 import hashlib
 import importlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +39,12 @@ class Generated:
     block: Dim3
 
 
+def _library() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what it could do with other packages
+        return importlib.import_module("lazylinop.butterfly.ksm")
+
+
 @cache
 def generated(pattern: KSPattern, rows: int, dtype: torch.dtype) -> Generated:
     """Have lazylinop choose and write; raises Skipped where it cannot, or counts past 32 bits."""
@@ -44,7 +52,7 @@ def generated(pattern: KSPattern, rows: int, dtype: torch.dtype) -> Generated:
         raise Skipped(f"its search for tile sizes takes many seconds under {LEAST_ROWS} rows")
     if rows * max(pattern.width_in, pattern.width_out) >= 2**31:
         raise Skipped("it counts elements in 32 bits")
-    library = importlib.import_module("lazylinop.butterfly.ksm")
+    library = _library()
     try:
         tile, _, lines, _ = library._modify_template(
             *pattern.values,
@@ -69,7 +77,7 @@ def generated(pattern: KSPattern, rows: int, dtype: torch.dtype) -> Generated:
 def available() -> bool:
     """Whether lazylinop can be imported."""
     try:
-        importlib.import_module("lazylinop.butterfly.ksm")
+        _library()
     except ImportError:
         return False
     return True

@@ -12,7 +12,9 @@ COLORS = {Precision.FP32: "#4e79a7", Precision.TF32: "#59a14f", Precision.FP16: 
 
 
 def plot(records: Sequence[Record], stem: Path) -> None:
-    """Write STEM_speedup.svg and STEM_roof.svg, a panel for each layout."""
+    """Write STEM_speedup.svg and STEM_roof.svg, a panel for each layout; nothing without records."""
+    if not records:
+        return
     _draw(
         records,
         stem.with_name(f"{stem.name}_speedup.svg"),

@@ -16,7 +16,6 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import way as kronecker
 from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 DENSE_MOST_BYTES = 16e9
 DENSE_MOST_MS = 20.0
@@ -109,79 +108,76 @@ def dense(o: Operands) -> Multiply:
 
 
 def bmm(o: Operands) -> Multiply:
-    """One torch.bmm over the a*d blocks; x is put in their order before, and y out of it after."""
-    a, b, c, d = o.problem.pattern.values
-    n, count = o.problem.rows, a * d
-    if o.problem.layout is Layout.FIRST:
-        weights = [values.permute(0, 3, 2, 1).reshape(count, c, b) for values in o.values]
-        x_blocks, y_blocks = o.x_room.view(a, d, n, c), o.y_room.view(a, d, n, b)
+    """One torch.bmm over the a*d blocks; the features of a block are put side by side before, and y's apart after.
 
-        def multiply(copy: int) -> Tensor:
-            x_blocks.copy_(o.xs[copy].view(n, a, c, d).permute(1, 3, 0, 2))
-            torch.bmm(x_blocks.view(count, n, c), weights[copy], out=y_blocks.view(count, n, b))
-            o.ys[copy].view(n, a, b, d).copy_(y_blocks.permute(2, 0, 3, 1))
-            return o.ys[copy]
-
-        return multiply
-    weights = [values.permute(0, 3, 1, 2).reshape(count, b, c) for values in o.values]
-    x_last, y_last = o.x_room.view(a, d, c, n), o.y_room.view(a, d, b, n)
-
-    def multiply_last(copy: int) -> Tensor:
-        x_last.copy_(o.xs[copy].view(a, c, d, n).transpose(1, 2))
-        torch.bmm(weights[copy], x_last.view(count, c, n), out=y_last.view(count, b, n))
-        o.ys[copy].view(a, b, d, n).copy_(y_last.transpose(1, 2))
-        return o.ys[copy]
-
-    return multiply_last
-
-
-def strided(o: Operands) -> Multiply:
-    """torch.bmm on views, without a copy: one for each i of a, or one for all if d is 1."""
-    a, b, c, d = o.problem.pattern.values
-    n = o.problem.rows
+    Batch-size-first, rows stay where they are: of the orders that a copy can make and torch.bmm can read, that is the
+    one that torch copies fastest.
+    """
     if o.problem.layout is Layout.LAST:
-        weights = [strided_weights(values) for values in o.values]
-        return lambda copy: strided_last(o.problem.pattern, o.xs[copy], weights[copy], o.ys[copy])
-    if d > 1:
-        raise Skipped("the features of a block are d apart")
-    first = [values.view(a, b, c).transpose(1, 2).contiguous() for values in o.values]
+        return _bmm_last(o)
+    a, b, c, d = o.problem.pattern.values
+    if d == 1:
+        raise Skipped("d is 1: they are side by side")
+    n, count = o.problem.rows, a * d
+    weights = [values.permute(0, 3, 2, 1).reshape(count, c, b) for values in o.values]
+    x_blocks, y_blocks = o.x_room.view(n, a, d, c), o.y_room.view(n, a, d, b)
 
     def multiply(copy: int) -> Tensor:
-        torch.bmm(o.xs[copy].view(n, a, c).transpose(0, 1), first[copy], out=o.ys[copy].view(n, a, b).transpose(0, 1))
+        x_blocks.copy_(o.xs[copy].view(n, a, c, d).transpose(2, 3))
+        y = y_blocks.view(n, count, b).transpose(0, 1)
+        torch.bmm(x_blocks.view(n, count, c).transpose(0, 1), weights[copy], out=y)
+        o.ys[copy].view(n, a, b, d).copy_(y_blocks.transpose(2, 3))
         return o.ys[copy]
 
     return multiply
 
 
-def strided_weights(values: Tensor) -> Tensor:
-    """The values as [a, d, b, c]."""
-    return values.permute(0, 3, 1, 2).contiguous()
-
-
-def strided_last(pattern: KSPattern, x: Tensor, weights: Tensor, y: Tensor) -> Tensor:
-    """Batch-size-last, x [a*c*d, n], weights [a, d, b, c] -> y [a*b*d, n]: rows of a block are d*n apart."""
-    a, b, c, d = pattern.values
-    if d == 1:
-        torch.bmm(weights.view(a, b, c), x.view(a, c, -1), out=y.view(a, b, -1))
-        return y
-    for weight, x_i, y_i in zip(weights, x.view(a, c, d, -1), y.view(a, b, d, -1), strict=True):
-        torch.bmm(weight, x_i.transpose(0, 1), out=y_i.transpose(0, 1))
-    return y
-
-
-def transposed(o: Operands) -> Multiply:
-    """Batch-size-first by way of batch-size-last: x transposed, torch.bmm on views, y transposed back."""
-    if o.problem.layout is Layout.LAST:
-        raise Skipped("is batch-size-last already")
-    if o.problem.pattern.d == 1:
-        raise Skipped("d is 1: views need no transposition")
-    pattern, n = o.problem.pattern, o.problem.rows
-    weights = [strided_weights(values) for values in o.values]
-    x_last, y_last = o.x_room.view(pattern.width_in, n), o.y_room.view(pattern.width_out, n)
+def _bmm_last(o: Operands) -> Multiply:
+    a, b, c, d = o.problem.pattern.values
+    n, count = o.problem.rows, a * d
+    weights = [values.permute(0, 3, 1, 2).reshape(count, b, c) for values in o.values]
+    x_blocks, y_blocks = o.x_room.view(a, d, c, n), o.y_room.view(a, d, b, n)
 
     def multiply(copy: int) -> Tensor:
-        x_last.copy_(o.xs[copy].T)
-        return o.ys[copy].copy_(strided_last(pattern, x_last, weights[copy], y_last).T)
+        x_blocks.copy_(o.xs[copy].view(a, c, d, n).transpose(1, 2))
+        torch.bmm(weights[copy], x_blocks.view(count, c, n), out=y_blocks.view(count, b, n))
+        o.ys[copy].view(a, b, d, n).copy_(y_blocks.transpose(1, 2))
+        return o.ys[copy]
+
+    return multiply
+
+
+def strided(o: Operands) -> Multiply:
+    """torch.bmm on views, without a copy: one for each i of a, or one for all if d is 1."""
+    if o.problem.layout is Layout.LAST:
+        return _strided_last(o)
+    a, b, c, d = o.problem.pattern.values
+    n = o.problem.rows
+    if d > 1:
+        raise Skipped("the features of a block are d apart")
+    weights = [values.view(a, b, c).transpose(1, 2).contiguous() for values in o.values]
+
+    def multiply(copy: int) -> Tensor:
+        y = o.ys[copy].view(n, a, b).transpose(0, 1)
+        torch.bmm(o.xs[copy].view(n, a, c).transpose(0, 1), weights[copy], out=y)
+        return o.ys[copy]
+
+    return multiply
+
+
+def _strided_last(o: Operands) -> Multiply:
+    """Rows of a block are d*n apart, and blocks n."""
+    a, b, c, d = o.problem.pattern.values
+    weights = [values.permute(0, 3, 1, 2).contiguous() for values in o.values]
+
+    def multiply(copy: int) -> Tensor:
+        x, y = o.xs[copy], o.ys[copy]
+        if d == 1:
+            torch.bmm(weights[copy].view(a, b, c), x.view(a, c, -1), out=y.view(a, b, -1))
+            return y
+        for weight, x_i, y_i in zip(weights[copy], x.view(a, c, d, -1), y.view(a, b, d, -1), strict=True):
+            torch.bmm(weight, x_i.transpose(0, 1), out=y_i.transpose(0, 1))
+        return y
 
     return multiply
 
@@ -198,7 +194,6 @@ TORCH_WAYS: dict[str, Callable[[Operands], Multiply]] = {
     "dense": dense,
     "bmm": bmm,
     "strided bmm": strided,
-    "transposed": transposed,
     "einsum": einsum,
 }
 """What torch offers, by name."""
