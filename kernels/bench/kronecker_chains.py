@@ -44,9 +44,9 @@ class ChainOperands:
         return len(self.stations[0])
 
     @classmethod
-    def random(cls, problems: tuple[Problem, ...], copies: int) -> "ChainOperands":
+    def random(cls, problems: tuple[Problem, ...], copies: int, device: str = "cuda") -> "ChainOperands":
         """Normal inputs; values scaled so that every station is normal."""
-        steps = [Operands.random(problem, copies) for problem in problems]
+        steps = [Operands.random(problem, copies, device) for problem in problems]
         return cls(problems, [steps[0].xs, *(step.ys for step in steps)], [step.values for step in steps])
 
 

@@ -76,8 +76,9 @@ class Judge:
 
     def __init__(self, operands: Operands) -> None:
         self.layout, n = operands.problem.layout, operands.problem.rows
-        inner = torch.randint(n, (min(n, _SAMPLE),), device="cuda")
-        self.sample = torch.cat([inner, torch.tensor([0, n - 1], device="cuda")])
+        device = operands.xs[0].device
+        inner = torch.randint(n, (min(n, _SAMPLE),), device=device)
+        self.sample = torch.cat([inner, torch.tensor([0, n - 1], device=device)])
         values = operands.values[0].double()
         self.expected = [ks_matmul(part, values) for part in self._parts(operands.xs[0])]
 

@@ -52,11 +52,12 @@ def _draw(
         for precision, color in COLORS.items():
             chosen = [r for r in records if r.problem.layout is layout and r.problem.precision is precision]
             panel.scatter([*map(x, chosen)], [*map(y, chosen)], s=14, alpha=0.7, color=color, label=str(precision))
-        panel.set(title=f"batch-size-{layout}", xscale="log", xlabel=labels[0])
+        limits = (0.8 * min(map(x, records)), 1.25 * max(map(x, records)))
+        panel.set(title=f"batch-size-{layout}", xscale="log", xlim=limits, xlabel=labels[0])
         if line is None:
             panel.set_ylim(0, 1.05)
         else:
-            panel.set_yscale("log")
+            panel.set(yscale="log", ylim=(0.8 * min(map(y, records)), 1.25 * max(map(y, records))))
             panel.axhline(line, color="black", linewidth=0.8)
     panels[0].set_ylabel(labels[1])
     panels[1].legend(loc="best", frameon=False)

@@ -192,7 +192,7 @@ def summary_line(part: str, data: dict[str, Any]) -> str:
 
 
 def _way(way: dict[str, Any]) -> str:
-    return f"{way['ms']:.4g}" if "ms" in way else f"- ({way['skipped']})" if "memory" in way["skipped"] else "-"
+    return f"{way['ms']:.4g}" if "ms" in way else f"- ({way['skipped']})"
 
 
 def tables(results: Results) -> str:

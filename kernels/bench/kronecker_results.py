@@ -11,6 +11,8 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        cut_off = path.is_file() and not path.read_bytes().endswith(b"\n")
+        self._separator = "\n" if cut_off else ""
         self._found: dict[tuple[str, str], dict[str, Any]] = {}
         for record in _lines(path):
             self._found[record["part"], record["key"]] = record
@@ -33,7 +35,8 @@ class Results:
         self._found[part, record["key"]] = record
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(self._separator + json.dumps(record) + "\n")
+        self._separator = ""
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

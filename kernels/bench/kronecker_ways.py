@@ -43,15 +43,15 @@ class Operands:
     ys: list[Tensor]
 
     @classmethod
-    def random(cls, problem: Problem, copies: int) -> "Operands":
+    def random(cls, problem: Problem, copies: int, device: str = "cuda") -> "Operands":
         """Normal inputs, values scaled so that y is normal too, y not a number."""
         pattern, dtype = problem.pattern, problem.dtype
         return cls(
             problem,
-            [torch.randn(_shape(problem, pattern.width_in), dtype=dtype, device="cuda") for _ in range(copies)],
-            [torch.randn(pattern.values, dtype=dtype, device="cuda") * pattern.c**-0.5 for _ in range(copies)],
+            [torch.randn(_shape(problem, pattern.width_in), dtype=dtype, device=device) for _ in range(copies)],
+            [torch.randn(pattern.values, dtype=dtype, device=device) * pattern.c**-0.5 for _ in range(copies)],
             [
-                torch.full(_shape(problem, pattern.width_out), torch.nan, dtype=dtype, device="cuda")
+                torch.full(_shape(problem, pattern.width_out), torch.nan, dtype=dtype, device=device)
                 for _ in range(copies)
             ],
         )
