@@ -16,6 +16,7 @@ from lacuna_kernels.cuda.kronecker.problem import Layout
 from lacuna_kernels.graph import Precision
 
 HALF = (Precision.FP16, Precision.BF16)
+_CLOSE = 1.05
 Where = Callable[[Record], bool]
 
 
@@ -168,6 +169,23 @@ def _group(records: Sequence[Record]) -> str:
     return f"{len(records):3} {columns} {median(gains):8.2f}x {min(gains):5.2f}x  {names}"
 
 
+def choices(results: Results) -> Iterator[str]:
+    """Where the best guess was not the fastest of ours, if all of ours were measured; the costliest first."""
+    misses = []
+    for data in [*results.part("grid"), *results.part("rows")]:
+        timed = {name: way["ms"] for name, way in data["ways"].items() if name.startswith(f"{OURS}: ") and "ms" in way}
+        if len(timed) > 1:
+            fastest, chosen = min(timed, key=timed.__getitem__), data["ways"][OURS]
+            misses.append(
+                (chosen["ms"] / timed[fastest], f"{data['key']}: {chosen['way']}, not {fastest[len(OURS) + 2 :]}")
+            )
+    if misses:
+        ratios = [ratio for ratio, _ in misses]
+        numbers = f"median {median(ratios):.3f}, worst {max(ratios):.2f} (n = {len(misses)})"
+        yield f"best guess over the fastest of ours: {numbers}"
+        yield from (f"  {ratio:.2f}  {text}" for ratio, text in sorted(misses, reverse=True)[:20] if ratio > _CLOSE)
+
+
 def every_record(results: Results) -> Iterator[str]:
     """A line for each record."""
     for part in ("grid", "rows", "chains", "energy"):
@@ -211,6 +229,7 @@ def tables(results: Results) -> str:
         "",
         *by_group(results),
         "",
+        *choices(results),
     ]
     return "\n".join(parts)
 

@@ -236,6 +236,13 @@ def test_the_report_writes_tables_data_and_plots(results: Results, tmp_path: Pat
     assert {path.name for path in tmp_path.glob("*.svg")} == {"report_speedup.svg", "report_roof.svg"}
 
 
+def test_the_report_names_guesses_that_were_not_the_fastest(results: Results):
+    found = record(Problem(KSPattern(2, 48, 48, 4), ROWS, Precision.FP16), 1.0)
+    found["ways"] |= {"ours": {"ms": 3.0, "error": 1e-7, "way": "slow"}}
+    results.add("grid", found | {"ways": found["ways"] | {"ours: slow": {"ms": 3.0}, "ours: fast": {"ms": 2.0}}})
+    assert "1.50  2,48,48,4 25088 fp16 first: slow, not fast" in tables(results)
+
+
 def test_nothing_measured_is_an_empty_report(tmp_path: Path):
     report(Results(tmp_path / "none.jsonl"), tmp_path / "none")
     assert not list(tmp_path.glob("*.svg"))
