@@ -71,6 +71,7 @@ def chain_rule(text: str, rank: int = 1, blocks: int | None = None) -> Rule:
     chain = parse_chain(text)
     if not chain:
         raise ConversionError("the chain is empty")
+    check_chain(chain, chain[-1].width_out, chain[0].width_in)
     return lambda *_: chain
 
 

@@ -16,7 +16,7 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 Tensors = Mapping[str, Tensor]
 LINEAR_OPS = ("linear", "kronecker_linear")
-_LEAF = re.compile(r"^(?:(?P<layer>.+)\.)?(?P<leaf>(?:factors|ks_values)\.\d+|[^.]+)$")
+_NUMBERED = re.compile(r"(?:^|\.)((?:factors|ks_values)\.\d+)$")
 MOST_FACTORS = 64  # of a kronecker_linear node
 
 
@@ -71,9 +71,9 @@ def grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """Tensors by layer and by their names in it, layers in the order of the first of their tensors."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = _LEAF.match(name)
-        assert found is not None  # every name has a last part
-        layers.setdefault(found["layer"] or "", {})[found["leaf"]] = tensor
+        found = _NUMBERED.search(name)
+        leaf = found[1] if found else name.rpartition(".")[2]
+        layers.setdefault(name.removesuffix(leaf).removesuffix("."), {})[leaf] = tensor
     return layers
 
 
