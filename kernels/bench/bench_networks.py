@@ -5,14 +5,16 @@
 ViT-S/16 on images, GPT-2-medium's blocks on embedded tokens (both as in arXiv 2405.15013), and a multilayer perceptron
 4096 wide on few rows. "torch" is the same network by PyTorch's own operations (cuBLAS, its attention) in a CUDA graph,
 all of it in the precision named; "lacuna" is the program of the CUDA backend. Gains are over the faster dense network.
-Milliseconds are those of a graph on the device, medians; joules are the GPU's own counter while it replays; linears is
-the part of the time in linear layers, dense or sparse, timed step by step.
+Milliseconds are those of a graph on the device that is replayed over and over, medians; joules are the GPU's own
+counter while it replays; parts of the time by op are from timing step by step.
 """
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,13 +28,13 @@ from lacuna_kernels.cuda.backend import CudaBackend
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.model import node_weights
 from lacuna_kernels.ops.context import Context
-from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
-from lacuna_kernels.ops.linear import Linear
-from lacuna_kernels.zoo import Part, dense_mlp, gpt2, kronecker_mlp, vit
+from lacuna_kernels.zoo import Part, gpt2, vit
+from lacuna_kernels.zoo.draft import Draft
 
 MONARCH_4096 = [(64, 64, 64, 1), (1, 64, 64, 64)]
 IMAGES, SEQUENCES, FEW_ROWS = 128, 8, (1, 8, 64)
-REPEATS = 15
+REPEATS, LEAST_MS, SMALL_SHARE = 9, 1.0, 0.02
+LINEARS = ("linear", "kronecker_linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,19 @@ def cases(networks: Sequence[str], layers: int | None) -> Iterator[Case]:
             tokens = graph.types["embedded"].shape[0]
             yield Case("GPT-2-medium", name, bool(chosen), graph, SEQUENCES, ("token", tokens))
     for rows in FEW_ROWS if "monarch" in networks else ():
-        yield Case("3 layers of 4096", "dense", False, dense_mlp([4096] * 4, 10), rows, ("row", 1))
-        yield Case("3 layers of 4096", "all sparse", True, kronecker_mlp([MONARCH_4096] * 3, 10), rows, ("row", 1))
+        yield Case("3 layers of 4096", "dense", False, three_layers(sparse=False), rows, ("row", 1))
+        yield Case("3 layers of 4096", "all sparse", True, three_layers(sparse=True), rows, ("row", 1))
+
+
+def three_layers(sparse: bool) -> Graph:
+    """Nothing but three layers with relu, 4096 wide: dense, or Monarch's two factors each."""
+    draft, x = Draft(x={"axis": "row", "dtype": "fp32", "shape": [4096]}), "x"
+    for name in ("one", "two", "three"):
+        if sparse:
+            x = draft.add(name, "kronecker_linear", x, patterns=MONARCH_4096, activation="relu")
+        else:
+            x = draft.add(name, "linear", x, out_features=4096, activation="relu")
+    return draft.graph(three={})
 
 
 def main() -> None:
@@ -97,11 +110,11 @@ def by_backend(
 ) -> dict[str, Any]:
     """Compile, run and time one network by the CUDA backend; plain data."""
     program = backend.compile(case.graph, weights, Options(precision, max_cost=case.rows, initial_cost=case.rows))
-    busy = [1e3 * program.submit(batch_of(case)).result().busy_seconds for _ in range(REPEATS)]
-    share = share_of_linears(case.graph, program.profile())
+    program.submit(batch_of(case)).result()
+    parts = shares(case.graph, program.profile())
     replay = program._plans[-1]._slots[0]._graph.replay  # without what the host adds
     with torch.cuda.stream(program._device.stream):
-        found = record(case, precision, "lacuna", median(busy), replay, meter) | {"linears_share": round(share, 3)}
+        found = record(case, precision, "lacuna", replay, meter) | {"shares": parts}
     program.close()
     return found
 
@@ -116,8 +129,7 @@ def by_torch(case: Case, precision: Precision, weights: Weights, meter: Meter | 
         forward(case.graph, held, batch)
         with captured(lambda _: forward(case.graph, held, batch), copies=1) as replay:
             replay()
-            times = [elapsed_ms(replay) for _ in range(REPEATS)]
-            return record(case, precision, "torch", median(times), replay, meter)
+            return record(case, precision, "torch", replay, meter)
 
 
 def forward(graph: Graph, weights: Weights, batch: Mapping[str, Value]) -> dict[str, Value]:
@@ -138,9 +150,10 @@ def batch_of(case: Case) -> dict[str, Value]:
 
 
 def record(
-    case: Case, precision: Precision, way: str, ms: float, replay: Callable[[], None], meter: Meter | None
+    case: Case, precision: Precision, way: str, replay: Callable[[], None], meter: Meter | None
 ) -> dict[str, Any]:
-    """What is reported of one run; `replay` is measured by the meter on the current stream."""
+    """Time and report one network, by the replays of its graph on the current stream."""
+    ms = replayed_ms(replay)
     items = case.rows * case.per[1]
     found: dict[str, Any] = {
         "network": case.network,
@@ -159,13 +172,29 @@ def record(
     return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in found.items()}
 
 
-def share_of_linears(graph: Graph, steps: Sequence[tuple[str, float]]) -> float:
-    """Part of the time that steps with a linear layer take, what was fused into them included."""
-    linears = {node.name for node in graph.nodes if isinstance(node, Linear | KroneckerLinear)}
-    # a step is named after the last node fused into it, so that of an addition is the linear layer's before it
-    fused = {node.name: name for node in graph.nodes if node.op == "add" for name in node.inputs if name in linears}
-    total = sum(seconds for _, seconds in steps)
-    return sum(seconds for name, seconds in steps if name in linears or name in fused) / total
+def replayed_ms(replay: Callable[[], None]) -> float:
+    """Median time of one replay among several that follow each other."""
+    replay()
+    times = max(1, ceil(LEAST_MS / elapsed_ms(replay)))
+
+    def several() -> None:
+        for _ in range(times):
+            replay()
+
+    return median(elapsed_ms(several) / times for _ in range(REPEATS))
+
+
+def shares(graph: Graph, steps: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Part of the time by op, what was fused into an op included; largest first."""
+    op_of = {node.name: node.op for node in graph.nodes}
+    for node in graph.nodes:  # a step has the name of the last node fused into it: an addition after a linear layer
+        linear = [op_of[name] for name in node.inputs if op_of.get(name) in LINEARS]
+        if node.op == "add" and linear:
+            op_of[node.name] = linear[-1]
+    spent: Counter[str] = Counter()
+    for name, seconds in steps:
+        spent[op_of.get(name, "other")] += seconds
+    return {op: round(seconds / spent.total(), 3) for op, seconds in spent.most_common()}
 
 
 def line(found: dict[str, Any], dense: dict[str, Any]) -> str:
@@ -178,9 +207,8 @@ def line(found: dict[str, Any], dense: dict[str, Any]) -> str:
         text += (
             f"  {found['millijoules_per_item']:8.4g} mJ/{found['per']} ({gain:.2f} of dense, {found['watts']:.0f} W)"
         )
-    if "linears_share" in found:
-        text += f"  linears {100 * found['linears_share']:.0f} %"
-    return f"{text}  {found['parameters'] / 1e6:.1f} M parameters"
+    parts = [f"{op} {100 * share:.0f} %" for op, share in found.get("shares", {}).items() if share > SMALL_SHARE]
+    return ", ".join([f"{text}  {found['parameters'] / 1e6:.1f} M parameters", *parts])
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def _measure(prepare: Callable[[Operands], Multiply], operands: Operands, judge:
     try:
         multiply = prepare(operands)
         operands.ys[0].fill_(torch.nan)
-        error = judge.error(multiply(0).reshape(operands.ys[0].shape))
+        error = judge.error(multiply(0))
         ms = milliseconds(multiply, len(operands.xs))
     except Skipped as reason:
         return {"skipped": str(reason)}

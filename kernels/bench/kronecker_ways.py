@@ -18,7 +18,7 @@ from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 
 DENSE_MOST_BYTES = 16e9
-DENSE_MOST_MS = 20.0
+DENSE_MOST_MS = 5.0
 """A dense product that cannot be faster than this is not waited for."""
 
 Multiply = Callable[[int], Tensor]
@@ -183,11 +183,13 @@ def _strided_last(o: Operands) -> Multiply:
 
 
 def einsum(o: Operands) -> Multiply:
-    """torch.einsum; its result is a view in the order that it likes, and that is left as it is."""
+    """torch.einsum; its result is a view in the order that it likes, and copied if that is not y's."""
     a, _, c, d = o.problem.pattern.values
-    if o.problem.layout is Layout.FIRST:
-        return lambda copy: torch.einsum("abcd,nacd->nabd", o.values[copy], o.xs[copy].view(-1, a, c, d))
-    return lambda copy: torch.einsum("abcd,acdn->abdn", o.values[copy], o.xs[copy].view(a, c, d, -1))
+    terms, x_shape = "abcd,nacd->nabd", (-1, a, c, d)
+    if o.problem.layout is Layout.LAST:
+        terms, x_shape = "abcd,acdn->abdn", (a, c, d, -1)
+    shape = o.ys[0].shape
+    return lambda copy: torch.einsum(terms, o.values[copy], o.xs[copy].view(x_shape)).reshape(shape)
 
 
 TORCH_WAYS: dict[str, Callable[[Operands], Multiply]] = {

@@ -28,8 +28,8 @@ def milliseconds(launch: Launch, copies: int = 1, most: int = 7) -> float:
     """Median time of one launch on the current stream, which must not be the default one.
 
     Launches of up to 5 ms are captured in a graph that walks through the copies, so that the host is not what is
-    measured; longer ones follow each other with an event between. At least 3 are timed, up to `most` while they are
-    short; those before the first warm up.
+    measured; longer ones run one by one. At least 3 are timed, or 2 over 25 ms, and up to `most` while they are short;
+    those before the first warm up.
     """
     launch(0)
     estimate = elapsed_ms(lambda: launch(copies - 1))
@@ -39,7 +39,8 @@ def milliseconds(launch: Launch, copies: int = 1, most: int = 7) -> float:
         with captured(launch, copies, rounds) as replay:
             replay()
             return median(elapsed_ms(replay) for _ in range(_repeats(estimate * launches, most))) / launches
-    return median(elapsed_ms(partial(launch, index % copies)) for index in range(_repeats(estimate, most)))
+    more = _repeats(estimate, most) if estimate < _ENOUGH_MS else 1
+    return median([estimate, *(elapsed_ms(partial(launch, index % copies)) for index in range(more))])
 
 
 def _repeats(estimate_ms: float, most: int) -> int:
