@@ -11,7 +11,7 @@ counter while it replays; parts of the time by op are from timing step by step.
 
 import argparse
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -191,10 +191,11 @@ def shares(graph: Graph, steps: Sequence[tuple[str, float]]) -> dict[str, float]
         linear = [op_of[name] for name in node.inputs if op_of.get(name) in LINEARS]
         if node.op == "add" and linear:
             op_of[node.name] = linear[-1]
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for name, seconds in steps:
         spent[op_of.get(name, "other")] += seconds
-    return {op: round(seconds / spent.total(), 3) for op, seconds in spent.most_common()}
+    total, longest_first = sum(spent.values()), sorted(spent, key=spent.__getitem__, reverse=True)
+    return {op: round(spent[op] / total, 3) for op in longest_first}
 
 
 def line(found: dict[str, Any], dense: dict[str, Any]) -> str:
