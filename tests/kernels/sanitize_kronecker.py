@@ -26,7 +26,8 @@ def multiply(device: Device, way: Way, problem: Problem) -> None:
     epilogue = Epilogue(torch.ones(pattern.width_out, device="cuda"), y, Activation.RELU)
     count = torch.tensor([ROWS - 1], dtype=torch.int32, device="cuda")
     packed = way.pack(torch.ones(pattern.values, dtype=dtype, device="cuda"))
-    way.launch(device, problem, packed, Operands(x, y, epilogue, count))
+    scratch = torch.zeros(way.scratch_bytes(problem), dtype=torch.uint8, device="cuda")
+    way.launch(device, problem, packed, Operands(x, y, epilogue, count, scratch))
 
 
 def main() -> None:

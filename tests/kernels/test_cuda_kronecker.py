@@ -216,7 +216,7 @@ def test_a_chain_agrees_with_its_reference(device, precision, chain, rows):
     for _ in range(2):  # what a launch leaves in its scratch memory must not matter to the next
         y.fill_(torch.nan)
         epilogue = Epilogue(bias, activation=Activation.RELU)
-        planned.launch(device, Operands(x, y, epilogue), (first, second), scratch)
+        planned.launch(device, Operands(x, y, epilogue, scratch=scratch), (first, second))
         assert relative_error(y, expected) < LIMIT[precision] * len(chain) ** 0.5 * 1.5
 
 
@@ -232,7 +232,7 @@ def test_a_fused_chain_gives_the_bits_of_factor_after_factor(device, precision, 
     first, second = (poisoned(size, dtype=x.dtype) for size in planned.between)
     scratch = torch.zeros(planned.scratch_bytes, dtype=torch.uint8, device="cuda")
     y = poisoned(rows, problems[-1].pattern.width_out, dtype=x.dtype)
-    planned.launch(device, Operands(x, y), (first, second), scratch)
+    planned.launch(device, Operands(x, y, scratch=scratch), (first, second))
 
     expected = x
     for problem, values in zip(problems, factors, strict=True):

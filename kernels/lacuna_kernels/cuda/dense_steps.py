@@ -57,8 +57,8 @@ def kronecker_linear(writer: Writer, layer: Layer) -> None:
         epilogue = Epilogue(bias, added, layer.activation, layer.slope)
         first, second = (b[name] for name in between)
         counted = None if count is None else b[count]
-        operands = Operands(vectors(b[x]), vectors(b[layer.output]), epilogue, counted)
-        chain.launch(device, operands, (first, second), b[f"{layer.output}:scratch"])
+        operands = Operands(vectors(b[x]), vectors(b[layer.output]), epilogue, counted, b[f"{layer.output}:scratch"])
+        chain.launch(device, operands, (first, second))
 
     reads = [x, *residual] if count is None else [x, *residual, count]
     writer.add(layer.output, reads, writer.output(layer) | between | scratch, run)

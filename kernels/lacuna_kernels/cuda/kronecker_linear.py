@@ -1,8 +1,9 @@
 """Multiplying by Kronecker-sparse factors, alone and in chains: the best way for each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
@@ -49,12 +50,14 @@ def ks_matmul(
     precision  tf32 for fp32 elements on tensor cores; by default that of the elements
     way        instead of the best guess
 
-    The values are packed on every call: who multiplies by them again calls `Way.pack` and `Way.launch`.
+    The values are packed and memory is allocated on every call: who multiplies by them again calls `Way.pack` once
+    and `Way.launch`.
     """
     pattern = KSPattern(*values.shape)
     problem = problem_of(pattern, x, y, epilogue.residual, precision or NATIVE[x.dtype], layout)
     way = way or candidates(problem, device.limits)[0]
-    way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, count))
+    scratch = torch.empty(way.scratch_bytes(problem), dtype=torch.uint8, device=x.device)
+    way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, count, scratch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,10 @@ class Chain:
         """Bytes that a stage may write for itself."""
         return max(stage.scratch_bytes for stage in self.stages)
 
-    def launch(self, device: Device, operands: Operands, between: tuple[Tensor, Tensor], scratch: Tensor) -> None:
+    def launch(self, device: Device, operands: Operands, between: tuple[Tensor, Tensor]) -> None:
         """Enqueue stage after stage; the epilogue belongs to the last factor.
 
         between  two flat buffers of x's type
-        scratch  uint8
 
         Between factors values are rounded to x's type.
         """
@@ -103,7 +105,6 @@ class Chain:
         for index, (stage, packed) in enumerate(zip(self.stages[:-1], self.packed, strict=False)):
             rows, width = stage.last.rows, stage.last.pattern.width_out
             y = between[index % 2][: rows * width].view(rows, width)
-            stage.launch(device, packed, Operands(x, y, count=operands.count), scratch)
+            stage.launch(device, packed, Operands(x, y, count=operands.count, scratch=operands.scratch))
             x = y
-        final = Operands(x, operands.y, operands.epilogue, operands.count)
-        self.stages[-1].launch(device, self.packed[-1], final, scratch)
+        self.stages[-1].launch(device, self.packed[-1], replace(operands, x=x))

@@ -90,7 +90,7 @@ def _launch(device: Device, stage: Stage, x: Tensor, y: Tensor) -> Callable[[], 
     factors = [(torch.randn(p.pattern.values, device="cuda") * p.pattern.c**-0.5).to(p.dtype) for p in stage.problems]
     packed = stage.way.pack(factors)
     scratch = torch.zeros(stage.scratch_bytes, dtype=torch.uint8, device="cuda")
-    return lambda: stage.launch(device, packed, Operands(x, y), scratch)
+    return lambda: stage.launch(device, packed, Operands(x, y, scratch=scratch))
 
 
 def _seconds(graph: torch.cuda.CUDAGraph) -> float:

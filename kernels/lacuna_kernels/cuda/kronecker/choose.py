@@ -88,15 +88,15 @@ class Stage:
     @property
     def scratch_bytes(self) -> int:
         """Device memory that a launch may write for itself."""
-        return self.way.scratch_bytes(self.problems, self.limits)
+        return self.way.scratch_bytes(self.problems)
 
     def pack(self, factors: Sequence[Tensor]) -> Tensor:
         """Pack the values of its factors, of all the chain's."""
         return self.way.pack(factors[self.first : self.first + len(self.problems)])
 
-    def launch(self, device: Device, packed: Tensor, operands: Operands, scratch: Tensor) -> None:
+    def launch(self, device: Device, packed: Tensor, operands: Operands) -> None:
         """Enqueue."""
-        self.way.launch(device, self.problems, packed, operands, scratch)
+        self.way.launch(device, self.problems, packed, operands)
 
 
 def stages(problems: Sequence[Problem], limits: DeviceLimits, table: Table = MEASURED_NOTHING) -> list[Stage]:

@@ -42,6 +42,10 @@ class Last:
         """Three loads and conversions a product or so, at 128 a clock and a multiprocessor."""
         return 2e-6 + problem.flop / (limits.multiprocessors * 40 * 1.7e9)
 
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
     def pack(self, values: Tensor) -> Tensor:
         """As they are."""
         return values.contiguous()

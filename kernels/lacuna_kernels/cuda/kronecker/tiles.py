@@ -113,6 +113,10 @@ class Tile:
         rows, size = max(problem.rows, 1), problem.dtype.itemsize
         return predicted_clocks(self, problem.pattern, size, rows, limits) / _CLOCKS_PER_SECOND
 
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
     def pack(self, values: Tensor) -> Tensor:
         """As they are."""
         return values.contiguous()

@@ -35,15 +35,17 @@ PLAIN = Epilogue()
 class Operands:
     """The matrices of a launch, contiguous, of the problem's type and layout.
 
-    x      [rows, a*c*d], or [a*c*d, rows] batch-size-last
-    y      [rows, a*b*d], or [a*b*d, rows]; must not overlap x
-    count  int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
+    x        [rows, a*c*d], or [a*c*d, rows] batch-size-last
+    y        [rows, a*b*d], or [a*b*d, rows]; must not overlap x
+    count    int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
+    scratch  uint8, as many as the way asks for, of any content
     """
 
     x: Tensor
     y: Tensor
     epilogue: Epilogue = PLAIN
     count: Tensor | None = None
+    scratch: Tensor | None = None
 
 
 class Sums(StrEnum):
@@ -91,6 +93,10 @@ class Way(Protocol):
         """A prediction, good enough to order the ways that fit."""
         ...
 
+    def scratch_bytes(self, problem: Problem) -> int:
+        """Device memory that a launch may write for itself."""
+        ...
+
     def pack(self, values: Tensor) -> Tensor:
         """Put the values [a, b, c, d], on the device and of the problem's type, in the order that the kernel reads."""
         ...
@@ -133,7 +139,7 @@ class ChainWay(Protocol):
         """A prediction."""
         ...
 
-    def scratch_bytes(self, problems: Sequence[Problem], limits: DeviceLimits) -> int:
+    def scratch_bytes(self, problems: Sequence[Problem]) -> int:
         """Device memory that a launch may write for itself."""
         ...
 
@@ -141,10 +147,8 @@ class ChainWay(Protocol):
         """Put the values of all factors in the order that the kernel reads."""
         ...
 
-    def launch(
-        self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands, scratch: Tensor
-    ) -> None:
-        """Enqueue; neither allocates nor synchronises. scratch is uint8, of any content."""
+    def launch(self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands) -> None:
+        """Enqueue; neither allocates nor synchronises."""
         ...
 
 
@@ -180,16 +184,14 @@ class Alone:
         """The way's."""
         return self.way.seconds(problems[0], limits)
 
-    def scratch_bytes(self, problems: Sequence[Problem], limits: DeviceLimits) -> int:
-        """None."""
-        return 0
+    def scratch_bytes(self, problems: Sequence[Problem]) -> int:
+        """The way's."""
+        return self.way.scratch_bytes(problems[0])
 
     def pack(self, factors: Sequence[Tensor]) -> Tensor:
         """The way's."""
         return self.way.pack(factors[0])
 
-    def launch(
-        self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands, scratch: Tensor
-    ) -> None:
+    def launch(self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands) -> None:
         """The way's."""
         self.way.launch(device, problems[0], packed, operands)
