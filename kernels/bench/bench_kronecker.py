@@ -43,8 +43,9 @@ from bench.kronecker_grid import (
 )
 from bench.kronecker_lazylinop import available, compile_all
 from bench.kronecker_measure import OURS, Record, measure, ways_of
-from bench.kronecker_report import report, summary_line
+from bench.kronecker_report import report
 from bench.kronecker_results import Results
+from bench.kronecker_tables import record_line
 from bench.kronecker_ways import Operands
 from bench.timing import captured, copies_of, elapsed_ms
 from lacuna_kernels.cuda.device import Device
@@ -115,7 +116,7 @@ def _measure(device: Device, options: argparse.Namespace) -> bool:
             return False
         record = job.run()
         results.add(job.part, record)
-        print(summary_line(job.part, record), flush=True)
+        print(record_line(job.part, record), flush=True)
     return True
 
 

@@ -78,7 +78,8 @@ def ours(device: Device, o: ChainOperands) -> tuple[Callable[[int], Tensor], str
 
     def multiply(copy: int) -> Tensor:
         y = o.stations[-1][copy]
-        chain.launch(device, kronecker.Operands(o.stations[0][copy], y), (between[0], between[1]), scratch)
+        operands = kronecker.Operands(o.stations[0][copy], y, scratch=scratch)
+        chain.launch(device, operands, (between[0], between[1]))
         return y
 
     return multiply, " + ".join(stage.way.name for stage in chain.stages)

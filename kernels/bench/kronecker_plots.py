@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.kronecker_grid import density, intensity, roof_ms
+from bench.kronecker_grid import density, intensity
 from bench.kronecker_measure import Record
+from bench.kronecker_summary import fractions, gain
 from lacuna_kernels.cuda.kronecker.problem import Layout
 from lacuna_kernels.graph import Precision
 
@@ -20,7 +21,7 @@ def plot(records: Sequence[Record], stem: Path) -> None:
         stem.with_name(f"{stem.name}_speedup.svg"),
         ("density 1/(ad)", "times the fastest existing way"),
         lambda r: density(r.problem.pattern),
-        lambda r: r.best[1] / r.ours_ms if r.best and r.ours_ms else 0.0,
+        gain,
         1.0,
     )
     _draw(
@@ -28,7 +29,7 @@ def plot(records: Sequence[Record], stem: Path) -> None:
         stem.with_name(f"{stem.name}_roof.svg"),
         ("bc/(b+c)", "fraction of the roof"),
         lambda r: intensity(r.problem.pattern),
-        lambda r: roof_ms(r.problem) / r.ours_ms if r.ours_ms else 0.0,
+        lambda r: fractions([r])[1][0],
         None,
     )
 

@@ -75,7 +75,8 @@ def ours(device: Device, o: Operands, way: kronecker.Way | None = None) -> Multi
     """Ours, by the best guess or by a named way."""
     chosen = way or candidates(o.problem, device.limits)[0]
     packed = [chosen.pack(values) for values in o.values]
-    matrices = [kronecker.Operands(x, y) for x, y in zip(o.xs, o.ys, strict=True)]
+    scratch = torch.empty(chosen.scratch_bytes(o.problem), dtype=torch.uint8, device=o.xs[0].device)
+    matrices = [kronecker.Operands(x, y, scratch=scratch) for x, y in zip(o.xs, o.ys, strict=True)]
 
     def multiply(copy: int) -> Tensor:
         chosen.launch(device, o.problem, packed[copy], matrices[copy])
