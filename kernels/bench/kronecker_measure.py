@@ -22,6 +22,7 @@ OURS = "ours"
 LARGEST_ERROR = {Precision.FP32: 5e-7, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 """Relative L2 error that ours may have."""
 _SAMPLE = 64
+_LIKELY = 5.0  # times the best prediction: what is expected to take longer is not tried
 _RESERVED_BYTES = 60e9
 
 
@@ -100,8 +101,11 @@ def ways_of(
     """All ways by name, ours first."""
     found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
     if every_candidate:
-        for way in candidates(problem, device.limits):
-            found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
+        ways = candidates(problem, device.limits)
+        likely = _LIKELY * ways[0].seconds(problem, device.limits)
+        for way in ways:
+            if way.seconds(problem, device.limits) <= likely:
+                found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
 
 
