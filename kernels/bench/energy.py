@@ -9,7 +9,7 @@ import torch
 
 SECONDS = 2.2
 """How long the device is kept busy; the counter moves some ten times a second."""
-_SETTLE_SECONDS = 0.15
+_SETTLE_SECONDS, _LOOK_SECONDS = 0.15, 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +35,47 @@ class Meter:
         return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
     def measure(self, run: Callable[[], object], launches: int, run_ms: float) -> Energy:
-        """Run over and over for SECONDS; power is what the counter says between two of its ticks while that goes on.
+        """Run over and over for SECONDS; power is what the counter says between its first and last tick meanwhile.
 
         run     enqueues `launches` launches without waiting, in about run_ms on the device
         """
         times = max(2, round(1e3 * SECONDS / run_ms))
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        ticks = _Ticks(self.millijoules)
         start.record()
         for _ in range(times):
             run()
+            ticks.look()  # here too: when the queue is full, enqueueing waits for the device
         end.record()
-        ticks = self._ticks(end)
-        (t0, e0), (t1, e1) = ticks[0], ticks[-1]
+        while not end.query():
+            ticks.look()
+            time.sleep(_LOOK_SECONDS)
+        (t0, e0), (t1, e1) = ticks.ends()
         watts = (e1 - e0) / 1e3 / (t1 - t0)
         ms = start.elapsed_time(end) / (times * launches)
         return Energy(watts * ms / 1e3, watts, ms)
 
-    def _ticks(self, end: torch.cuda.Event) -> list[tuple[float, int]]:
-        """When the counter moved, and to what, after the power has settled and before the device is done."""
-        time.sleep(_SETTLE_SECONDS)
-        found, last = list[tuple[float, int]](), self.millijoules()
-        while not end.query():  # type: ignore[no-untyped-call]
-            now = self.millijoules()
-            if now != last and not end.query():  # type: ignore[no-untyped-call]
-                found.append((time.perf_counter(), now))
-            last = now
-            time.sleep(0.001)
-        if len(found) < 2:
-            raise RuntimeError(f"the energy counter moved {len(found)} times in {SECONDS} s")
-        return found
+
+class _Ticks:
+    """When the counter moved, and to what, after the power has settled."""
+
+    def __init__(self, millijoules: Callable[[], int]) -> None:
+        self._millijoules = millijoules
+        self._begin = self._looked = time.perf_counter()
+        self._last = millijoules()
+        self._found: list[tuple[float, int]] = []
+
+    def look(self) -> None:
+        """Read the counter, but not more often than pays."""
+        now = time.perf_counter()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked, last, self._last = now, self._last, self._millijoules()
+        if self._last != last and now - self._begin > _SETTLE_SECONDS:
+            self._found.append((now, self._last))
+
+    def ends(self) -> tuple[tuple[float, int], tuple[float, int]]:
+        """The first tick and the last."""
+        if len(self._found) < 2:
+            raise RuntimeError(f"the energy counter moved {len(self._found)} times in {SECONDS} s")
+        return self._found[0], self._found[-1]
