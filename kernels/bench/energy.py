@@ -47,7 +47,7 @@ class Meter:
             run()
             ticks.look()  # here too: when the queue is full, enqueueing waits for the device
         end.record()
-        while not end.query():
+        while not end.query():  # type: ignore[no-untyped-call]
             ticks.look()
             time.sleep(_LOOK_SECONDS)
         (t0, e0), (t1, e1) = ticks.ends()
