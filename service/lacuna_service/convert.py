@@ -36,8 +36,8 @@ def kronecker(
     checkpoint: Annotated[Path, typer.Argument(help="Trained factors: safetensors, a torch file of tensors, or npz.")],
     to: To,
     source: Annotated[
-        Literal["ksmm", "lazylinop", "monarch", "butterfly"] | None,
-        typer.Option(help="Whose layers these are; by default the names of the tensors say it."),
+        Literal["ksmm", "lazylinop", "monarch"] | None,
+        typer.Option(help="Whose layers these are, where the names of the tensors leave it open."),
     ] = None,
     layers: Layers = None,
     activation: Between = None,
@@ -77,7 +77,7 @@ def kronecker(
             shuffle or (),
             merge,
         )
-        found = convert.read_layers(convert.read_checkpoint(checkpoint), hints, source)
+        found = convert.Layers(convert.read_checkpoint(checkpoint), hints, source)
         steps = layers.split() if layers is not None else convert.in_order(found, activation)
         return convert.sequence(found, steps, in_features)
 
@@ -112,16 +112,19 @@ def dense(
 ) -> None:
     """Factorise dense linear layers into chains; report error and parameters layer by layer."""
     from lacuna_kernels import convert, load_model  # noqa: PLC0415  see above
+    from lacuna_service.check import version_folder  # noqa: PLC0415
+
+    folder = _told(lambda: version_folder(source)) if source.is_dir() else None
 
     def read() -> "Model":
-        if source.is_dir():
-            return load_model(version_folder(source))
-        found = convert.read_layers(convert.read_checkpoint(source), convert.Hints())
+        if folder is not None:
+            return load_model(folder)
+        found = convert.Layers(convert.read_checkpoint(source), convert.Hints())
         return convert.sequence(found, layers.split() if layers is not None else convert.in_order(found, activation))
 
-    from lacuna_service.check import version_folder  # noqa: PLC0415  see above
-
     _check_target(to)
+    if folder is not None and (layers is not None or activation is not None):
+        raise typer.BadParameter("--layers and --activation are for checkpoints; a model folder has its graph")
     model = _told(read)
     rule = _told(lambda: convert.chain_rule(chain, rank, blocks))
     names = convert.linear_layers(model)
@@ -134,7 +137,7 @@ def dense(
 
         sparse = _told(lambda: convert.sparsify(model, rule, tolerance=tolerance, only=only or ["*"], on_layer=heard))
     _write(sparse, to)
-    if source.is_dir() and (options := version_folder(source) / "serving.toml").is_file():
+    if folder is not None and (options := folder / "serving.toml").is_file():
         shutil.copyfile(options, to / options.name)
     for line in table(reports):
         typer.echo(line)
@@ -195,7 +198,11 @@ def _check_target(to: Path) -> None:
 def _write(model: "Model", to: Path) -> None:
     from lacuna_kernels import save_model  # noqa: PLC0415  see above
 
-    save_model(model, to)
+    try:
+        save_model(model, to)
+    except OSError as error:
+        typer.echo(f"cannot write: {error}", err=True)
+        raise typer.Exit(2) from error
     typer.echo(f"wrote {to}: {sum(weight.numel() for weight in model.weights.values()):,} parameters")
 
 

@@ -100,7 +100,7 @@ def test_no_file_and_no_tensors_are_told(tmp_path):
 def test_complex_tensors_are_refused(tmp_path):
     torch.save({"fc.0": torch.ones(1, 2, 2, 1, dtype=torch.complex64)}, tmp_path / "net.pt")
 
-    with pytest.raises(ConversionError, match="'fc.0' is complex"):
+    with pytest.raises(ConversionError, match=r"'fc\.0' is complex"):
         read_checkpoint(tmp_path / "net.pt")
 
 

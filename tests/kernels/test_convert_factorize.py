@@ -55,6 +55,7 @@ def butterfly():
     """lazylinop's own butterfly factorisation; a GPU host may lack it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of packages it could also use
+        pytest.importorskip("lazylinop.signal")
         return pytest.importorskip("lazylinop.butterfly")
 
 

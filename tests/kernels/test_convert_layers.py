@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels import ConversionError, Model, Value, walk
-from lacuna_kernels.convert import Hints, in_order, parse_chain, read_checkpoint, read_layers, sequence
+from lacuna_kernels.convert import Hints, Layers, in_order, parse_chain, read_checkpoint, sequence
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from tests.cases import assert_close, tolerance
 
@@ -25,11 +25,12 @@ def lazylinop():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of packages it could also use
         pytest.importorskip("lazylinop.butterfly")
+        pytest.importorskip("lazylinop.signal")
         return pytest.importorskip("lazylinop")
 
 
 def convert(tensors: dict[str, Tensor], hints: Hints = NO_HINTS, *, source=None, steps=None, width=None) -> Model:
-    layers = read_layers(tensors, hints, source)
+    layers = Layers(tensors, hints, source)
     return sequence(layers, steps or in_order(layers, None), width)
 
 
@@ -139,6 +140,14 @@ def test_factors_that_do_not_fit_each_other_are_refused():
 def test_a_missing_factor_is_told():
     with pytest.raises(ConversionError, match=r"numbered from 0 on, found \[0, 2\]"):
         convert({"ks_values.0": torch.ones(1, 1, 1, 1), "ks_values.2": torch.ones(1, 1, 1, 1)})
+
+
+def test_a_list_of_factors_is_ksmms_if_told_so():
+    factors = {str(index): torch.randn(pattern) for index, pattern in enumerate(CHAIN)}
+
+    assert patterns(convert(factors, source="ksmm")) == CHAIN
+    with pytest.raises(ConversionError, match="do not fit"):
+        convert(factors)  # lazylinop's would stand in reverse
 
 
 # lazylinop
@@ -251,7 +260,7 @@ def test_widths_that_blocks_do_not_divide_are_padded_and_cut(width_in, hidden, w
     state = monarch_state("fc1", width_in, hidden) | monarch_state("fc2", hidden, width_out)
     x = torch.randn(5, width_in)
 
-    layers = read_layers(state, NO_HINTS)
+    layers = Layers(state, NO_HINTS)
     model = sequence(layers, in_order(layers, "sigmoid"), width_in)  # sigmoid(0) is not 0: padding comes behind it
 
     y = monarch_linear(torch.sigmoid(monarch_linear(x, state, "fc1")), state, "fc2")
@@ -455,11 +464,6 @@ def test_a_layer_of_no_known_kind_is_told_with_its_keys():
         ConversionError, match=r"layer 'emb' is of no known kind: it has table \[3\]. Known are factors"
     ):
         convert({"fc.weight": torch.ones(2, 3), "emb.table": torch.ones(3)})
-
-
-def test_layers_of_another_source_than_told_are_refused():
-    with pytest.raises(ConversionError, match="of no known kind beside butterfly"):
-        convert({"fc.factors.0": torch.ones(1, 1, 1, 1)}, source="butterfly")
 
 
 def test_the_patterns_here_are_those_of_a_layer_of_8_to_12():

@@ -12,11 +12,11 @@ from lacuna_kernels import ConversionError, Model, Value, load_model, parse_grap
 from lacuna_kernels.convert import (
     Hints,
     LayerReport,
+    Layers,
     chain_rule,
     in_order,
     linear_layers,
     read_checkpoint,
-    read_layers,
     sequence,
     sparsify,
 )
@@ -27,7 +27,7 @@ from tests.kernels.networks import document, node
 
 
 def network(module: nn.Module, activation: str | None = None, steps: Sequence[str] | None = None) -> Model:
-    layers = read_layers(module.state_dict(), Hints())
+    layers = Layers(module.state_dict(), Hints())
     return sequence(layers, steps or in_order(layers, activation))
 
 
@@ -61,16 +61,23 @@ def test_layers_stand_in_the_order_of_the_file_with_the_activation_between():
 
 def test_norms_activations_and_the_end_stand_where_they_are_told():
     net = trained(
-        nn.BatchNorm1d(12), nn.Linear(12, 20), nn.BatchNorm1d(20), nn.GELU(), nn.LayerNorm(20), nn.Tanh(), nn.Linear(20, 4),
-        nn.Softmax(-1),
-    )  # fmt: skip
+        *(nn.BatchNorm1d(12), nn.Linear(12, 20), nn.BatchNorm1d(20), nn.GELU()),
+        *(nn.LayerNorm(20), nn.Tanh(), nn.Linear(20, 4), nn.Softmax(-1)),
+    )
     x = torch.randn(5, 12)
 
-    model = network(net, steps="0 1 2 gelu 4 tanh 6 softmax".split())
+    model = network(net, steps=["0", "1", "2", "gelu", "4", "tanh", "6", "softmax"])
 
-    assert [
-        n.op for n in model.graph.nodes
-    ] == "batch_norm linear batch_norm gelu layer_norm tanh linear softmax".split()
+    assert [n.op for n in model.graph.nodes] == [
+        "batch_norm",
+        "linear",
+        "batch_norm",
+        "gelu",
+        "layer_norm",
+        "tanh",
+        "linear",
+        "softmax",
+    ]
     assert_close(outputs(model, x), net(x).detach(), tolerance(terms=20, layers=8))
 
 
@@ -103,7 +110,7 @@ def test_a_network_that_cannot_be_is_refused(steps, message):
 
 
 def test_where_activations_stand_beside_norms_must_be_told():
-    with pytest.raises(ConversionError, match="'1' is a norm: give --layers .* such as --layers '0 relu 1 relu 2'"):
+    with pytest.raises(ConversionError, match=r"'1' is a norm: give --layers .* such as --layers '0 relu 1 relu 2'"):
         network(trained(nn.Linear(12, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "relu")
 
 
@@ -112,7 +119,7 @@ def test_layers_of_a_safetensors_file_are_ordered_by_number(tmp_path):
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     x = torch.randn(5, 12)
 
-    layers = read_layers(read_checkpoint(tmp_path / "net.safetensors"), Hints())
+    layers = Layers(read_checkpoint(tmp_path / "net.safetensors"), Hints())
 
     assert list(layers) == [str(index) for index in range(12)]
     assert_close(outputs(sequence(layers, list(layers)), x), net(x).detach(), tolerance(terms=12, layers=12))

@@ -18,13 +18,15 @@ from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronec
 from lacuna_kernels.errors import ConversionError
 
 
-def owns(leaves: Tensors) -> bool:
-    """Whether a layer's tensors are those of Butterfly."""
-    return set(leaves) - {"bias"} == {"twiddle"}
+def owns(leaves: Tensors, *, told: bool) -> bool:
+    """Whether a layer's tensors are those of Butterfly or FixedPermutation."""
+    return set(leaves) - {"bias"} == {"twiddle"} or set(leaves) == {"permutation"}
 
 
 def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     """The layer; raises ConversionError if the twiddle is complex or has another shape."""
+    if "permutation" in leaves:
+        return _permutation(name, leaves)
     twiddle = leaves["twiddle"].float()
     if twiddle.ndim != 6 or not twiddle.numel() or twiddle.shape[3:] != (2 ** (twiddle.shape[2] - 1), 2, 2):
         raise ConversionError(
@@ -50,9 +52,10 @@ def _factors(twiddle: Tensor, *, ascending: bool) -> list[Tensor]:
     return factors
 
 
-def permutation_of(name: str, leaves: Tensors) -> list[int]:
-    """The indices of a FixedPermutation; raises ConversionError if they are none."""
+def _permutation(name: str, leaves: Tensors) -> Layer:
+    """A FixedPermutation, as a layer that has no op of its own; raises ConversionError if it is none."""
     indices: list[int] = leaves["permutation"].tolist()
     if leaves["permutation"].ndim != 1 or sorted(indices) != list(range(len(indices))):
         raise ConversionError(f"layer {name!r}: {list(leaves['permutation'].shape)} numbers are no permutation")
-    return indices
+    width = len(indices)
+    return Layer(name, "select_features", {}, {}, width, width, width, width, picked=indices)

@@ -25,18 +25,21 @@ from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronec
 from lacuna_kernels.errors import ConversionError
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
+STEMS = ("factors.", "")
 DENSE_LAYOUTS = ("values", "bmm", "kernel", "dense")
 STORED = {torch.sparse_bsr: ("bsr",), torch.sparse_csr: ("dense",)}
 
 
-def owns(leaves: Tensors) -> bool:
-    """Whether a layer's tensors are those of KSLinear."""
-    return "factors.0" in leaves and set(leaves) <= {"bias", *(f"factors.{i}" for i in range(len(leaves)))}
+def owns(leaves: Tensors, *, told: bool) -> bool:
+    """Whether a layer's tensors are those of KSLinear; its factors may have lost their name if one is told so."""
+    stems = STEMS if told else STEMS[:1]
+    names = set(leaves) - {"bias"}
+    return any(names == {f"{stem}{index}" for index in range(len(names))} for stem in stems) and bool(names)
 
 
 def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     """The layer; raises ConversionError if its patterns are not known or do not fit."""
-    factors = numbered(leaves, "factors.") or []
+    factors = numbered({leaf: tensor for leaf, tensor in leaves.items() if leaf != "bias"}, *STEMS) or []
     chain = hints.chain(name) or [None] * len(factors)
     if len(chain) != len(factors):
         raise ConversionError(f"layer {name!r} has {len(factors)} factors, {len(chain)} patterns are given")

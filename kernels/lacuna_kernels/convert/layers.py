@@ -26,6 +26,7 @@ class Layer:
 
     narrowest  the fewest inputs it takes: fewer than width_in are padded with zeros, as its own code does
     kept       how many of its outputs are outputs of the layer, from the first on
+    picked     which of its inputs, padded, the op gets, in order; None: all of them
     """
 
     name: str
@@ -36,6 +37,7 @@ class Layer:
     width_out: int
     narrowest: int
     kept: int
+    picked: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronec
 STEMS = ("ks_values.", "factors.", "ks_values", "factor", "arr_", "")
 
 
-def owns(leaves: Tensors, *, told: bool = False) -> bool:
+def owns(leaves: Tensors, *, told: bool) -> bool:
     """Whether a layer's tensors are a list of 4-D factors; `factors.N` are KSLinear's unless told otherwise."""
     values = [leaf for leaf in leaves if leaf != "bias"]
     if not all(leaf[-1].isdigit() and leaves[leaf].ndim == 4 for leaf in values):

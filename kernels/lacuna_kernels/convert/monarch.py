@@ -16,7 +16,7 @@ from lacuna_kernels.errors import ConversionError
 NAMES = (("blkdiag1", "blkdiag2"), ("w1_bfly", "w2_bfly"))
 
 
-def owns(leaves: Tensors, *, told: bool = False) -> bool:
+def owns(leaves: Tensors, *, told: bool) -> bool:
     """Whether a layer's tensors are two block-diagonal ones; one alone may also be a convolution, unless told not."""
     names = set(leaves) - {"bias"}
     return names in map(set, NAMES) or (told and names == {"weight"} and leaves["weight"].ndim == 3)

@@ -44,16 +44,16 @@ def sequence(layers: Mapping[str, Layer], steps: Sequence[str], in_features: int
 
     Raises ConversionError naming the layer whose width does not fit.
     """
-    known = [name for name in steps if name in layers]
+    known = [layers[name] for name in steps if name in layers]
     if unknown := [step for step in steps if step not in layers and step not in FUNCTIONS]:
         raise ConversionError(f"{unknown[0]!r} is no layer of the file ({', '.join(map(repr, layers))}) nor a function")
     if not known:
         raise ConversionError("there is no layer")
-    width = in_features or layers[known[0]].width_in
-    assembly = _Assembly(width)
+    assembly = _Assembly(in_features or known[0].width_in)
+    trained = iter(known)
     for step in steps:
         if step in layers:
-            assembly.layer(layers[step])
+            assembly.layer(next(trained))
         else:
             assembly.function(step)
     return assembly.model()
@@ -75,8 +75,9 @@ class _Assembly:
             wanted = f"{layer.narrowest} to " * (layer.narrowest < layer.width_in) + f"{layer.width_in}"
             raise ConversionError(f"layer {layer.name!r} takes {wanted} features, {given} come to it from {self.x!r}")
         self.places += [ZERO] * (layer.width_in - given)
+        if layer.picked is not None:
+            self.places = [self.places[index] for index in layer.picked]
         if layer.op == "select_features":
-            self.places = [self.places[index] for index in layer.attributes["indices"]]
             return
         weights = dict(layer.weights)
         if layer.op == "kronecker_linear":

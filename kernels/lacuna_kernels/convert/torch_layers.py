@@ -1,22 +1,23 @@
 """Layers of torch.nn that a state dict tells apart by its tensors: Linear, BatchNorm1d, LayerNorm."""
 
-from lacuna_kernels.convert.layers import Layer, Tensors, bias_of
-from lacuna_kernels.errors import ConversionError
+from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of
 
 COUNTER = "num_batches_tracked"
 BATCH_NORM = {"weight", "bias", "running_mean", "running_var"}
 LAYER_NORM = {"weight", "bias"}
 
 
-def owns(leaves: Tensors) -> bool:
+def owns(leaves: Tensors, *, told: bool) -> bool:
     """Whether a layer's tensors are those of a linear layer or a norm with weights."""
     names = set(leaves) - {COUNTER}
     if "weight" not in names or not names <= BATCH_NORM:
         return False
-    return names <= {"weight", "bias"} if leaves["weight"].ndim == 2 else names in (BATCH_NORM, LAYER_NORM)
+    if leaves["weight"].ndim == 2:
+        return names <= {"weight", "bias"}
+    return leaves["weight"].ndim == 1 and names in (BATCH_NORM, LAYER_NORM)
 
 
-def read(name: str, leaves: Tensors) -> Layer:
+def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     """The layer; a norm gets torch's default eps, 1e-5, which no state dict says."""
     weights = {leaf: tensor.float() for leaf, tensor in leaves.items() if leaf != COUNTER}
     if leaves["weight"].ndim == 2:
@@ -26,8 +27,6 @@ def read(name: str, leaves: Tensors) -> Layer:
         width_out, width_in = leaves["weight"].shape
         attributes = {"out_features": width_out, "bias": bias is not None}
         return Layer(name, "linear", attributes, weights, width_in, width_out, width_in, width_out)
-    if leaves["weight"].ndim != 1:
-        raise ConversionError(f"layer {name!r}: a weight of shape {list(leaves['weight'].shape)} is of no known layer")
     width = len(leaves["weight"])
     op = "batch_norm" if "running_mean" in leaves else "layer_norm"
     return Layer(name, op, {}, weights, width, width, width, width)
