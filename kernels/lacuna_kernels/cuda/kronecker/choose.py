@@ -9,11 +9,15 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker import last, tiles
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import Table
+from lacuna_kernels.cuda.kronecker.turned import Turned
 from lacuna_kernels.cuda.kronecker.way import Alone, ChainWay, Operands, Sums, Way
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.graph import Precision
 
-WAYS: tuple[Way, ...] = (*tiles.WAYS, *last.WAYS)
+INNER: tuple[Way, ...] = (tiles.MMA_TILES[0], tiles.SIMT_TILES[0])
+"""Those for d = 1 that are worth turning rows for."""
+
+WAYS: tuple[Way, ...] = (*tiles.WAYS, *last.WAYS, *(Turned(way) for way in INNER))
 """All there are."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = ()
