@@ -232,7 +232,7 @@ class CudaBackend:
         """
         sizes, layers = Sizes.of(graph, max(costs)), fuse(graph, weights, options.precision)
         chains = [
-            problems_of(layer, graph.types[layer.output], sizes.capacity(cost, 1))
+            problems_of(layer, graph.types[layer.output], sizes.capacity(cost, 1 if sizes.ragged else cost))
             for cost in costs
             for layer in layers
             if isinstance(layer.node, LINEAR)

@@ -91,7 +91,7 @@ class Turned:
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The other way's, x and y read and written once more, and some launches."""
-        parts = ceil(problem.rows / max(1, _rows_at_once(problem)))
+        parts = ceil(problem.rows / _rows_at_once(problem))
         return self.inner.seconds(_turned(problem), limits) + 2 * problem.bytes / 3.4e12 + parts * 6e-6
 
     def scratch_bytes(self, problem: Problem) -> int:
@@ -149,7 +149,7 @@ def _scratch_rows_bytes(problem: Problem) -> int:
 
 
 def _rows_at_once(problem: Problem) -> int:
-    return min(problem.rows, max(_LEAST_ROWS, _SCRATCH_BYTES // _scratch_rows_bytes(problem)))
+    return max(1, min(problem.rows, max(_LEAST_ROWS, _SCRATCH_BYTES // _scratch_rows_bytes(problem))))
 
 
 def _parts(rows: int, at_once: int) -> Iterator[tuple[int, int]]:
