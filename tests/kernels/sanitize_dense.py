@@ -1,4 +1,4 @@
-"""Run every variant of the elementwise and argmax kernels once, on few rows; for compute-sanitizer."""
+"""Run every variant of the elementwise, layer norm and argmax kernels once, on few rows; for compute-sanitizer."""
 
 from itertools import product
 
@@ -6,10 +6,11 @@ import torch
 
 from lacuna_kernels.cuda.argmax import argmax
 from lacuna_kernels.cuda.elementwise import elementwise
+from lacuna_kernels.cuda.layer_norm import layer_norm
 from tests.kernels.sanitized import every_variant_of
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SOURCES = {"argmax.cu", "elementwise.cu"}
+SOURCES = {"argmax.cu", "elementwise.cu", "layer_norm.cu"}
 
 
 def main() -> None:
@@ -22,6 +23,9 @@ def main() -> None:
         for dtype in DTYPES:
             labels = torch.empty(9, dtype=torch.int32, device="cuda")
             argmax(device, torch.ones(9, 19, dtype=dtype, device="cuda"), count, labels)
+            for features in (19, 48):
+                x, affine = torch.ones(18, features, dtype=dtype, device="cuda"), torch.ones(features, device="cuda")
+                layer_norm(device, x, x, affine, affine, 1e-5, count, tokens=2)
 
 
 if __name__ == "__main__":

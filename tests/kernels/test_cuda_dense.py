@@ -1,4 +1,4 @@
-"""The elementwise and argmax kernels, alone."""
+"""The elementwise, layer norm and argmax kernels, alone."""
 
 import shutil
 import subprocess
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn import functional
 
 from lacuna_kernels import Backend, gpu_count
 from lacuna_kernels.cuda.argmax import argmax
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.elementwise import elementwise
+from lacuna_kernels.cuda.layer_norm import layer_norm
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import DTYPES, assert_close, tolerance
 
@@ -50,6 +52,24 @@ def test_sums_norms_and_activations_of_the_rows_in_use(device: Device, dtype, ac
     assert_close(y[:IN_USE, 8:32].float(), expected[:IN_USE], tolerance(dtype.torch))
     y[:IN_USE, 8:32] = POISON
     assert bool((y == POISON).all())
+
+
+@gpu
+@pytest.mark.parametrize(("features", "start"), [(1, 0), (7, 0), (24, 0), (24, 1), (384, 0), (1025, 0), (4096, 0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_of_the_tokens_in_use(device: Device, dtype, features: int, start: int) -> None:
+    tokens, shape = 3, (3 * ROOM, features)
+    y = torch.full(shape, POISON, device="cuda", dtype=dtype.torch)
+    room = torch.randn(y.numel() + start, device="cuda") + 10  # a mean far from 0 must not take the variance's digits
+    x = room.to(dtype.torch)[start:].view(shape)  # one element on, 16 bytes cannot be read at once
+    weight, bias = torch.randn(2, features, device="cuda")
+
+    layer_norm(device, y, x, weight, bias, 1e-3, count(), tokens)
+
+    used = tokens * IN_USE
+    expected = functional.layer_norm(x[:used].double(), (features,), weight.double(), bias.double(), 1e-3)
+    assert_close(y[:used].float(), expected.float(), tolerance(dtype.torch, terms=1000))
+    assert bool((y[used:] == POISON).all())
 
 
 @gpu

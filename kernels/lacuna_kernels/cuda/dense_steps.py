@@ -15,14 +15,15 @@ from lacuna_kernels.cuda.kronecker.choose import Stage
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
 from lacuna_kernels.cuda.kronecker_linear import Chain
+from lacuna_kernels.cuda.layer_norm import layer_norm as launch_layer_norm
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.steps import Buffers, Writer, flat, vectors
 from lacuna_kernels.ops.activation import Activation, ActivationNode
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.image import Conv2d
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear, KSPattern
-from lacuna_kernels.ops.linear import Linear
-from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
+from lacuna_kernels.ops.linear import Linear, tokens_per_row
+from lacuna_kernels.ops.norm import BatchNorm, LayerNorm, batch_norm_affine
 from lacuna_kernels.ops.select_features import SelectFeatures, select
 from lacuna_kernels.ops.tokens import Attention
 from lacuna_kernels.types import Axis, Value, ValueType
@@ -103,6 +104,21 @@ def batch_norm(writer: Writer, layer: Layer) -> None:
 
     def run(b: Buffers) -> None:
         elementwise(device, flat(b[layer.output]), flat(b[x]), b[count], affine=held, inner=inner)
+
+    writer.add(layer.output, [x, count], writer.output(layer), run)
+
+
+def layer_norm(writer: Writer, layer: Layer) -> None:
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, over the features of each vector."""
+    assert isinstance(layer.node, LayerNorm)
+    x = writer.converted(layer.node.inputs[0], DTYPES[layer.precision])
+    device, count, eps = writer.device, writer.count_of(layer.output), layer.node.eps
+    tokens = tokens_per_row(writer.types[layer.output])
+    weight, bias = (writer.weights.get(layer, name, torch.float32) for name in ("weight", "bias"))
+
+    def run(b: Buffers) -> None:
+        y = vectors(b[layer.output])
+        launch_layer_norm(device, y, vectors(b[x]), weight, bias, eps, b[count], tokens)
 
     writer.add(layer.output, [x, count], writer.output(layer), run)
 

@@ -12,11 +12,11 @@ from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation, ActivationN
 from lacuna_kernels.ops.combine import Add, Concat
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
-from lacuna_kernels.ops.norm import BatchNorm, batch_norm_affine
+from lacuna_kernels.ops.norm import BatchNorm, LayerNorm, batch_norm_affine
 from lacuna_kernels.ops.sparse_conv import SparseConv
 
 FUSEABLE = (KroneckerLinear, Linear, SparseConv)
-GAPLESS = (KroneckerLinear, Linear)
+GAPLESS = (KroneckerLinear, LayerNorm, Linear)
 """Ops whose kernels read rows that follow each other without a gap."""
 
 

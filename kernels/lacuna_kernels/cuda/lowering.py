@@ -15,7 +15,7 @@ from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
-from lacuna_kernels.ops.norm import BatchNorm
+from lacuna_kernels.ops.norm import BatchNorm, LayerNorm
 from lacuna_kernels.ops.point_to_voxel import PointToVoxel
 from lacuna_kernels.ops.select_features import SelectFeatures
 from lacuna_kernels.ops.sparse_conv import SparseConv
@@ -33,6 +33,7 @@ OWN: Mapping[type[Node], Lower] = {
     Devoxelize: sparse.devoxelize,
     GlobalPool: sparse.global_pool,
     KroneckerLinear: dense.kronecker_linear,
+    LayerNorm: dense.layer_norm,
     Linear: dense.kronecker_linear,
     PointToVoxel: sparse.point_to_voxel,
     SparseConv: sparse.sparse_conv,
@@ -44,7 +45,7 @@ OWN: Mapping[type[Node], Lower] = {
 HELD: Mapping[type[Node], Lower] = {SelectFeatures: dense.select_features}
 """Ops that torch computes with what is held on the device: a graph cannot capture a copy from the host."""
 
-ROWWISE_OPS = frozenset({"layer_norm", "softmax"})
+ROWWISE_OPS = frozenset({"softmax"})
 """Ops that torch computes for any axis, since every row is computed alone."""
 
 
