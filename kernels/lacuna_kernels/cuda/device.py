@@ -18,6 +18,7 @@ from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
 Dim3 = tuple[int, int, int]
 Argument = Tensor | np.int64 | int | float | bytes | None
+_BEFORE_TENSOR_MAPS = "48x"  # sm_90a's parameters begin at byte 0x210 of a bank in which the maps are aligned to 64
 _STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
 
 
@@ -132,7 +133,10 @@ class Kernel:
             raise DeviceError("kernels run on a stream made by Device.new_stream()")
         if 0 in grid:
             return
-        self._function.prepare([_code(arg) for arg in args])
+        codes = [_code(arg) for arg in args]
+        if args and isinstance(args[0], bytes):
+            codes.insert(0, _BEFORE_TENSOR_MAPS)
+        self._function.prepare(codes)
         self._function.prepared_async_call(
             grid,
             block,
