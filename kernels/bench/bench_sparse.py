@@ -129,6 +129,7 @@ class Frontend:
 def milliseconds(device: Device, launch: Callable[[], None]) -> float:
     """Median time of one launch."""
     with torch.cuda.stream(device.stream):
+        launch()
         return timing.milliseconds(lambda _: launch(), copies=1, most=11)
 
 

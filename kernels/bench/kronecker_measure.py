@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ OURS = "ours"
 LARGEST_ERROR = {Precision.FP32: 5e-7, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 """Relative L2 error that ours may have."""
 _SAMPLE = 64
+_HOPELESS = 1.5  # times the fastest existing way before it: one run is enough to say so
 _LIKELY = 5.0  # times the best prediction: what is expected to take longer is not tried
 _RESERVED_BYTES = 60e9
 
@@ -118,18 +120,21 @@ def measure(device: Device, problem: Problem, wanted: Collection[str] = (), ever
     judge, record = Judge(operands), Record(problem)
     for name, prepare in ways_of(device, problem, every_candidate).items():
         if not wanted or name.partition(":")[0] in wanted:
-            record.ways[name] = _measure(prepare, operands, judge)
+            best = inf if name.startswith(OURS) or record.best is None else record.best[1]
+            record.ways[name] = _measure(prepare, operands, judge, _HOPELESS * best)
     if OURS in record.ways:
         record.ways[OURS]["way"] = candidates(problem, device.limits)[0].name
     return record
 
 
-def _measure(prepare: Callable[[Operands], Multiply], operands: Operands, judge: Judge) -> dict[str, Any]:
+def _measure(
+    prepare: Callable[[Operands], Multiply], operands: Operands, judge: Judge, hopeless_ms: float
+) -> dict[str, Any]:
     try:
         multiply = prepare(operands)
         operands.ys[0].fill_(torch.nan)
         error = judge.error(multiply(0))
-        ms = milliseconds(multiply, len(operands.xs))
+        ms = milliseconds(multiply, len(operands.xs), hopeless_ms=hopeless_ms)
     except Skipped as reason:
         return {"skipped": str(reason)}
     except torch.OutOfMemoryError:

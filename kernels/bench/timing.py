@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from statistics import median
 
 import torch
@@ -14,9 +14,9 @@ ROTATE_BYTES = 2**28
 Launch = Callable[[int], object]
 """Enqueues one run on the operands of a copy; copies are numbered from 0."""
 
-_GRAPH_BELOW_MS = 5.0
-_GRAPH_MS = 0.4
-_ENOUGH_MS = 25.0
+_GRAPH_BELOW_MS, _GRAPH_MS = 5.0, 0.4
+_ENOUGH_MS = 12.0
+_SURE_MS = 1.0  # what takes longer is measured well enough by one run
 
 
 def copies_of(operand_bytes: int, most: int = 64) -> int:
@@ -24,23 +24,29 @@ def copies_of(operand_bytes: int, most: int = 64) -> int:
     return min(most, max(2, ceil(ROTATE_BYTES / max(operand_bytes, 1))))
 
 
-def milliseconds(launch: Launch, copies: int = 1, most: int = 7) -> float:
-    """Median time of one launch on the current stream, which must not be the default one.
+def milliseconds(launch: Launch, copies: int = 1, most: int = 7, *, hopeless_ms: float = inf) -> float:
+    """Median time of one launch on the current stream, which must not be the default one; it has run before.
 
     Launches of up to 5 ms are captured in a graph that walks through the copies, so that the host is not what is
-    measured; longer ones run one by one. At least 3 are timed, or 2 over 25 ms, and up to `most` while they are short;
-    those before the first warm up.
+    measured; longer ones run one by one. At least 3 runs of each copy are timed, or 3 in all of long ones, and up to
+    `most` while they are short. One that takes over 1 ms and over hopeless_ms is timed once.
     """
-    launch(0)
     estimate = elapsed_ms(lambda: launch(copies - 1))
+    if estimate > max(hopeless_ms, _SURE_MS):
+        return estimate
     if estimate < _GRAPH_BELOW_MS:
-        rounds = max(1, ceil(_GRAPH_MS / max(estimate * copies, 1e-3)))
-        launches = copies * rounds
-        with captured(launch, copies, rounds) as replay:
+        return _by_graph(launch, copies, most, estimate)
+    times = [elapsed_ms(partial(launch, index % copies)) for index in range(_repeats(estimate, most) - 1)]
+    return median([estimate, *times])
+
+
+def _by_graph(launch: Launch, copies: int, most: int, estimate_ms: float) -> float:
+    rounds = max(1, ceil(_GRAPH_MS / max(estimate_ms * copies, 1e-3)))
+    launches = copies * rounds
+    with captured(launch, copies, rounds) as replay:
+        if estimate_ms < _SURE_MS:
             replay()
-            return median(elapsed_ms(replay) for _ in range(_repeats(estimate * launches, most))) / launches
-    more = _repeats(estimate, most) if estimate < _ENOUGH_MS else 1
-    return median([estimate, *(elapsed_ms(partial(launch, index % copies)) for index in range(more))])
+        return median(elapsed_ms(replay) for _ in range(_repeats(estimate_ms * launches, most))) / launches
 
 
 def _repeats(estimate_ms: float, most: int) -> int:
