@@ -11,7 +11,14 @@ from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.sanitized import every_variant_of
 
-SOURCES = {"ks_matmul_columns.cu", "ks_matmul_last.cu", "ks_matmul_mma.cu", "ks_matmul_simt.cu", "ks_turn.cu"}
+SOURCES = {
+    "ks_matmul_columns.cu",
+    "ks_matmul_halves.cu",
+    "ks_matmul_last.cu",
+    "ks_matmul_mma.cu",
+    "ks_matmul_simt.cu",
+    "ks_turn.cu",
+}
 
 PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8), (1, 65, 33, 9)]
 """Some with vectors of 16 bytes and some without."""

@@ -62,6 +62,10 @@ class Sums(StrEnum):
     """fp32 as three tf32 products on the tensor cores, 8 of k at a time, upwards, gathered in fp32 every 64."""
     TF32 = "tf32"
     """One tf32 product on the tensor cores, 8 of k at a time, upwards, gathered in fp32 every 64."""
+    HALVES = "halves"
+    """fp32 as three products of scaled fp16 halves on the tensor cores, gathered in fp32 every 16 of k, upwards."""
+    HALF = "half"
+    """tf32 as one product of scaled fp16 on the tensor cores, gathered in fp32 every 16 of k, upwards."""
 
 
 class Way(Protocol):

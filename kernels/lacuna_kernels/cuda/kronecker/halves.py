@@ -1,0 +1,219 @@
+"""fp32 and tf32 batch-size-first on the tensor cores of Hopper, by fp16 halves: ks_matmul_halves.cu."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_STEP = 16
+_STAGES = 3
+_PRODUCERS = 128
+_LARGEST = 14
+"""The largest of the values that share a scale becomes 2^14 to 2^15 before it is rounded to fp16."""
+_SMALLEST = -98
+"""Exponents under this one are scaled as this one is: there are no larger powers of two."""
+_CLOCKS_PER_SECOND = 1.7e9
+_BYTES_PER_SECOND = 4.3e12
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A block makes `rows` rows by `columns` columns j by `run` neighbouring l of y, for one i.
+
+    groups   of four warps along the rows, along j, along l
+    passes   times 64 rows of one group
+    columns_each, run_each  columns j and neighbouring l of one group
+    """
+
+    precision: Precision
+    groups: tuple[int, int, int]
+    passes: int
+    columns_each: int
+    run_each: int
+
+    @property
+    def name(self) -> str:
+        """The tile."""
+        return f"halves {self.rows}x{self.columns}x{self.run}"
+
+    @property
+    def packing(self) -> str:
+        """How many halves of the values there are."""
+        return f"halves {self._halves}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return 64 * self.passes * self.groups[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns j of a tile."""
+        return self.columns_each * self.groups[1]
+
+    @property
+    def run(self) -> int:
+        """Neighbouring l of a tile."""
+        return self.run_each * self.groups[2]
+
+    @property
+    def _halves(self) -> int:
+        return 2 if self.precision is Precision.FP32 else 1
+
+    @property
+    def _products(self) -> int:
+        return 3 if self.precision is Precision.FP32 else 1
+
+    @property
+    def _x_bytes(self) -> int:
+        banks = 4 if self.run % 8 == 0 else {4: 16, 2: 8}.get(self.run, 12)
+        row = _STEP * self.run
+        return 4 * self.rows * (row + (banks - row) % 32)
+
+    @property
+    def _w_bytes(self) -> int:
+        return self.run * self.columns * _STEP * 2 * self._halves
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: barriers, stages, and eight columns of each group on their way out."""
+        stage = self._x_bytes + self._w_bytes + 8 * self.columns * self.run
+        written = self.groups[1] * 8 * self.run + 4
+        return 128 + _STAGES * ceil(stage / 128) * 128 + 4 * self.rows * written
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One, for its precision."""
+        return (self._variant,) if precision is self.precision else ()
+
+    @property
+    def _variant(self) -> Variant:
+        constants = {
+            "GROUPS_N": self.groups[0],
+            "GROUPS_B": self.groups[1],
+            "GROUPS_D": self.groups[2],
+            "PASSES": self.passes,
+            "COLUMNS": self.columns_each,
+            "RUN": self.run_each,
+            "PRODUCTS": self._products,
+            "STAGES": _STAGES,
+            "SHARED_BYTES": self.shared_bytes,
+        }
+        name = "ks_matmul_halves"
+        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), self.shared_bytes)
+
+    def sums(self, problem: Problem) -> Sums:
+        """The same in every tile."""
+        return Sums.HALVES if self.precision is Precision.FP32 else Sums.HALF
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Any factor with d > 1, any rows, any alignment, on Hopper; vectors of 16 bytes where they can be."""
+        return (
+            limits.hopper
+            and problem.layout is Layout.FIRST
+            and problem.precision is self.precision
+            and problem.pattern.d > 1
+            and self.shared_bytes <= limits.shared_bytes
+        )
+
+    def copies_vectors(self, problem: Problem) -> bool:
+        """Whether it moves 16 bytes at once."""
+        pattern = problem.pattern
+        runs = pattern.d % 4 == 0 if self.run % 4 == 0 else pattern.d == self.run
+        return problem.aligned and runs and pattern.c * pattern.d % 4 == 0 and pattern.b * pattern.d % 4 == 0
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """Rounds of tiles, or the traffic of device memory; the rates are those of an H200."""
+        rounds = ceil(self._tiles(problem) / limits.multiprocessors)
+        clocks = rounds * self._tile_clocks(problem)
+        whole_lines = problem.pattern.d <= self.run
+        memory = problem.bytes / (_BYTES_PER_SECOND * (0.8 if whole_lines else 0.66))
+        return 4e-6 + max(clocks / _CLOCKS_PER_SECOND, memory)
+
+    def _tiles(self, problem: Problem) -> int:
+        pattern = problem.pattern
+        strips = ceil(problem.rows / self.rows)
+        return strips * pattern.a * ceil(pattern.b / self.columns) * ceil(pattern.d / self.run)
+
+    def _tile_clocks(self, problem: Problem) -> float:
+        """Clocks of one tile: its steps over k, and writing it."""
+        pattern = problem.pattern
+        units = self.passes * self.run_each
+        arithmetic = units * (200 + (1.5 + 1.6 * self._products) * self.columns_each)
+        run_bytes = 4 * min(self.run, pattern.d) if pattern.d > self.run else 128
+        rate = 25 * min(1, run_bytes / 60)
+        traffic = self._x_bytes / rate + self._w_bytes / 50
+        written = 4 * self.rows * self.columns * self.run / 22
+        slow = 1 if self.copies_vectors(problem) else 3
+        return 1500 + slow * (ceil(pattern.c / _STEP) * max(arithmetic, traffic) * 1.1 + written)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Return uint8: the halves, [a][d][steps of 16 k][eights of j][half][8 k][j][k], then the scales, fp32 [a*b*d].
+
+        Within the eights j and k lie as 0 4 1 5 2 6 3 7, as the kernel's lanes take them. The values of one (i, j, l)
+        are scaled by a power of two, so that the largest becomes 2^14 to 2^15; the scales take that back.
+        """
+        a, b, c, d = values.shape
+        largest = values.abs().amax(2, keepdim=True)
+        exponent = (torch.frexp(largest).exponent - 1).clamp(min=_SMALLEST)
+        eights, steps = ceil(b / 8), ceil(c / _STEP)
+        scaled = values.new_zeros(a, eights * 8, steps * _STEP, d)
+        scaled[:, :b, :c] = torch.ldexp(values, _LARGEST - exponent)
+        big = scaled.half()
+        halves = torch.stack([big, (scaled - big.float()).half()][: self._halves])
+        parts = halves.view(self._halves, a, eights, 2, 4, steps, 2, 2, 4, d)  # half i eight j j step k k k l
+        packed = parts.permute(1, 9, 5, 2, 0, 6, 4, 3, 8, 7).contiguous()
+        scales = torch.ldexp(torch.ones_like(largest), exponent)[:, :, 0].contiguous()
+        return torch.cat([packed.view(torch.uint8).flatten(), scales.view(torch.uint8).flatten()])
+
+    def _scales_at(self, pattern: KSPattern) -> int:
+        """Where the scales start among what `pack` returns."""
+        a, b, c, d = pattern.values
+        return prod((a, d, ceil(c / _STEP), ceil(b / 8), self._halves, 8 * _STEP * 2))
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        epilogue, pattern = operands.epilogue, problem.pattern
+        device.kernel(self._variant)(
+            (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
+            (128 * prod(self.groups) + _PRODUCERS, 1, 1),
+            operands.x,
+            packed,
+            packed[self._scales_at(pattern) :],
+            epilogue.bias,
+            epilogue.residual,
+            operands.y,
+            operands.count,
+            problem.rows,
+            *pattern.values,
+            ACTIVATION_CODES[epilogue.activation],
+            float(epilogue.negative_slope),
+        )
+
+
+WAYS = tuple(
+    Halves(precision, *tile)
+    for precision in (Precision.FP32, Precision.TF32)
+    for tile in (
+        ((1, 1, 2), 1, 64, 4),
+        ((1, 1, 2), 1, 48, 4),
+        ((1, 1, 2), 1, 64, 3),
+        ((2, 1, 1), 1, 64, 4),
+        ((2, 1, 1), 1, 48, 4),
+        ((2, 1, 1), 1, 64, 3),
+        ((2, 1, 1), 2, 64, 2),
+        ((1, 2, 1), 2, 64, 2),
+    )
+)

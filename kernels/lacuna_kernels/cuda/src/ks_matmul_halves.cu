@@ -1,0 +1,546 @@
+// A Kronecker-sparse factor batch-size-first in fp32, on the tensor cores of Hopper (see ks_matmul.cuh for the meaning).
+//
+// Each operand is the sum of two halves of 11 bits, x = big + small in fp16, and three products of halves give what an
+// fp32 product gives: small*big + big*small + big*big. fp16 has few exponents, so the values are scaled by a power of
+// two first: x by its largest value among the 16 k of a step, for each row and l; the values of the factor once, by
+// their largest among all k, for each (i, j, l). A value keeps all its 22 bits unless it is under 2^-17 of that
+// largest one, and its error is never over 2^-39 of it. The sums of a step are taken back to x's scale and added in fp32:
+// what the tensor cores truncate is but one step's. With PRODUCTS = 1 only big*big is left, which is tf32's accuracy.
+//
+// A block makes R rows by J columns j by L neighbouring l of y, for one i. Its last four warps fill a ring of stages of
+// 16 k: x as it lies, [row][k][l], by copies of 16 bytes that leave gaps against bank conflicts, and the factor, packed
+// by the host as wgmma wants it. The other warps, in groups of four, read x and split it in registers: the vector of
+// neighbouring l that a lane reads is one element of the A operand of each l, so that nothing is ever transposed. The
+// order of k within a step and of j within 8 is such that lanes read and write different banks; the host packs alike.
+//
+// Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
+#include <cstdint>
+
+#include "ks_matmul.cuh"
+
+#ifndef PASSES
+#define GROUPS_N 1  // groups of four warps along rows, along j, along l
+#define GROUPS_B 1
+#define GROUPS_D 2
+#define PASSES 1  // times 64 rows of a group
+#define COLUMNS 64  // j of a group
+#define RUN 4       // neighbouring l of a group
+#endif
+#ifndef PRODUCTS
+#define PRODUCTS 3
+#endif
+#ifndef STAGES
+#define STAGES 3
+#endif
+
+constexpr int N = COLUMNS, UNITS = PASSES * RUN;  // a unit: 64 rows and one l of a group
+constexpr int R = 64 * PASSES * GROUPS_N, J = N * GROUPS_B, L = RUN * GROUPS_D;
+constexpr int CONSUMERS = 128 * GROUPS_N * GROUPS_B * GROUPS_D, PRODUCERS = 128;
+constexpr int K = 16;
+constexpr int HALVES = PRODUCTS == 3 ? 2 : 1;  // of a value of the factor
+
+// Floats from one row of x to the next: neighbouring rows lie in different banks.
+constexpr int row_pitch() {
+    const int banks = L % 8 == 0 ? 4 : L == 4 ? 16 : L == 2 ? 8 : 12;
+    int pitch = K * L;
+    while (pitch % 32 != banks) pitch += 4;
+    return pitch;
+}
+
+constexpr int PITCH_X = row_pitch();
+constexpr int X_BYTES = 4 * R * PITCH_X;
+constexpr int HALF_BYTES = 8 * K * 2, EIGHT_BYTES = HALVES * HALF_BYTES;  // 8 j of one l, one step; with all halves
+constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all j of one l
+constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
+constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
+constexpr int ROW_Y = GROUPS_B * 8 * L, PITCH_Y = ROW_Y + 4;  // 8 j of every group are written at once
+constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
+#ifdef SHARED_BYTES
+static_assert(SHARED_BYTES >= Y_AT + 4 * R * PITCH_Y, "too little memory");
+#endif
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Start copying; zeros instead of what is not there.
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool there) {
+    const int bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_4_bytes(uint32_t to, const float* from, bool there) {
+    const int bytes = there ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_bulk(uint32_t to, const char* from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Arrive once all copies that this thread has started are done.
+__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// Which stage of the ring is next; `full` and `empty` are its barriers.
+struct Ring {
+    uint32_t full, empty, parity;
+    int slot = 0;
+
+    __device__ __forceinline__ uint32_t filled() const { return full + 8 * slot; }
+    __device__ __forceinline__ uint32_t emptied() const { return empty + 8 * slot; }
+    __device__ __forceinline__ void next() {
+        if (++slot == STAGES) slot = 0, parity ^= 1;
+    }
+};
+
+// t [64 rows][N] = a * b, or += with `add`; a from registers, b from shared memory.
+template <int N>
+__device__ __forceinline__ void wgmma(float (&t)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add);
+
+template <>
+__device__ __forceinline__ void wgmma<48>(float (&t)[24], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %29, 0;"
+        " wgmma.mma_async.sync.aligned.m64n48k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23 "
+        "}, {%24, %25, %26, %27}, %28, p, 1, 1, 0;}"
+        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
+          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
+          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]), "+f"(t[16]), "+f"(t[17]),
+          "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]), "+f"(t[23])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
+}
+
+template <>
+__device__ __forceinline__ void wgmma<64>(float (&t)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;"
+        " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
+        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
+          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
+          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]), "+f"(t[16]), "+f"(t[17]),
+          "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]), "+f"(t[23]),
+          "+f"(t[24]), "+f"(t[25]), "+f"(t[26]), "+f"(t[27]), "+f"(t[28]), "+f"(t[29]),
+          "+f"(t[30]), "+f"(t[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
+}
+
+
+// Describes [j][16 k] of fp16 as wgmma wants to know it: no swizzle, 128 bytes from k to k + 8, EIGHT_BYTES from j to j + 8.
+__device__ __forceinline__ uint64_t descriptor(uint32_t at) {
+    return uint64_t(at >> 4 & 0x3fff) | uint64_t(128 >> 4) << 16 | uint64_t(EIGHT_BYTES >> 4) << 32;
+}
+
+struct Tile {
+    int row, i, j, l;
+};
+
+// What is multiplied, and how it is cut into tiles: neighbouring blocks share rows, and then a run of l.
+struct Work {
+    Pattern p;
+    int rows;
+
+    __device__ static int parts(int size, int by) { return (size + by - 1) / by; }
+    __device__ int steps() const { return parts(p.c, K); }
+    __device__ int eights() const { return parts(p.b, 8); }
+    __device__ int tiles() const { return parts(rows, R) * p.a * parts(p.b, J) * parts(p.d, L); }
+
+    __device__ Tile tile(int index) const {
+        const int across_j = parts(p.b, J), across_l = parts(p.d, L);
+        Tile tile;
+        tile.j = index % across_j * J;
+        index /= across_j;
+        tile.l = index % across_l * L;
+        index /= across_l;
+        tile.i = index % p.a;
+        tile.row = index / p.a * R;
+        return tile;
+    }
+};
+
+// Whether rows of [j or k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at such multiples.
+__device__ __forceinline__ bool whole_vectors(const void* data, Index row, Index block, int d) {
+    const bool runs = L % 4 == 0 ? d % 4 == 0 : d == L;
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % 4 == 0 && block % 4 == 0 && runs;
+}
+
+// ---- the warps that fill the stages -------------------------------------------------------------------------------
+
+struct Sources {
+    const float* x;
+    const char* packed;   // [a][d][steps][eights] of EIGHT_BYTES
+    const float* scale;   // [a*b*d]: what sums are multiplied by at the end
+    const float* bias;    // [a*b*d] or null
+    bool vectors;
+};
+
+// Copy the rows of a tile for the 16 k from `k` on, as [row][k][l].
+__device__ __forceinline__ void copy_rows(const Work& work, const Sources& from, const Tile& tile, int k, uint32_t stage) {
+    constexpr int IN_ROW = K * L / 4, AT_ONCE = PRODUCERS / IN_ROW, ROUNDS = (R + AT_ONCE - 1) / AT_ONCE;
+    const int thread = threadIdx.x - CONSUMERS;
+    const int first = thread / IN_ROW, at = thread % IN_ROW * 4;
+    if (PRODUCERS % IN_ROW != 0 && first >= AT_ONCE) return;
+    const Index pitch = work.p.width_in();
+    const int left = work.rows - tile.row - first;
+    const float* source = from.x + (tile.row + first) * pitch + (Index(tile.i) * work.p.c + k) * work.p.d + tile.l;
+    uint32_t to = stage + 4 * (first * PITCH_X + at);
+    if (from.vectors) {
+        const bool there = k + at / L < work.p.c && tile.l + at % L < work.p.d;
+        source += Index(at / L) * work.p.d + at % L;
+#pragma unroll
+        for (int round = 0; round < ROUNDS; ++round) {
+            const bool wanted = there && round * AT_ONCE < left;
+            if (R % AT_ONCE == 0 || round * AT_ONCE + first < R)
+                copy_16_bytes(to + round * AT_ONCE * PITCH_X * 4, wanted ? source : from.x, wanted);
+            source += AT_ONCE * pitch;
+        }
+    } else {
+#pragma unroll 1
+        for (int round = 0; round * AT_ONCE + first < R; ++round) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int kk = (at + e) / L, l = (at + e) % L;
+                const bool wanted = round * AT_ONCE < left && k + kk < work.p.c && tile.l + l < work.p.d;
+                copy_4_bytes(to + 4 * e, wanted ? source + Index(kk) * work.p.d + l : from.x, wanted);
+            }
+            source += AT_ONCE * pitch;
+            to += AT_ONCE * PITCH_X * 4;
+        }
+    }
+}
+
+// Copy what the columns of a tile are multiplied by, and their bias, as [j][l].
+__device__ __forceinline__ void copy_columns(const Work& work, const Sources& from, const Tile& tile, uint32_t stage) {
+#pragma unroll 1
+    for (int at = threadIdx.x - CONSUMERS; at < J * L; at += PRODUCERS) {
+        const int j = tile.j + at / L, l = tile.l + at % L;
+        const bool there = j < work.p.b && l < work.p.d;
+        const Index column = there ? (Index(tile.i) * work.p.b + j) * work.p.d + l : 0;
+        copy_4_bytes(stage + SCALE_AT + 4 * at, from.scale + column, there);
+        if (from.bias) copy_4_bytes(stage + BIAS_AT + 4 * at, from.bias + column, there);
+    }
+}
+
+__device__ __forceinline__ void produce(const Work& work, const Sources& from, uint32_t stages, Ring ring) {
+    const int steps = work.steps(), eights = work.eights(), tiles = work.tiles();
+#pragma unroll 1
+    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+        const Tile tile = work.tile(index);
+        const char* packed = from.packed + ((Index(tile.i) * work.p.d + tile.l) * steps * eights + tile.j / 8) * EIGHT_BYTES;
+        const int bytes = min(J / 8, eights - tile.j / 8) * EIGHT_BYTES, runs = min(L, work.p.d - tile.l);
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            wait(ring.emptied(), ring.parity);
+            const uint32_t stage = stages + ring.slot * STAGE_BYTES;
+            if (threadIdx.x == CONSUMERS) {
+                arrive_and_expect(ring.filled(), bytes * runs);
+#pragma unroll 1
+                for (int l = 0; l < runs; ++l)
+                    copy_bulk(stage + W_AT + l * RUN_BYTES, packed + Index(l) * steps * eights * EIGHT_BYTES, bytes, ring.filled());
+            }
+            copy_rows(work, from, tile, step * K, stage);
+            if (step == steps - 1) copy_columns(work, from, tile, stage);
+            arrive_after_copies(ring.filled());
+            packed += Index(eights) * EIGHT_BYTES;
+            ring.next();
+        }
+    }
+}
+
+// ---- the warps that multiply --------------------------------------------------------------------------------------
+
+// Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two), column
+// lane % 4 (+ 4 for the second of two).
+struct Sums {
+    float of[UNITS][N / 2];
+};
+
+// What one lane holds of a stage of x, and the powers of two by which it is scaled, and scaled back.
+struct Rows {
+    float raw[PASSES][2][4][RUN];  // [64 rows][row, row + 8][k, k + 4, k + 8, k + 12][l]
+    float scale[PASSES][2][RUN], back[PASSES][2][RUN];
+
+    __device__ __forceinline__ explicit Rows(const float* lane) {
+#pragma unroll
+        for (int pass = 0; pass < PASSES; ++pass)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int k = 0; k < 4; ++k) read(raw[pass][half][k], lane + (pass * 64 + half * 8) * PITCH_X + k * 4 * L);
+                measure(raw[pass][half], scale[pass][half], back[pass][half]);
+            }
+    }
+
+    __device__ __forceinline__ static void read(float (&values)[RUN], const float* from) {
+        if constexpr (RUN == 4) {
+            const float4 v = *reinterpret_cast<const float4*>(from);
+            values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
+        } else if constexpr (RUN == 2) {
+            const float2 v = *reinterpret_cast<const float2*>(from);
+            values[0] = v.x, values[1] = v.y;
+        } else {
+#pragma unroll
+            for (int l = 0; l < RUN; ++l) values[l] = from[l];
+        }
+    }
+
+    // The largest of 16 k, which four lanes hold, becomes 2^14 to 2^15. Its upper 16 bits tell the exponent, so two l
+    // are compared at once. Under 2^-98 there is no such power of two; the factor's own scale makes up for 2^14 too.
+    __device__ __forceinline__ static void measure(const float (&raw)[4][RUN], float (&scale)[RUN], float (&back)[RUN]) {
+        constexpr float SMALLEST = 3.2e-30f;
+        constexpr uint32_t EXPONENT = 0x7f800000, UP = (127u + 127 + 14) << 23, DOWN = (14u + 14) << 23;
+        uint32_t top[RUN];
+#pragma unroll
+        for (int l = 0; l < RUN; ++l)
+            top[l] = __float_as_uint(fmaxf(fmaxf(fmaxf(fabsf(raw[0][l]), fabsf(raw[1][l])),
+                                                 fmaxf(fabsf(raw[2][l]), fabsf(raw[3][l]))), SMALLEST));
+#pragma unroll
+        for (int l = 0; l < RUN; l += 2) {
+            const bool second = l + 1 < RUN;
+            uint32_t both = __byte_perm(top[l], top[second ? l + 1 : l], 0x7632);
+            both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 1));
+            both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 2));
+            const uint32_t low = both << 16 & EXPONENT, high = both & EXPONENT;
+            scale[l] = __uint_as_float(UP - low), back[l] = __uint_as_float(low - DOWN);
+            if (second) scale[l + 1] = __uint_as_float(UP - high), back[l + 1] = __uint_as_float(high - DOWN);
+        }
+    }
+};
+
+__device__ __forceinline__ uint32_t bits(__half2 pair) {
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// The A operand of one unit: x rounded to fp16, and what that leaves of it, rounded again.
+struct Halves {
+    uint32_t big[4], small[4];
+
+    __device__ __forceinline__ void split(const Rows& x, int unit) {
+        const int pass = unit / RUN, l = unit % RUN;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int pair = 0; pair < 2; ++pair) {
+                const float first = x.raw[pass][half][2 * pair][l] * x.scale[pass][half][l];
+                const float second = x.raw[pass][half][2 * pair + 1][l] * x.scale[pass][half][l];
+                const __half2 rounded = __floats2half2_rn(first, second);
+                const float2 taken = __half22float2(rounded);
+                big[2 * pair + half] = bits(rounded);
+                small[2 * pair + half] = bits(__floats2half2_rn(first - taken.x, second - taken.y));
+            }
+    }
+};
+
+// Start the products of one unit; small ones first, while the sum is small.
+__device__ __forceinline__ void multiply(float (&t)[N / 2], const Halves& x, uint64_t weights) {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    if constexpr (PRODUCTS == 3) {
+        wgmma<N>(t, x.small, weights, false);
+        wgmma<N>(t, x.big, weights + (HALF_BYTES >> 4), true);
+    }
+    wgmma<N>(t, x.big, weights, PRODUCTS == 3);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wait_for_products(float (&t)[N / 2]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int v = 0; v < N / 2; ++v) asm volatile("" : "+f"(t[v])::"memory");  // not to be read any earlier
+}
+
+// Add the products of one stage; while those of one unit are under way, the next one's x is split.
+__device__ __forceinline__ void accumulate(Sums& sums, const float* x_lane, uint32_t group_weights) {
+    const Rows x(x_lane);
+    const uint64_t weights = descriptor(group_weights);
+    Halves halves[2];
+    float t[N / 2];
+    halves[0].split(x, 0);
+#pragma unroll
+    for (int unit = 0; unit < UNITS; ++unit) {
+        multiply(t, halves[unit % 2], weights + unit % RUN * (RUN_BYTES >> 4));
+        if (unit + 1 < UNITS) halves[(unit + 1) % 2].split(x, unit + 1);
+        wait_for_products(t);
+#pragma unroll
+        for (int v = 0; v < N / 2; ++v)
+            sums.of[unit][v] = fmaf(t[v], x.back[unit / RUN][v / 2 % 2][unit % RUN], sums.of[unit][v]);
+    }
+}
+
+// Take the factor's scale back and add the bias; both lie as [j][l] in shared memory.
+__device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, bool has_bias) {
+#pragma unroll
+    for (int v = 0; v < N / 2; ++v)
+#pragma unroll
+        for (int l = 0; l < RUN; ++l) {
+            if (v % 4 >= 2) continue;
+            const float* at = scale + (v / 4 * 8 + v % 2 * 4) * L + l;
+            const float by = at[0], plus = has_bias ? at[(BIAS_AT - SCALE_AT) / 4] : 0.0f;
+#pragma unroll
+            for (int pass = 0; pass < PASSES; ++pass) {
+                float(&of)[N / 2] = sums.of[pass * RUN + l];
+                of[v] = fmaf(of[v], by, plus), of[v + 2] = fmaf(of[v + 2], by, plus);
+            }
+        }
+}
+
+struct Output {
+    const float* residual;
+    float* y;
+    int activation;
+    float negative_slope;
+    bool vectors;
+};
+
+// Lay out 8 columns of each group as [row][group along j][j][l]; `lane` is where this lane's first one belongs.
+__device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane) {
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n) {
+        if (n != eight) continue;
+#pragma unroll
+        for (int pass = 0; pass < PASSES; ++pass)
+#pragma unroll
+            for (int v = 0; v < 4; ++v) {
+                float* to = lane + (pass * 64 + v / 2 * 8) * PITCH_Y + v % 2 * 4 * L;
+                const int unit = pass * RUN, at = n * 4 + v;
+                if constexpr (RUN == 4) {
+                    *reinterpret_cast<float4*>(to) =
+                        make_float4(sums.of[unit][at], sums.of[unit + 1][at], sums.of[unit + 2][at], sums.of[unit + 3][at]);
+                } else if constexpr (RUN == 2) {
+                    *reinterpret_cast<float2*>(to) = make_float2(sums.of[unit][at], sums.of[unit + 1][at]);
+                } else {
+#pragma unroll
+                    for (int l = 0; l < RUN; ++l) to[l] = sums.of[unit + l][at];
+                }
+            }
+    }
+}
+
+// Write what `spread` laid out.
+__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int eight, const float* y_tile, const Output& out) {
+    constexpr int IN_ROW = ROW_Y / 4, ALL = R * IN_ROW, EACH = (ALL + CONSUMERS - 1) / CONSUMERS;
+    const Index pitch = work.p.width_out();
+#pragma unroll
+    for (int n = 0; n < EACH; ++n) {
+        const int index = n * CONSUMERS + threadIdx.x, row = index / IN_ROW, e = index % IN_ROW * 4;
+        const int first_j = tile.j + e / (8 * L) * N + eight * 8, j = first_j + e % (8 * L) / L, l = tile.l + e % L;
+        if ((ALL % CONSUMERS != 0 && index >= ALL) || tile.row + row >= work.rows || j >= work.p.b || l >= work.p.d) continue;
+        float4 sums = *reinterpret_cast<const float4*>(y_tile + row * PITCH_Y + e);
+        const Index from = (tile.row + row) * pitch + (Index(tile.i) * work.p.b) * work.p.d;
+        const Index at = from + Index(j) * work.p.d + l;
+        if (out.vectors) {
+            if (out.residual) {
+                const float4 more = *reinterpret_cast<const float4*>(out.residual + at);
+                sums.x += more.x, sums.y += more.y, sums.z += more.z, sums.w += more.w;
+            }
+            if (out.activation != ACTIVATION_NONE) {
+                sums.x = activate(sums.x, out.activation, out.negative_slope);
+                sums.y = activate(sums.y, out.activation, out.negative_slope);
+                sums.z = activate(sums.z, out.activation, out.negative_slope);
+                sums.w = activate(sums.w, out.activation, out.negative_slope);
+            }
+            *reinterpret_cast<float4*>(out.y + at) = sums;
+        } else {
+#pragma unroll 1
+            for (int v = 0; v < 4; ++v) {
+                const int jj = first_j + (e + v) % (8 * L) / L, ll = tile.l + (e + v) % L;
+                if (jj >= work.p.b || ll >= work.p.d) continue;
+                const Index where = from + Index(jj) * work.p.d + ll;
+                float sum = y_tile[row * PITCH_Y + e + v];
+                if (out.residual) sum += out.residual[where];
+                out.y[where] = activate(sum, out.activation, out.negative_slope);
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void wait_for_consumers() {
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+}
+
+__device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, char* shared, Ring ring) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
+    const int l = group % GROUPS_D * RUN, group_j = group / GROUPS_D % GROUPS_B;
+    const int row = group / (GROUPS_D * GROUPS_B) * 64 * PASSES + warp * 16 + lane / 4;
+    const int steps = work.steps(), tiles = work.tiles();
+    const int x_lane = STAGES_AT + 4 * (row * PITCH_X + lane % 4 * L + l);
+    const int weights = STAGES_AT + W_AT + l * RUN_BYTES + group_j * (N / 8) * EIGHT_BYTES;
+    const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + lane % 4) * L + l);
+    float* y_tile = reinterpret_cast<float*>(shared + Y_AT);
+#pragma unroll 1
+    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+        Sums sums = {};
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            wait(ring.filled(), ring.parity);
+            const char* stage = shared + ring.slot * STAGE_BYTES;
+            accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
+            if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), has_bias);
+            __syncwarp();
+            if (lane == 0) arrive(ring.emptied());
+            ring.next();
+        }
+        const Tile tile = work.tile(index);
+#pragma unroll 1
+        for (int eight = 0; eight < N / 8; ++eight) {
+            spread(sums, eight, y_tile + row * PITCH_Y + (group_j * 8 + lane % 4) * L + l);
+            wait_for_consumers();
+            write_eight(work, tile, eight, y_tile, out);
+            wait_for_consumers();
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
+ks_matmul_halves(const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
+                 const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count, int rows,
+                 int a, int b, int c, int d, int activation, float negative_slope) {
+    extern __shared__ __align__(128) char shared[];
+    const Work work{{a, b, c, d}, rows_in_use(count, rows)};
+    const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
+    if (threadIdx.x == 0) {
+        for (int slot = 0; slot < STAGES; ++slot) {
+            barrier_init(full + 8 * slot, PRODUCERS + 1);  // and one for the bytes of the factor
+            barrier_init(empty + 8 * slot, CONSUMERS / 32);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (threadIdx.x >= CONSUMERS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        const bool vectors = whole_vectors(x, work.p.width_in(), Index(c) * d, d);
+        produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        const bool vectors = whole_vectors(y, work.p.width_out(), Index(b) * d, d) && whole_vectors(residual, work.p.width_out(), Index(b) * d, d);
+        consume(work, {residual, y, activation, negative_slope, vectors}, bias != nullptr, shared, {full, empty, 0});
+    }
+}
