@@ -32,6 +32,7 @@ class Variant:
     constants             -D NAME=VALUE; the source has a default for each
     architectures         "sm_80" is portable: compiled for whatever GPU is there; "sm_90a" is for Hopper alone
     dynamic_shared_bytes  shared memory of a launch beyond what the source declares
+    cluster               blocks of a cluster, for a kernel that is launched by launch.py; None: by PyCUDA
     """
 
     source: str
@@ -39,6 +40,7 @@ class Variant:
     constants: tuple[tuple[str, int | str], ...] = ()
     architectures: tuple[str, ...] = (PORTABLE,)
     dynamic_shared_bytes: int = 0
+    cluster: int | None = None
 
     def architecture_for(self, device: str) -> str | None:
         """Return what to compile for on a device such as "sm_90", its own features if declared; None if it cannot."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Compiler, Variant
+from lacuna_kernels.cuda.launch import Argument, Dim3, Function, Module, Shape
 from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
-Dim3 = tuple[int, int, int]
-Argument = Tensor | np.int64 | int | float | bytes | None
 _BEFORE_TENSOR_MAPS = "48x"  # sm_90a's parameters begin at byte 0x210 of a bank in which the maps are aligned to 64
 _STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
 
@@ -53,6 +52,7 @@ class Device:
         self.compiler = Compiler(cache)
         self._driver = driver
         self._modules: dict[str, Any] = {}
+        self._cluster_modules: dict[str, Module] = {}
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
         self._lock = threading.RLock()
@@ -97,6 +97,13 @@ class Device:
         if architecture is None:
             raise DeviceError(f"{variant} is for {variant.architectures}, this device is {self.limits.architecture}")
         digest = self.compiler.digest(variant, architecture)
+        if variant.cluster is not None:
+            if digest not in self._cluster_modules:
+                self._cluster_modules[digest] = Module(self.compiler.cubin(variant, architecture))
+            loaded = self._cluster_modules[digest].function(
+                variant.function, variant.dynamic_shared_bytes, variant.cluster
+            )
+            return ClusterKernel(loaded, variant, self._streams, self.index)
         if digest not in self._modules:
             code = self.compiler.cubin(variant, architecture)
             self._modules[digest] = self._driver.module_from_buffer(code + b"\0")  # PTX ends in a zero byte
@@ -112,6 +119,9 @@ class Device:
             torch.cuda.synchronize(self.index)
             self._kernels.clear()
             self._modules.clear()
+            for module in self._cluster_modules.values():
+                module.close()
+            self._cluster_modules.clear()
             self._streams.clear()
         finally:
             self._context.pop()
@@ -126,24 +136,36 @@ class Kernel:
         self.variant = variant
         self._function, self._streams, self._index = function, streams, index
 
-    def __call__(self, grid: Dim3, block: Dim3, *args: Argument) -> None:
-        """Launch; an empty grid is no launch."""
-        handle = torch.cuda.current_stream(self._index).cuda_stream
-        if handle not in self._streams:
+    def __call__(self, grid: Dim3, block: Dim3, *args: Argument, shared_bytes: int | None = None) -> None:
+        """Launch; an empty grid is no launch. shared_bytes may be less than the variant asks for, which is the most."""
+        stream = torch.cuda.current_stream(self._index).cuda_stream
+        if stream not in self._streams:
             raise DeviceError("kernels run on a stream made by Device.new_stream()")
-        if 0 in grid:
-            return
+        if 0 not in grid:
+            shared = self.variant.dynamic_shared_bytes if shared_bytes is None else shared_bytes
+            self._launch(stream, Shape(grid, block, shared), args)
+
+    def _launch(self, stream: int, shape: Shape, args: Sequence[Argument]) -> None:
         codes = [_code(arg) for arg in args]
         if args and isinstance(args[0], bytes):
             codes.insert(0, _BEFORE_TENSOR_MAPS)
         self._function.prepare(codes)
         self._function.prepared_async_call(
-            grid,
-            block,
-            self._streams[handle],
+            shape.grid,
+            shape.block,
+            self._streams[stream],
             *map(_number, args),
-            shared_size=self.variant.dynamic_shared_bytes,
+            shared_size=shape.shared_bytes,
         )
+
+
+class ClusterKernel(Kernel):
+    """One that launch.py launches: by clusters, and it may start before the kernel before it has ended."""
+
+    _function: Function
+
+    def _launch(self, stream: int, shape: Shape, args: Sequence[Argument]) -> None:
+        self._function.launch(stream, shape, args)
 
 
 def _code(arg: Argument) -> str:
