@@ -9,7 +9,7 @@ import torch
 
 SECONDS = 2.2
 """How long the device is kept busy; the counter moves some ten times a second."""
-_SETTLE_SECONDS, _LOOK_SECONDS = 0.15, 0.001
+_SETTLE_SECONDS, _LOOK_SECONDS = 0.15, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class _Ticks:
 
     def look(self) -> None:
         """Read the counter, but not more often than pays."""
-        now = time.perf_counter()
-        if now - self._looked < _LOOK_SECONDS:
+        if time.perf_counter() - self._looked < _LOOK_SECONDS:
             return
-        self._looked, last, self._last = now, self._last, self._millijoules()
-        if self._last != last and now - self._begin > _SETTLE_SECONDS:
-            self._found.append((now, self._last))
+        last, self._last = self._last, self._millijoules()
+        self._looked = time.perf_counter()  # after the reading, which takes milliseconds on some hosts
+        if self._last != last and self._looked - self._begin > _SETTLE_SECONDS:
+            self._found.append((self._looked, self._last))
 
     def ends(self) -> tuple[tuple[float, int], tuple[float, int]]:
         """The first tick and the last."""
