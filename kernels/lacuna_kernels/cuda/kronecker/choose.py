@@ -39,14 +39,15 @@ def candidates(problem: Problem, limits: DeviceLimits, table: Table = MEASURED_N
     """The ways that can do it, best first, never none; all of them add up alike.
 
     Best is what was measured best, or else what is predicted to be fastest. How they add up depends on pattern,
-    precision, layout and device alone, so that a row has the same bits whatever the number of rows. Raises Unsupported
+    precision and device alone, so that a row has the same bits whatever the number of rows; but matrices at odd
+    addresses, and batch-size-last odd numbers of rows, may be left to ways that add up otherwise. Raises Unsupported
     for entries that the kernels cannot count to.
     """
     if max(problem.pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{problem.pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
-    sums = sums_of(problem, limits)
-    fits = [way for way in WAYS if way.fits(problem, limits) and way.sums(problem) is sums]
-    return sorted(fits, key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)))
+    sums, fits = sums_of(problem, limits), [way for way in WAYS if way.fits(problem, limits)]
+    alike = [way for way in fits if way.sums(problem) is sums]
+    return sorted(alike or fits, key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)))
 
 
 def _cost(table: Table, name: str, problems: Sequence[Problem], predicted_seconds: float) -> tuple[float, float]:
