@@ -51,7 +51,8 @@ def save_model(model: Model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     document = model.graph.model_dump(mode="json", exclude_defaults=True)
     (folder / "model.json").write_text(json.dumps(document, indent=1) + "\n")
-    weights = {name: weight.contiguous() for name, weight in model.weights.items()}
+    shared = torch.contiguous_format  # safetensors takes no two weights that share memory, so each gets its own
+    weights = {name: weight.clone(memory_format=shared) for name, weight in model.weights.items()}
     (folder / "model.safetensors").write_bytes(save(weights))  # save_file would leave it to its owner alone to read
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,14 @@ def test_arrays_with_objects_in_them_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.npz", "net.json", "net.pt", "net"])
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"[1, 2]", b'{"factor0": {}}', b"\x80\x02."])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"hello", b"PK\x03\x04", b"[1, 2]", b'{"factor0": {}}', b"\x80\x02.", b"[" * 100_000),
+        b'{"factor0": {"ks_values_real": [[[[1' + b"0" * 400 + b"]]]]}}",
+    ],
+    ids=range(8),
+)
 def test_what_is_no_checkpoint_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
 
@@ -97,11 +105,49 @@ def test_no_file_and_no_tensors_are_told(tmp_path):
         read_checkpoint(tmp_path / "net.pt")
 
 
-def test_complex_tensors_are_refused(tmp_path):
-    torch.save({"fc.0": torch.ones(1, 2, 2, 1, dtype=torch.complex64)}, tmp_path / "net.pt")
+def itself() -> object:
+    entries: dict[str, object] = {}
+    entries["model"] = entries
+    return entries
 
-    with pytest.raises(ConversionError, match=r"'fc\.0' is complex"):
+
+def doubled() -> object:
+    value: object = torch.ones(1)
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("make", [itself, doubled])
+def test_a_small_file_that_holds_itself_or_too_much_is_refused(make, tmp_path):
+    torch.save(make(), tmp_path / "net.pt")
+
+    with pytest.raises(ConversionError, match="holds more than 100000 tensors, dicts and lists, or itself"):
         read_checkpoint(tmp_path / "net.pt")
+
+
+def test_lists_may_be_deep(tmp_path):
+    value: object = torch.ones(1)
+    for _ in range(400):
+        value = [value]
+    torch.save(value, tmp_path / "net.pt")
+
+    assert list(read_checkpoint(tmp_path / "net.pt")) == [".".join("0" * 400)]
+
+
+def test_an_array_that_is_larger_than_memory_is_refused(tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 10000), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "net.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00v\x00" + header)
+
+    with pytest.raises(ConversionError, match="no npz file of plain arrays"):
+        read_checkpoint(tmp_path / "net.npz")
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    save_file(STATE, tmp_path / "NET.SAFETENSORS")
+
+    assert read_checkpoint(tmp_path / "NET.SAFETENSORS").keys() == STATE.keys()
 
 
 def test_names_of_a_safetensors_file_are_sorted_by_number(tmp_path):

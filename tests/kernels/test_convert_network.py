@@ -109,6 +109,43 @@ def test_a_network_that_cannot_be_is_refused(steps, message):
         network(trained(nn.Linear(12, 4), nn.Linear(4, 2)), steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("names", "nodes"),
+    [
+        (["block/0/fc", "größe x"], ["block_0_fc", "gr__e_x"]),
+        (["a.b", "a_b"], ["a_b", "a_b_2"]),
+        (["x", "0"], ["x_2", "linear0"]),
+        (["l" * 500, "é"], ["l" * 100, "linear_"]),
+    ],
+)
+def test_layers_of_any_name_become_nodes_of_their_own(names, nodes):
+    first, second = torch.randn(2, 4, 4)
+    layers = Layers({f"{names[0]}.weight": first, f"{names[1]}.weight": second}, Hints())
+    x = torch.randn(3, 4)
+
+    model = sequence(layers, names)
+
+    assert [n.name for n in model.graph.nodes] == nodes
+    assert_close(outputs(model, x), x @ first.T @ second.T, tolerance(terms=4, layers=2))
+
+
+def test_a_layer_may_be_used_again_and_two_may_share_their_weights(tmp_path: Path):
+    weight, x = torch.randn(4, 4), torch.randn(3, 4)
+    layers = Layers({"a.weight": weight, "b.weight": weight}, Hints())
+
+    save_model(sequence(layers, ["a", "b", "a"]), tmp_path)
+
+    assert_close(outputs(load_model(tmp_path), x), x @ weight.T @ weight.T @ weight.T, tolerance(terms=4, layers=3))
+
+
+def test_a_variance_below_zero_is_refused():
+    net = trained(nn.Linear(12, 4), nn.BatchNorm1d(4))
+    net[1].running_var[2] = -1
+
+    with pytest.raises(ConversionError, match="layer '1': a variance is below 0"):
+        network(net, steps=["0", "1"])
+
+
 def test_where_activations_stand_beside_norms_must_be_told():
     with pytest.raises(ConversionError, match=r"'1' is a norm: give --layers .* such as --layers '0 relu 1 relu 2'"):
         network(trained(nn.Linear(12, 4), nn.LayerNorm(4), nn.Linear(4, 2)), "relu")
@@ -225,11 +262,18 @@ def test_a_layer_that_has_no_chain_worth_it_stays_dense_and_says_why(options, ke
     assert {name: report.kept for name, report in reports.items()} == kept
 
 
+def test_a_name_of_no_linear_layer_is_refused():
+    with pytest.raises(ConversionError, match=r"'fc\*' is no linear layer of the network \('linear0', "):
+        factorised(dense_model(), only=["linear0", "fc*"])
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         ("monarck", {}, "is no chain"),
         ("balanced-1", {}, "is no chain"),
+        ("balanced-²", {}, "is no chain"),
+        ("balanced-65", {}, "is no chain"),
         ("", {}, "the chain is empty"),
         ("square-dyadic", {"blocks": 4}, "blocks are of the chain monarch"),
         ("1,2,2,4 4,2,2,1", {}, "not chainable"),

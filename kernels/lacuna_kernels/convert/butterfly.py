@@ -14,7 +14,7 @@ many are kept as the bias has.
 import torch
 from torch import Tensor
 
-from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronecker_layer, matches
+from lacuna_kernels.convert.layers import Hints, Layer, Tensors, kronecker_layer, matches
 from lacuna_kernels.errors import ConversionError
 
 
@@ -28,7 +28,7 @@ def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     if "permutation" in leaves:
         return _permutation(name, leaves)
     twiddle = leaves["twiddle"].float()
-    if twiddle.ndim != 6 or not twiddle.numel() or twiddle.shape[3:] != (2 ** (twiddle.shape[2] - 1), 2, 2):
+    if twiddle.ndim != 6 or twiddle.shape[3:] != (2 ** (twiddle.shape[2] - 1), 2, 2):
         raise ConversionError(
             f"layer {name!r}: a real twiddle is [nstacks, nblocks, log n, n/2, 2, 2], got {list(twiddle.shape)}"
             + ("; complex and unitary ones cannot be served" if twiddle.shape[-1:] in [(2,), (4,)] else "")
@@ -37,7 +37,7 @@ def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     n, factors = 2 * half, _factors(twiddle, ascending=not matches(name, hints.descending))
     if stacks > 1:
         factors.insert(0, torch.ones(1, stacks, 1, n))
-    return kronecker_layer(name, factors, bias_of(leaves), kept=hints.out_features.get(name), narrowest=half + 1)
+    return kronecker_layer(name, factors, leaves, hints, narrowest=half + 1)
 
 
 def _factors(twiddle: Tensor, *, ascending: bool) -> list[Tensor]:

@@ -17,7 +17,7 @@ from lacuna_kernels.convert.chains import (
     square_dyadic,
 )
 from lacuna_kernels.convert.factorize import check_chain, factorize
-from lacuna_kernels.convert.layers import matches
+from lacuna_kernels.convert.layers import MOST_FACTORS, matches
 from lacuna_kernels.errors import ConversionError
 from lacuna_kernels.model import Model, check_weights
 from lacuna_kernels.ops import parse_graph
@@ -64,7 +64,7 @@ def chain_rule(text: str, rank: int = 1, blocks: int | None = None) -> Rule:
         return lambda out, width: monarch(out, width, blocks, rank) if blocks else balanced(out, width, 2, rank)
     if text == "square-dyadic":
         return lambda out, width: square_dyadic(out, width, rank)
-    if kind == "balanced" and count.isdigit() and 2 <= int(count) <= 64:
+    if kind == "balanced" and count in map(str, range(2, MOST_FACTORS + 1)):
         return lambda out, width: balanced(out, width, int(count), rank)
     if rank != 1:
         raise ConversionError("patterns say their rank themselves; give a rank with monarch, square-dyadic, balanced-N")
@@ -89,20 +89,22 @@ def sparsify(
     only       names of the layers to try, with wildcards
 
     A layer also stays dense if the rule has no chain for its shape, or if the chain has no fewer parameters.
+
+    Raises ConversionError if a name in `only` is that of no linear layer.
     """
-    weights, replaced = dict(model.weights), dict[str, Chain]()
-    for node in model.graph.nodes:
-        if not isinstance(node, Linear):
-            continue
-        key = f"{node.name}.weight"
-        report, factors = _layer(node.name, weights[key], rule, tolerance, only)
-        if not report.kept:
-            replaced[node.name] = parse_chain(report.chain)
-            del weights[key]
-            weights |= {f"{node.name}.factors.{index}": factor for index, factor in enumerate(factors)}
+    names = linear_layers(model)
+    if unknown := [text for text in only if not any(matches(name, [text]) for name in names)]:
+        raise ConversionError(f"{unknown[0]!r} is no linear layer of the network ({', '.join(map(repr, names))})")
+    weights, replaced = dict(model.weights), dict[str, list[Tensor]]()
+    for name in names:
+        report, factors = _layer(name, weights[f"{name}.weight"], rule, tolerance, only)
+        if factors:
+            replaced[name] = factors
+            del weights[f"{name}.weight"]
+            weights |= {f"{name}.factors.{index}": factor for index, factor in enumerate(factors)}
         on_layer(report)
     document = model.graph.model_dump(mode="json", exclude_defaults=True)
-    document["nodes"] = [_node(node, replaced.get(node["name"])) for node in document["nodes"]]
+    document["nodes"] = [_node(node, replaced.get(node["name"], ())) for node in document["nodes"]]
     graph = parse_graph(document)
     return Model(graph, check_weights(graph, weights))
 
@@ -145,10 +147,9 @@ def relative_error(weight: Tensor, factors: Sequence[Tensor]) -> float:
     return float(torch.linalg.norm(missed)) / (float(torch.linalg.norm(weight.double())) or 1.0)
 
 
-def _node(node: Mapping[str, Any], chain: Chain | None) -> dict[str, Any]:
-    """The node, a linear one with a chain as a kronecker_linear one."""
-    if chain is None:
+def _node(node: Mapping[str, Any], factors: Sequence[Tensor]) -> dict[str, Any]:
+    """The node, a linear one with factors as a kronecker_linear one."""
+    if not factors:
         return dict(node)
-    patterns = [list(pattern.values) for pattern in chain]
     rest = {key: value for key, value in node.items() if key != "out_features"}
-    return rest | {"op": "kronecker_linear", "patterns": patterns}
+    return rest | {"op": "kronecker_linear", "patterns": [list(factor.shape) for factor in factors]}

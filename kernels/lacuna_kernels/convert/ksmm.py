@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from lacuna_kernels.convert.chains import matrix_of, on_pattern
-from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronecker_layer, numbered
+from lacuna_kernels.convert.chains import on_pattern
+from lacuna_kernels.convert.layers import Hints, Layer, Tensors, kronecker_layer, numbered
 from lacuna_kernels.errors import ConversionError
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -32,14 +32,12 @@ STORED = {torch.sparse_bsr: ("bsr",), torch.sparse_csr: ("dense",)}
 
 def owns(leaves: Tensors, *, told: bool) -> bool:
     """Whether a layer's tensors are those of KSLinear; its factors may have lost their name if one is told so."""
-    stems = STEMS if told else STEMS[:1]
-    names = set(leaves) - {"bias"}
-    return any(names == {f"{stem}{index}" for index in range(len(names))} for stem in stems) and bool(names)
+    return numbered(leaves, STEMS if told else STEMS[:1]) is not None
 
 
 def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     """The layer; raises ConversionError if its patterns are not known or do not fit."""
-    factors = numbered({leaf: tensor for leaf, tensor in leaves.items() if leaf != "bias"}, *STEMS) or []
+    factors = numbered(leaves, STEMS) or []
     chain = hints.chain(name) or [None] * len(factors)
     if len(chain) != len(factors):
         raise ConversionError(f"layer {name!r} has {len(factors)} factors, {len(chain)} patterns are given")
@@ -47,7 +45,7 @@ def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
         values = [_values(f, pattern, hints.layout) for f, pattern in zip(factors, chain, strict=True)]
     except ConversionError as error:
         raise ConversionError(f"layer {name!r}: {error}") from error
-    return kronecker_layer(name, values, bias_of(leaves))
+    return kronecker_layer(name, values, leaves, hints)
 
 
 def _values(factor: Tensor, pattern: KSPattern | None, layout: str | None) -> Tensor:
@@ -90,6 +88,9 @@ def _layouts(pattern: KSPattern) -> Mapping[str, tuple[tuple[int, ...], Callable
 def _on_support(matrix: Tensor, pattern: KSPattern) -> Tensor:
     """The values of a matrix that must be zero outside of the pattern's support."""
     values = on_pattern(matrix, pattern)
-    if not torch.equal(matrix_of([values]), matrix):
-        raise ConversionError(f"a dense factor has non-zeros beside the support of {pattern}")
+    if matrix.count_nonzero() != values.count_nonzero():
+        raise ConversionError(
+            f"a dense factor has non-zeros beside the support of {pattern}; KSLinear(algo='dense') trains the whole "
+            "matrix unless it was given weights, and that is no Kronecker-sparse factor"
+        )
     return values

@@ -79,35 +79,29 @@ def grouped(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def numbered(leaves: Tensors, *stems: str) -> list[Tensor] | None:
-    """The tensors called STEM0, STEM1, ... in that order, for the first stem of which there are any, else None.
-
-    Raises ConversionError if a number is missing.
-    """
+def numbered(leaves: Tensors, stems: Sequence[str]) -> list[Tensor] | None:
+    """The tensors beside the bias in their order, if they are called STEM0, STEM1, ... with one of the stems."""
+    names = leaves.keys() - {"bias"}
     for stem in stems:
-        ends = {leaf[len(stem) :]: leaf for leaf in leaves if leaf.startswith(stem)}
-        found = {int(end): leaf for end, leaf in ends.items() if end.isdigit()}
-        if found:
-            if sorted(found) != list(range(len(found))):
-                raise ConversionError(f"{stem}N must be numbered from 0 on, found {sorted(found)}")
-            return [leaves[found[index]] for index in sorted(found)]
+        wanted = [f"{stem}{index}" for index in range(len(names))]
+        if names and names == set(wanted):
+            return [leaves[name] for name in wanted]
     return None
 
 
 def bias_of(leaves: Tensors) -> Tensor | None:
     """The bias [width], which a batch-size-last layer keeps as [width, 1]."""
-    return leaves["bias"].flatten() if "bias" in leaves else None
+    return leaves["bias"].float().flatten() if "bias" in leaves else None
 
 
 def kronecker_layer(
-    name: str,
-    factors: Sequence[Tensor],
-    bias: Tensor | None,
-    *,
-    kept: int | None = None,
-    narrowest: int | None = None,
+    name: str, factors: Sequence[Tensor], leaves: Tensors, hints: Hints, narrowest: int | None = None
 ) -> Layer:
-    """A layer of factors [a, b, c, d] in order of application; kept defaults to the bias's length, or all outputs."""
+    """A layer of factors [a, b, c, d] in order of application; it keeps as many outputs as its bias has, or as told.
+
+    Raises ConversionError if the factors do not fit each other.
+    """
+    bias, kept = bias_of(leaves), hints.out_features.get(name)
     chain = [KSPattern(*factor.shape) for factor in factors]
     if not fits(chain):
         wrong = next(f"{a} and then {b}" for a, b in pairwise(chain) if a.width_out != b.width_in)
@@ -121,7 +115,7 @@ def kronecker_layer(
     width_out = KSPattern(*factors[-1].shape).width_out
     weights = {f"factors.{index}": factor.float() for index, factor in enumerate(factors)}
     if bias is not None:
-        weights["bias"] = torch.nn.functional.pad(bias.float(), (0, width_out - len(bias)))
+        weights["bias"] = torch.nn.functional.pad(bias, (0, width_out - len(bias)))
     attributes = {"patterns": [list(factor.shape) for factor in factors], "bias": bias is not None}
     return Layer(name, "kronecker_linear", attributes, weights, width_in, width_out, narrowest or width_in, kept)
 

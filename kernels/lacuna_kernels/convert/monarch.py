@@ -10,7 +10,9 @@ permutation is left. Inputs are padded with zeros to k*p, and of l*s outputs as 
 its inputs are shuffled across blocks first, and no pattern says that: a `select_features` node does.
 """
 
-from lacuna_kernels.convert.layers import Hints, Layer, Tensors, bias_of, kronecker_layer
+from dataclasses import replace
+
+from lacuna_kernels.convert.layers import Hints, Layer, Tensors, kronecker_layer, matches
 from lacuna_kernels.errors import ConversionError
 
 NAMES = (("blkdiag1", "blkdiag2"), ("w1_bfly", "w2_bfly"))
@@ -24,7 +26,6 @@ def owns(leaves: Tensors, *, told: bool) -> bool:
 
 def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     """The layer; raises ConversionError if the blocks do not fit each other."""
-    kept = hints.out_features.get(name)
     if "weight" in leaves:
         (first,) = blocks = [leaves["weight"]]
     else:
@@ -38,11 +39,7 @@ def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
             raise ConversionError(f"layer {name!r}: {shapes[0]} gives k*q features, {shapes[1]} takes l*r")
         factors.append(second.permute(1, 2, 0)[None])
     k, _, p = first.shape
-    return kronecker_layer(name, factors, bias_of(leaves), kept=kept, narrowest=max(1, k * (p - 1) + 1))
-
-
-def shuffle(layer: Layer) -> list[int]:
-    """Where the inputs of a BlockdiagLinear with shuffle=True come from: (group, channel) becomes (channel, group)."""
-    groups = layer.attributes["patterns"][0][0]
-    each = layer.width_in // groups
-    return [group * each + channel for channel in range(each) for group in range(groups)]
+    layer = kronecker_layer(name, factors, leaves, hints, narrowest=k * (p - 1) + 1)
+    if len(blocks) == 1 and matches(name, hints.shuffled):  # (group, channel) becomes (channel, group)
+        return replace(layer, picked=[group * p + channel for channel in range(p) for group in range(k)])
+    return layer

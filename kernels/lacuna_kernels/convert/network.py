@@ -1,5 +1,6 @@
 """A network of trained layers one behind another, with activations between them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -50,10 +51,9 @@ def sequence(layers: Mapping[str, Layer], steps: Sequence[str], in_features: int
     if not known:
         raise ConversionError("there is no layer")
     assembly = _Assembly(in_features or known[0].width_in)
-    trained = iter(known)
     for step in steps:
         if step in layers:
-            assembly.layer(next(trained))
+            assembly.layer(layers[step])
         else:
             assembly.function(step)
     return assembly.model()
@@ -73,7 +73,10 @@ class _Assembly:
         given = len(self.places)
         if not layer.narrowest <= given <= layer.width_in:
             wanted = f"{layer.narrowest} to " * (layer.narrowest < layer.width_in) + f"{layer.width_in}"
-            raise ConversionError(f"layer {layer.name!r} takes {wanted} features, {given} come to it from {self.x!r}")
+            raise ConversionError(
+                f"layer {layer.name!r} takes {wanted} features, {given} come to it from {self.x!r}; if layers stand in "
+                "another order, or the input has another width, say so with --layers or --in-features"
+            )
         self.places += [ZERO] * (layer.width_in - given)
         if layer.picked is not None:
             self.places = [self.places[index] for index in layer.picked]
@@ -85,9 +88,8 @@ class _Assembly:
             if first is not None:
                 weights["factors.0"], self.places = first, list(range(self.width))
         self.pick()
-        name = node_name(layer.name, layer.op)
-        self.x = self.draft.add(name, layer.op, self.x, **_without_defaults(layer.attributes))
-        self.weights |= {f"{name}.{key}": weight for key, weight in weights.items()}
+        self.add(node_name(layer.name, layer.op), layer.op, **_without_defaults(layer.attributes))
+        self.weights |= {f"{self.x}.{key}": weight for key, weight in weights.items()}
         self.width, self.places = layer.width_out, list(range(layer.kept))
 
     def function(self, name: str) -> None:
@@ -98,17 +100,24 @@ class _Assembly:
             last["activation"] = name
             return
         self.pick()
-        taken = {node["name"] for node in self.draft.nodes}
-        count = next(number for number in range(1, len(taken) + 2) if f"{name}{number}" not in taken)
-        self.x = self.draft.add(f"{name}{count}", name, self.x)
+        self.add(name, name)
         if name == "argmax":
             self.width, self.places = 1, [0]
 
     def pick(self) -> None:
         """Add a node for the features that wait to be picked, unless they are all there in order."""
         if self.places != list(range(self.width)):
-            self.x = self.draft.add(f"{self.x}_selected", "select_features", self.x, indices=list(self.places))
+            self.add(f"{self.x}_selected", "select_features", indices=list(self.places))
             self.width, self.places = len(self.places), list(range(len(self.places)))
+
+    def add(self, name: str, op: str, **attributes: object) -> None:
+        """Add a node behind the last one; a name that is taken gets a number."""
+        taken = {"x", *(node["name"] for node in self.draft.nodes)}
+        free, number = name, 1
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        self.x = self.draft.add(free, op, self.x, **attributes)
 
     def model(self) -> Model:
         """The finished network; its output has the name of the last node."""
@@ -134,8 +143,8 @@ def absorbed(places: Sequence[int], values: Tensor, width: int) -> Tensor | None
 
 
 def node_name(layer: str, op: str) -> str:
-    """A layer's name as a node's: dots would look like the names of weights, and a letter comes first."""
-    name = layer.replace(".", "_")
+    """A layer's name as a node's: of few characters, without dots as in the names of weights, a letter first."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", layer)[-100:]
     return name if name[:1].isalpha() else f"{op.partition('_')[0]}{name}"
 
 
