@@ -1,19 +1,19 @@
 """Model folders made of weights that users have: `lacuna convert`."""
 
+import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from lacuna_kernels import Model
+    from lacuna_kernels import Model, convert
     from lacuna_kernels.convert import LayerReport
-
-T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make a model folder of weights that you have.")
 
@@ -68,22 +68,20 @@ def kronecker(
     """Take trained Kronecker-sparse factors as they are: of ksmm, lazylinop, Monarch, torch_butterfly."""
     from lacuna_kernels import convert  # noqa: PLC0415  torch takes a second, and --help needs none of it
 
-    def make() -> "Model":
+    with _told():
+        _check_target(to)
         hints = convert.Hints(
-            {name: convert.parse_chain(text) for name, text in _by_layer(patterns).items()},
-            layout,
-            {name: _number(text) for name, text in _by_layer(out_features).items()},
-            decreasing_stride or (),
-            shuffle or (),
-            merge,
+            patterns={name: convert.parse_chain(text) for name, text in _by_layer(patterns).items()},
+            layout=layout,
+            out_features={name: _number(text) for name, text in _by_layer(out_features).items()},
+            descending=decreasing_stride or (),
+            shuffled=shuffle or (),
+            largest=merge,
         )
-        found = convert.Layers(convert.read_checkpoint(checkpoint), hints, source)
-        steps = layers.split() if layers is not None else convert.in_order(found, activation)
-        return convert.sequence(found, steps, in_features)
-
-    _check_target(to)
-    model = _told(make)
-    _write(model, to)
+        model = _network(
+            convert.Layers(convert.read_checkpoint(checkpoint), hints, source), layers, activation, in_features
+        )
+        _write(model, to)
     for line in _nodes(model):
         typer.echo(line)
 
@@ -102,7 +100,7 @@ def dense(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Layers with a larger relative error stay dense. Any error is taken by default."),
+        typer.Option(help="Layers with a larger relative error stay dense. Any error is taken by default.", min=0),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Layers to factorise; wildcards may be used. All by default.")
@@ -114,37 +112,45 @@ def dense(
     from lacuna_kernels import convert, load_model  # noqa: PLC0415  see above
     from lacuna_service.check import version_folder  # noqa: PLC0415
 
-    folder = _told(lambda: version_folder(source)) if source.is_dir() else None
-
-    def read() -> "Model":
-        if folder is not None:
-            return load_model(folder)
-        found = convert.Layers(convert.read_checkpoint(source), convert.Hints())
-        return convert.sequence(found, layers.split() if layers is not None else convert.in_order(found, activation))
-
-    _check_target(to)
-    if folder is not None and (layers is not None or activation is not None):
+    if source.is_dir() and (layers is not None or activation is not None):
         raise typer.BadParameter("--layers and --activation are for checkpoints; a model folder has its graph")
-    model = _told(read)
-    rule = _told(lambda: convert.chain_rule(chain, rank, blocks))
-    names = convert.linear_layers(model)
     reports: list[LayerReport] = []
-    with typer.progressbar(length=len(names), label=f"{len(names)} linear layers", file=sys.stderr) as bar:
+    with _told():
+        _check_target(to)
+        rule = convert.chain_rule(chain, rank, blocks)
+        if source.is_dir():
+            folder = version_folder(source)
+            model, options = load_model(folder), folder / "serving.toml"
+        else:
+            found = convert.Layers(convert.read_checkpoint(source), convert.Hints())
+            model, options = _network(found, layers, activation), None
+        names = convert.linear_layers(model)
+        with typer.progressbar(length=len(names), label=f"{len(names)} linear layers", file=sys.stderr) as bar:
 
-        def heard(report: "LayerReport") -> None:
-            reports.append(report)
-            bar.update(1)
+            def heard(report: "LayerReport") -> None:
+                reports.append(report)
+                bar.update(1)
 
-        sparse = _told(lambda: convert.sparsify(model, rule, tolerance=tolerance, only=only or ["*"], on_layer=heard))
-    _write(sparse, to)
-    if folder is not None and (options := folder / "serving.toml").is_file():
-        shutil.copyfile(options, to / options.name)
+            sparse = convert.sparsify(model, rule, tolerance=tolerance, only=only or ["*"], on_layer=heard)
+        _write(sparse, to, options)
     for line in table(reports):
         typer.echo(line)
 
 
+def _network(
+    found: "convert.Layers", layers: str | None, activation: str | None, in_features: int | None = None
+) -> "Model":
+    """The layers of a checkpoint as a network, in the order that is told, or their own."""
+    from lacuna_kernels import convert  # noqa: PLC0415  see above
+
+    steps = layers.split() if layers is not None else convert.in_order(found, activation)
+    return convert.sequence(found, steps, in_features)
+
+
 def table(reports: Sequence["LayerReport"]) -> list[str]:
     """What became of the linear layers, a line each under a heading, and the sums."""
+    from lacuna_service.info import columns  # noqa: PLC0415  see above
+
     rows = [("layer", "shape", "chain", "relative error", "dense", "parameters", "")]
     for report in reports:
         error = "" if report.relative_error is None else f"{report.relative_error:.3e}"
@@ -154,20 +160,12 @@ def table(reports: Sequence["LayerReport"]) -> list[str]:
         rows.append((report.name, shape, report.chain, error, *counts, note))
     sums = (sum(report.dense_parameters for report in reports), sum(report.parameters for report in reports))
     rows.append(("total", "", "", "", f"{sums[0]:,}", f"{sums[1]:,}", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numbers = (3, 4, 5)
-    return [
-        "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return columns(rows, numbers=(3, 4, 5))
 
 
 def _nodes(model: "Model") -> list[str]:
     """A line for each node: what it is, what comes out, and its chain."""
-    lines = [f"input x {model.graph.types['x']}"]
+    lines = []
     for node in model.graph.nodes:
         chain = " ".join(",".join(map(str, pattern)) for pattern in getattr(node, "patterns", ()))
         then = getattr(node, "activation", None)
@@ -176,34 +174,50 @@ def _nodes(model: "Model") -> list[str]:
     return lines
 
 
-def _told(step: Callable[[], T]) -> T:
-    """Run a step; what can be known to be wrong is said, and the exit status is 2."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """What can be known to be wrong is said, and the exit status is 2."""
     from lacuna_kernels import KernelsError  # noqa: PLC0415  see above
     from lacuna_service.errors import ServiceError  # noqa: PLC0415
 
     try:
-        return step()
-    except (KernelsError, ServiceError) as error:
+        yield
+    except (KernelsError, ServiceError, OSError) as error:
         typer.echo(f"cannot convert: {error}", err=True)
         raise typer.Exit(2) from error
 
 
 def _check_target(to: Path) -> None:
-    if not re.fullmatch(r"[1-9]\d*", to.name):
-        raise typer.BadParameter(f"--to must be NAME/VERSION with a version from 1 on, such as {to / '1'}")
+    from lacuna_service.repository import NAME, VERSION  # noqa: PLC0415  see above
+
+    if not VERSION.fullmatch(to.name) or not NAME.fullmatch(to.absolute().parent.name):
+        raise typer.BadParameter(
+            "--to must be NAME/VERSION, a name of letters, digits, '_', '.' and '-' and a version from 1 on, "
+            f"such as models/mlp/1, got {to}"
+        )
     if to.exists():
         raise typer.BadParameter(f"--to: {to} exists; a version that is served must not change, so give the next one")
+    parent = next(path for path in to.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise typer.BadParameter(f"--to: {parent} is no folder that can be written to")
 
 
-def _write(model: "Model", to: Path) -> None:
+def _write(model: "Model", to: Path, options: Path | None = None) -> None:
+    """Write a version folder, and a serving.toml if there is one to go along: whole, or not at all."""
     from lacuna_kernels import save_model  # noqa: PLC0415  see above
+    from lacuna_service.info import ends  # noqa: PLC0415
 
+    unfinished = to.with_name(f".{to.name}.{os.getpid()}")  # a server that looks at the folder does not see it
     try:
-        save_model(model, to)
-    except OSError as error:
-        typer.echo(f"cannot write: {error}", err=True)
-        raise typer.Exit(2) from error
+        save_model(model, unfinished)
+        if options is not None and options.is_file():
+            shutil.copyfile(options, unfinished / options.name)
+        unfinished.rename(to)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     typer.echo(f"wrote {to}: {sum(weight.numel() for weight in model.weights.values()):,} parameters")
+    for line in ends(model):
+        typer.echo(line)
 
 
 def _by_layer(given: Sequence[str] | None) -> Mapping[str, str]:
@@ -213,6 +227,6 @@ def _by_layer(given: Sequence[str] | None) -> Mapping[str, str]:
 
 
 def _number(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
         raise typer.BadParameter(f"--out-features must be LAYER=N, got {text!r}")
     return int(text)

@@ -1,6 +1,7 @@
 """A model folder for people: its inputs, nodes and outputs with types, weights and cost: `lacuna info`."""
 
 import math
+from collections.abc import Container, Sequence
 
 from lacuna_kernels import Graph, Model
 from lacuna_service.config import is_ragged
@@ -11,10 +12,18 @@ HEADINGS = ("node", "op", "inputs", "type", "parameters", "MFLOP", "MB moved")
 
 def describe(model: Model, rows: int) -> str:
     """The whole model as text; cost is for `rows` rows or points."""
-    graph, signature = model.graph, Signature(model.graph)
-    lines = [*(f"input   {spec}" for spec in signature.inputs), *(f"output  {spec}" for spec in signature.outputs), ""]
+    graph = model.graph
+    lines = [*ends(model), ""]
     weights = [f"weight  {name} {list(shape)}" for name, shape in graph.weight_shapes().items()]
-    return "\n".join([*lines, *_columns([HEADINGS, *_table(graph, rows)]), "", _note(graph, rows), "", *weights])
+    return "\n".join(
+        [*lines, *columns([HEADINGS, *_table(graph, rows)], range(4, 7)), "", _note(graph, rows), "", *weights]
+    )
+
+
+def ends(model: Model) -> list[str]:
+    """The inputs and outputs, a line each, with names, types and shapes as over HTTP."""
+    signature = Signature(model.graph)
+    return [*(f"input   {spec}" for spec in signature.inputs), *(f"output  {spec}" for spec in signature.outputs)]
 
 
 def _table(graph: Graph, rows: int) -> list[tuple[str, ...]]:
@@ -38,9 +47,9 @@ def _numbers(parameters: int, flop: int, size: int) -> tuple[str, str, str]:
     return f"{parameters:,}", f"{flop / 1e6:,.3f}", f"{size / 1e6:,.3f}"
 
 
-def _columns(table: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
-    numbers = range(len(HEADINGS) - 3, len(HEADINGS))
+def columns(table: Sequence[tuple[str, ...]], numbers: Container[int]) -> list[str]:
+    """A line a row, in columns as wide as their cells; those of these numbers are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if column in numbers else cell.ljust(width)

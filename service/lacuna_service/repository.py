@@ -11,8 +11,8 @@ from pathlib import Path
 from lacuna_kernels import Graph, Model, ModelError, load_model
 from lacuna_service.config import ServingConfig, parse_config
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _FILES = ("model.json", "model.safetensors", "serving.toml")
 MAX_CONFIG_BYTES = 2**16
 
@@ -49,7 +49,7 @@ class Repository:
 
     def holds(self, name: str) -> bool:
         """Whether there is a folder of that name, which must be safe to ask for."""
-        return _NAME.fullmatch(name) is not None and (self._root / name).is_dir()
+        return NAME.fullmatch(name) is not None and (self._root / name).is_dir()
 
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model, oldest first; other folders beside them do not count.
@@ -57,7 +57,7 @@ class Repository:
         Raises BrokenModel if the name is unsafe, leads out of the repository, or has no version.
         """
         folder = self._folder(name)
-        versions = sorted(int(path.name) for path in _folders(folder) if _VERSION.fullmatch(path.name))
+        versions = sorted(int(path.name) for path in _folders(folder) if VERSION.fullmatch(path.name))
         if not versions:
             raise BrokenModel(f"{name!r} has no version: it needs a folder named 1, 2, ... with model.json in it")
         return versions
@@ -76,7 +76,7 @@ class Repository:
             raise BrokenModel(f"cannot be read: {error.strerror or error}") from error
 
     def _folder(self, name: str) -> Path:
-        if _NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None:
             raise BrokenModel("a model's name has 1 to 128 letters, digits, '_', '.' and '-', and starts with no mark")
         folder = self._inside(self._root / name)
         if not folder.is_dir():

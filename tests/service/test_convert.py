@@ -128,7 +128,7 @@ def test_what_a_state_dict_does_not_say_is_told_by_layer(tmp_path: Path) -> None
     assert "row [n, 64]" in shuffled  # cut to 61, padded to 64, shuffled
 
 
-@pytest.mark.parametrize("to", ["net", "net/0", "net/latest", "net/1.5"])
+@pytest.mark.parametrize("to", ["net", "net/0", "net/latest", "net/1.5", "net/²", "my net/1", ".net/1", "-/1"])
 def test_a_folder_that_is_no_version_is_refused(dense: Path, tmp_path: Path, to: str) -> None:
     done = lacuna("convert", "dense", dense, "--to", tmp_path / to)
 
@@ -152,6 +152,8 @@ def test_a_version_that_exists_is_not_touched(dense: Path, tmp_path: Path) -> No
         ("dense", ["--layers", "0 relu 9"], "'9' is no layer"),
         ("kronecker", ["--patterns", "1,2"], "no chain"),
         ("kronecker", ["--out-features", "0=x"], "LAYER=N"),
+        ("kronecker", ["--decreasing-stride", "fc"], "'fc' is no layer"),
+        ("dense", ["--only", "fc"], "'fc' is no linear layer"),
         ("kronecker", ["--activation", "gleu"], "gleu"),
     ],
 )
@@ -180,10 +182,29 @@ def test_a_model_folder_takes_no_layers(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "are for checkpoints" in done.output
 
 
-def test_a_folder_that_cannot_be_written_is_told(dense: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_told(dense: Path) -> None:
     done = lacuna("convert", "dense", dense, "--to", dense / "1")
 
-    assert done.exit_code == 2 and "cannot write" in done.output
+    assert done.exit_code == 2 and "net.pt is no folder" in done.output
+
+
+def test_a_version_is_written_whole_or_not_at_all(dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "1").symlink_to(tmp_path / "nowhere")
+
+    failed = lacuna("convert", "dense", dense, "--to", tmp_path / "net" / "1")
+    done = lacuna("convert", "dense", dense, "--to", tmp_path / "net" / "2")
+
+    assert (failed.exit_code, done.exit_code) == (2, 0) and "cannot convert: " in failed.output
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {"1", "2"}
+    assert {path.name for path in (tmp_path / "net" / "2").iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_names_and_types_of_inputs_and_outputs_are_told(dense: Path, tmp_path: Path) -> None:
+    for command in ("dense", "kronecker"):
+        done = lacuna("convert", command, dense, "--to", tmp_path / command / "1")
+
+        assert "input   x FP32 [-1, 16]\noutput  linear4 FP32 [-1, 4]\n" in done.stdout
 
 
 def test_the_readme_names_options_that_there_are() -> None:
