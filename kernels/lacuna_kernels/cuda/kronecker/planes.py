@@ -1,0 +1,331 @@
+"""Batch-size-first factors with d > 1 in 16 bits on Hopper: x is taken apart into a plane for every l on its way in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_SIZE = 2
+_THREADS = 512
+_SHARED_BYTES = 227 * 1024
+_BARRIERS_BYTES = 2048
+_MOST_STAGES = 40
+_SWIZZLES = {32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a launch is cut up.
+
+    blocks          that share the work
+    tiles_per_item  tiles of rows that a block takes of one chunk before it goes on to the next
+    raw, x, w       stages of x as it comes, of its planes, and of weights, in shared memory
+    resident        whether the w are all weights of a chunk
+    """
+
+    blocks: int
+    tiles_per_item: int
+    raw: int
+    x: int
+    w: int
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """The constants of ks_matmul_planes.cu.
+
+    depth  neighbouring l that a block takes: 16, or all of them, where that is 2, 3, 4, 6, 8, 12 or 16
+    whole  whether they are all
+    tile   rows of one product
+    """
+
+    depth: int
+    whole: bool
+    tile: int
+
+    @property
+    def name(self) -> str:
+        """What they are."""
+        return f"planes {self.depth}{'' if self.whole else '+'} {self.tile}"
+
+    @property
+    def packing(self) -> str:
+        """The order of the weights follows from the depth."""
+        return f"planes {self.depth}"
+
+    @property
+    def octets(self) -> bool:
+        """Whether the two consumers differ in l; else they differ in rows."""
+        return self.depth == 16
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return self.tile if self.octets else 2 * self.tile
+
+    @property
+    def steps(self) -> int:
+        """Steps of 16 k in a stage of x."""
+        return max(1, (4 if self.octets else 8) // (self.rows // 8))
+
+    @property
+    def stage_bytes(self) -> int:
+        """Of x."""
+        return self.steps * 16 * self.rows * self.depth * _SIZE
+
+    @property
+    def piece_bytes(self) -> int:
+        """What is contiguous of a row in a box."""
+        return {3: 32, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the two rows of a thread's sums are neighbouring j."""
+        return self.depth < 8 or self.depth == 12
+
+    @property
+    def box_rows(self) -> int:
+        """Rows of a box of y; 0 if y is written without boxes."""
+        return {16: 8, 12: 8, 6: 8, 3: 16}.get(self.depth, 0)
+
+    @property
+    def free_bytes(self) -> int:
+        """Shared memory for the stages."""
+        return _SHARED_BYTES - _BARRIERS_BYTES - 2 * self.box_rows * 64 * self.depth * _SIZE
+
+    def chunks(self, pattern: KSPattern) -> int:
+        """Chunks of neighbouring l, of all i."""
+        return pattern.a * ceil(pattern.d / self.depth)
+
+    def weight_bytes(self, pattern: KSPattern) -> int:
+        """Of a stage of weights: up to 64 j by 16 k."""
+        return min(_groups(pattern.b), 8) * self.depth * 256
+
+    def stages(self, pattern: KSPattern) -> tuple[int, int, int] | None:
+        """Stages of raw x, of planes and of weights; None if there is no room.
+
+        Planes are kept for as long as all j take them; weights that do not all fit want many bytes on their way.
+        """
+        passes, steps = ceil(_groups(pattern.b) / 8), ceil(pattern.c / 16)
+        least_x = 2 if passes == 1 else ceil(steps / self.steps)
+        size, all_weights = self.weight_bytes(pattern), steps * passes
+        read_past = 8 * self.depth * 256 - size  # the products read 64 j of the last weights, whatever there is
+        if all_weights <= _MOST_STAGES:
+            room = (self.free_bytes - all_weights * size) // self.stage_bytes
+            if room >= least_x + 2 and room * self.stage_bytes >= read_past:
+                return (*_shares(room, least_x, passes), all_weights)
+        for raw in (4, 3, 2):
+            left = self.free_bytes - (raw + least_x) * self.stage_bytes
+            if left >= 3 * size or (raw == 2 and left >= 2 * size):
+                w = min(left // size, _MOST_STAGES, max(3, 98_304 // size), all_weights - 1)
+                room = (self.free_bytes - w * size) // self.stage_bytes
+                return (*_shares(room, least_x, passes), w)
+        return None
+
+    def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
+        """The stages, and how to share the work so that the last block is done soonest; None if there is no room."""
+        stages = self.stages(pattern)
+        if stages is None:
+            return None
+        raw, x, w = stages
+        tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
+        all_weights = ceil(pattern.c / 16) * ceil(_groups(pattern.b) / 8)
+        resident = w == all_weights
+        reload = 2500 + all_weights * self.weight_bytes(pattern) / 100 if resident else 0
+        tile = self.rows * self.depth * _SIZE * (pattern.b + pattern.c) / 16
+
+        def clocks(blocks: int, together: int) -> float:
+            stays = blocks % chunks == 0
+            return ceil(ceil(tiles / together) * chunks / blocks) * (together * tile + (0 if stays else reload))
+
+        whole = multiprocessors // chunks * chunks
+        options = [(blocks, together) for blocks in {multiprocessors, whole} - {0} for together in _together(resident)]
+        blocks, together = min(options, key=lambda option: (clocks(*option), option))
+        return Schedule(min(blocks, max(tiles * chunks, 1)), together, raw, x, w, resident)
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One a type of 16 bits."""
+        dtype = DTYPES[precision]
+        return (self.variant(dtype),) if dtype in (torch.float16, torch.bfloat16) else ()
+
+    def variant(self, dtype: torch.dtype) -> Variant:
+        """What to compile."""
+        transposer, consumer = (120, 176) if self.depth == 12 else (88, 192)
+        constants: dict[str, int | str] = {
+            "ELEMENT": ELEMENTS[dtype],
+            "DEPTH": self.depth,
+            "WHOLE": int(self.whole),
+            "TILE": self.tile,
+            "TRANSPOSER_REGISTERS": transposer,
+            "CONSUMER_REGISTERS": consumer,
+        }
+        name = "ks_matmul_planes"
+        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), _SHARED_BYTES)
+
+    def sums(self, problem: Problem) -> Sums:
+        """As all on the tensor cores."""
+        return Sums.MMA
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Of its depth; aligned rows, whose blocks are made of whole pieces, and threads that write whole vectors."""
+        p = problem.pattern
+        mine = p.d == self.depth if self.whole else p.d % 8 == 0 and p.d > 16
+        piece = self.piece_bytes // _SIZE if self.whole else 8
+        whole_out = p.b * p.d % (piece if self.box_rows else 8) == 0 and (p.b % 2 == 0 or not self.pairs)
+        return (
+            limits.hopper
+            and limits.shared_bytes >= _SHARED_BYTES
+            and problem.layout is Layout.FIRST
+            and problem.aligned
+            and problem.dtype in (torch.float16, torch.bfloat16)
+            and min(p.b, p.c) >= 8
+            and mine
+            and p.c * p.d % piece == 0
+            and whole_out
+            and ceil(problem.rows / self.rows) * self.chunks(p) < 2**30
+            and self.stages(p) is not None
+        )
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The slowest of device memory, the weights' way, shared memory; and a start."""
+        p = problem.pattern
+        schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
+        assert schedule is not None
+        tiles = ceil(problem.rows / self.rows) * self.chunks(p)
+        share = ceil(tiles / schedule.blocks)
+        passes, steps = ceil(_groups(p.b) / 8), ceil(p.c / 16)
+        weights = 0 if schedule.resident else passes * steps * self.weight_bytes(p)
+        x, y = (self.rows * self.depth * _SIZE * side for side in (p.c, p.b))
+        products = passes * steps * (self.depth if self.octets else 2 * self.depth)
+        shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
+        in_flight = schedule.w * self.weight_bytes(p)
+        clocks = max((x + y) / (15 if self.whole else 12.5), shared * 1.25, weights / min(in_flight / 1900, 48))
+        return 3e-6 + share * (clocks + 800 * passes) / 1.7e9
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """By chunk, 64 j, 16 k, then 8 j, l, and matrices [8 j][8 k], padded with zeros; see ks_matmul_planes.cu."""
+        a, b, c, d = values.shape
+        groups, steps, chunks = _groups(b), ceil(c / 16), ceil(d / self.depth)
+        padded = values.new_zeros(a, groups * 8, steps * 16, chunks * self.depth)
+        padded[:, :b, :c, :d] = values
+        j, k = (torch.tensor(order, device=values.device) for order in (self._order_j(), self._order_k()))
+        padded = padded.view(a, groups // 2, 16, steps, 16, -1)[:, :, j][:, :, :, :, k]
+        padded = padded.reshape(a, groups, 8, steps, 2, 8, chunks, self.depth)
+        blocks = (padded[:, first : first + 8] for first in range(0, groups, 8))
+        ordered = [block.permute(0, 6, 3, 1, 7, 4, 2, 5).reshape(a, chunks, -1) for block in blocks]
+        return torch.cat(ordered, -1).contiguous()
+
+    def _order_j(self) -> list[int]:
+        """Which of 16 neighbouring j each row of a product is."""
+        if self.pairs:
+            return [2 * (row % 8) + row // 8 for row in range(16)]
+        if self.octets:
+            return [row // 8 * 8 + row // 2 % 2 + row % 2 * 2 + row // 4 % 2 * 4 for row in range(16)]
+        return list(range(16))
+
+    def _order_k(self) -> list[int]:
+        """Which of 16 neighbouring k each column of a product is: threads may have every other vector."""
+        if self.octets or self.depth % 3 == 0:
+            return list(range(16))
+        in_vector = 8 // self.depth
+        return [(2 * (q // in_vector) + half) * in_vector + q % in_vector for half in range(2) for q in range(8)]
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        if not problem.rows:
+            return
+        epilogue, pattern = operands.epilogue, problem.pattern
+        schedule = self.schedule(pattern, problem.rows, device.limits.multiprocessors)
+        assert schedule is not None
+        x_map = self._map(operands.x, pattern, pattern.c, self.rows, self.steps * 16)
+        y_map = self._map(operands.y, pattern, pattern.b, self.box_rows, 64) if self.box_rows else x_map
+        device.kernel(self.variant(problem.dtype))(
+            (schedule.blocks, 1, 1),
+            (_THREADS, 1, 1),
+            x_map,
+            y_map,
+            packed,
+            epilogue.bias,
+            epilogue.residual,
+            operands.y,
+            operands.count,
+            problem.rows,
+            *pattern.values,
+            ACTIVATION_CODES[epilogue.activation],
+            float(epilogue.negative_slope),
+            schedule.raw,
+            schedule.x,
+            schedule.w,
+            schedule.tiles_per_item,
+        )
+
+    def _map(self, matrix: Tensor, pattern: KSPattern, side: int, rows: int, side_box: int) -> bytes:
+        """Describe boxes of so many rows by side_box of k or j: [piece][row][bytes of a piece]."""
+        a, d, piece = pattern.a, pattern.d, self.piece_bytes
+        width = a * side * d * _SIZE
+        if self.whole:
+            sizes, strides = (
+                (piece // _SIZE, len(matrix), side * d * _SIZE // piece, a),
+                (width, piece, side * d * _SIZE),
+            )
+            box = (piece // _SIZE, rows, side_box * d * _SIZE // piece, 1)
+        else:
+            sizes, strides = (d, len(matrix), side, a), (width, d * _SIZE, side * d * _SIZE)
+            box = (self.depth, rows, side_box, 1)
+        return tensor_map(matrix, sizes, strides, box, _SWIZZLES[piece])
+
+
+def _groups(b: int) -> int:
+    """Groups of 8 j, an even number."""
+    return 2 * ceil(b / 16)
+
+
+def _shares(room: int, least_x: int, passes: int) -> tuple[int, int]:
+    """Stages of raw x and of planes: most of them raw, but several passes over x want its next planes beside."""
+    x = 3 if passes == 1 and room > 8 else least_x
+    raw = min(room - x, 8)
+    if passes > 1:
+        raw = min(raw, max(4, raw - least_x))
+        x = room - raw
+    return min(raw, _MOST_STAGES), min(x, _MOST_STAGES, 2 * max(least_x, 2))
+
+
+def _together(resident: bool) -> Iterator[int]:
+    """How many tiles a block may take of one chunk: more than one pays only for weights that stay."""
+    yield 1
+    if resident:
+        yield from (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+WAYS = (
+    Planes(16, True, 32),
+    Planes(16, True, 16),
+    Planes(16, False, 32),
+    Planes(16, False, 16),
+    Planes(12, True, 16),
+    Planes(8, True, 32),
+    Planes(8, True, 16),
+    Planes(6, True, 32),
+    Planes(4, True, 64),
+    Planes(4, True, 32),
+    Planes(3, True, 64),
+    Planes(2, True, 128),
+    Planes(2, True, 64),
+)
