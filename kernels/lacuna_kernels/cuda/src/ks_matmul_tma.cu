@@ -1,0 +1,412 @@
+// A Kronecker-sparse factor on Hopper's tensor cores, fp16 or bf16 with fp32 sums (see ks_matmul.cuh), where the bulk
+// tensor copies bring perfect tiles: batch-size-last with any d, and batch-size-first with d = 1.
+//
+// For each of a * d planes p = (i, l) blocks make tiles of a matrix whose rows lie as they do in y:
+//   LAST   y[j, n] = sum over k of w[j, k] x[k, n]      rows j, columns n; the rows of x lie across k
+//   FIRST  y[n, j] = sum over k of x[n, k] w[j, k]      rows n, columns j
+// One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
+// shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
+#ifndef TILES_ROWS
+#define ELEMENT __half
+#define LAST 1         // layout
+#define GROUPS_ROWS 2  // warpgroups along the rows of a tile; the others lie along its columns
+#define TILES_ROWS 1   // runs of 64 rows of a warpgroup
+#define WIDTH 256      // columns of a warpgroup
+#define STAGES 4
+#define BATCH 2        // panels that a warpgroup finishes before it writes them
+#define KEPT 2         // batches in shared memory: one is written while the next is finished
+#endif
+
+#include "hopper.cuh"
+#include "ks_matmul.cuh"
+
+constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
+constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_ROWS * WIDTH;
+constexpr int STEP = 64;  // k of a stage: 128 bytes
+constexpr int LEFT_BYTES = ROWS * STEP * 2, STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
+constexpr int SQUARE_BYTES = 64 * 64 * 2;  // a panel of y, or 64 n by STEP k of x
+constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
+constexpr int TILE_N = LAST ? COLUMNS : ROWS, TILE_J = LAST ? ROWS : COLUMNS;
+constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
+constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
+constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS);
+static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
+#ifdef SHARED_BYTES
+static_assert(SHARED_BYTES >= CORNERS_AT + 16 * STAGES + 1024, "too little memory");
+#endif
+
+// How many tiles the blocks of a launch have taken, a place for each of the launches that may run at once; all 0 before
+// and after.
+constexpr int LAUNCHES = 1 << 16;
+__device__ unsigned taken_by[LAUNCHES];
+
+struct Shape {
+    int rows;  // in use
+    int a, b, c, d;
+    int pitch, plane;  // elements between rows and between planes of y; LAST: pitch alone, between features
+
+    __device__ Index feature(int l, int i, int j) const { return (Index(i) * b + j) * d + l; }
+};
+
+// Where a tile or a panel starts.
+struct alignas(16) Corner {
+    int n, j, l, i;
+
+    // Of x (at = k) or y (at = j) in its tensor map.
+    __device__ Coordinates in_map(int at) const { return LAST ? Coordinates{n, l, at, i} : Coordinates{at, n, i, 0}; }
+};
+
+// The tiles of y, neighbours first:
+//   LAST   tiles along j, tiles along n, l, i           neighbouring blocks take neighbouring columns of x and y
+//   FIRST  tiles along j, `together` planes, tiles along n, the rest of the planes
+struct Tiles {
+    unsigned size[4];
+
+    __device__ Tiles(const Shape& shape, int together) {
+        const int across_n = (shape.rows + TILE_N - 1) / TILE_N;
+        size[0] = (shape.b + TILE_J - 1) / TILE_J;
+        size[1] = LAST ? across_n : together;
+        size[2] = LAST ? shape.d : across_n;
+        size[3] = LAST ? shape.a : shape.a / together;
+    }
+
+    __device__ unsigned number() const { return size[0] * size[1] * size[2] * size[3]; }
+
+    __device__ Corner corner(unsigned tile) const {
+        int at[4];
+#pragma unroll
+        for (int digit = 0; digit < 3; ++digit) at[digit] = tile % size[digit], tile /= size[digit];
+        at[3] = tile;
+        if (LAST) return {at[1] * TILE_N, at[0] * TILE_J, at[2], at[3]};
+        return {at[2] * TILE_N, at[0] * TILE_J, 0, at[3] * int(size[1]) + at[1]};
+    }
+};
+
+// The stages, taken in turn; both sides walk through them in step.
+struct Ring {
+    unsigned char* shared;
+    uint32_t stages, barriers;
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ uint32_t left() const { return stages + stage * STAGE_BYTES; }
+    __device__ uint32_t right() const { return left() + LEFT_BYTES; }
+    __device__ uint32_t full() const { return barriers + 8 * stage; }
+    __device__ uint32_t empty() const { return barriers + 8 * (STAGES + stage); }
+    // Where the tile starts whose first step is in the stage; n < 0 after the last one.
+    __device__ Corner& corner() const { return reinterpret_cast<Corner*>(shared + CORNERS_AT)[stage]; }
+    __device__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: multiprocessors
+// differ in how much of the memory's speed they get. The counter is back at 0 when all tiles are taken.
+__device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& w, const Shape& shape,
+                                           const Tiles& tiles, unsigned* taken, Ring ring) {
+    const unsigned number = tiles.number();
+    for (unsigned tile = blockIdx.x, next; tile < number; tile = next) {
+        next = gridDim.x + atomicInc(taken, number - 1);
+        const Corner at = tiles.corner(tile);
+        const int plane = LAST ? at.i * shape.d + at.l : at.i;
+        for (int k = 0; k < shape.c; k += STEP) {
+            barrier_wait(ring.empty(), ring.parity ^ 1);
+            if (k == 0) ring.corner() = at;
+            barrier_expect(ring.full(), STAGE_BYTES);
+            copy_in(LAST ? ring.left() : ring.right(), w, {k, at.j, plane, 0}, ring.full());
+            if (LAST) {
+#pragma unroll 1  // the thread has few registers
+                for (int n = 0; n < TILE_N; n += 64)
+                    copy_in(ring.right() + n * STEP * 2, x, {at.n + n, at.l, k, at.i}, ring.full());
+            } else {
+                copy_in(ring.left(), x, at.in_map(k), ring.full());
+            }
+            ring.advance();
+        }
+    }
+    barrier_wait(ring.empty(), ring.parity ^ 1);
+    ring.corner() = {-1, 0, 0, 0};
+    barrier_arrive(ring.full());
+}
+
+// Sums of a thread of a quarter of a panel, 16 columns: rows `row` and row + 8 (the last two of every four), columns
+// column + 2 v (+ 1).
+using Part = float[8];
+
+struct Sums {
+    float of[TILES_ROWS][WIDTH / 2];
+
+    // Copy a quarter of a panel out; registers have no addresses, so that the candidates are passed by one after the other.
+    __device__ __forceinline__ void select(Part& part, int panel, int quarter) const {
+#pragma unroll
+        for (int p = 0; p < PANELS_OF_TILE; ++p) {
+            if (p != panel) continue;
+            asm volatile("");  // a branch, not a choice value by value
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                if (q != quarter) continue;
+                asm volatile("");
+#pragma unroll
+                for (int v = 0; v < 8; ++v) part[v] = of[p / ACROSS][p % ACROSS * 32 + q * 8 + v];
+            }
+        }
+    }
+};
+
+// This warp has read a stage.
+__device__ __forceinline__ void release(uint32_t empty) {
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+}
+
+// Sum over all k; `rows` and `columns` of a stage's tiles belong to this warpgroup.
+__device__ __forceinline__ void multiply(Sums& sums, Ring& ring, int steps, int rows, int columns) {
+    uint32_t before = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        barrier_wait(ring.full(), ring.parity);
+        const uint64_t left = operand(ring.left() + rows * STEP * 2);
+        const uint64_t right = operand(ring.right() + columns * STEP * 2, LAST ? SQUARE_BYTES : 16);
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < STEP / 16; ++k)
+#pragma unroll
+            for (int m = 0; m < TILES_ROWS; ++m)
+                multiply_add<WIDTH, LAST>(sums.of[m], left + (m * SQUARE_BYTES + k * 32) / 16,
+                                          right + k * (LAST ? 2048 : 32) / 16, step > 0 || k > 0, Element());
+        products_commit();
+        products_wait<1>();
+        if (step > 0) release(before);
+        before = ring.empty();
+        ring.advance();
+    }
+    products_wait<0>();
+    release(before);
+}
+
+__device__ __forceinline__ uint32_t pair_of(float first, float second, __half) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint32_t pair_of(float first, float second, __nv_bfloat16) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ float2 floats_of(uint32_t pair, __half) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ __forceinline__ float2 floats_of(uint32_t pair, __nv_bfloat16) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+
+__device__ __forceinline__ void add_bias(Part& sums, const float* bias, const Shape& shape, const Corner& at, int row,
+                                         int column) {
+    auto of = [&](int j) { return j < shape.b ? bias[shape.feature(at.l, at.i, j)] : 0.0f; };
+    if (LAST) {
+        const float low = of(at.j + row), high = of(at.j + row + 8);
+#pragma unroll
+        for (int v = 0; v < 8; ++v) sums[v] += v % 4 < 2 ? low : high;
+    } else {
+#pragma unroll
+        for (int v = 0; v < 8; v += 4) {
+            const float even = of(at.j + column + 2 * v), odd = of(at.j + column + 2 * v + 1);
+            sums[v] += even, sums[v + 1] += odd, sums[v + 2] += even, sums[v + 3] += odd;
+        }
+    }
+}
+
+// Bytes from the start of a swizzled panel to a run of 8 elements.
+__device__ __forceinline__ int swizzled(int row, int run) { return row * 128 + (run ^ row % 8) * 16; }
+
+// Write what is in use of a panel, element by element.
+__device__ __forceinline__ void write_part(const unsigned char* panel, Element* y, const Shape& shape, const Corner& at,
+                                           int thread) {
+#pragma unroll 1
+    for (int unit = thread; unit < 64 * 64; unit += WARPGROUP) {
+        const int row = unit / 64, column = unit % 64;
+        const int n = at.n + (LAST ? column : row), j = at.j + (LAST ? row : column);
+        if (n >= shape.rows || j >= shape.b) continue;
+        const Index to = LAST ? shape.feature(at.l, at.i, j) * shape.pitch + n
+                              : Index(n) * shape.pitch + Index(at.i) * shape.plane + j;
+        y[to] = *reinterpret_cast<const Element*>(panel + swizzled(row, column / 8) + column % 8 * 2);
+    }
+}
+
+// How a warpgroup finishes its sums and writes them, batch by batch of panels.
+struct Outlet {
+    const TensorMap &map, &residuals;
+    const float* bias;
+    const Element* residual;
+    Element* y;
+    int activation;
+    float negative_slope;
+    unsigned char* panels;
+    uint32_t arrived;    // barrier of residuals
+    int id, thread;      // of the warpgroup, in the warpgroup
+    bool parts, direct;  // rows may end before y does; rows of y are not aligned
+    int batch = 0;       // where in shared memory
+    uint32_t parity = 0;
+
+    __device__ unsigned char* panel(int index) const { return panels + (batch * BATCH + index) * SQUARE_BYTES; }
+
+    // Where a panel of this warpgroup starts, given where the tile does.
+    __device__ static Corner corner(const Corner& tile, int index, int first_row, int first_column) {
+        const int row = first_row + index / ACROSS * 64, column = first_column + index % ACROSS * 64;
+        return {tile.n + (LAST ? column : row), tile.j + (LAST ? row : column), tile.l, tile.i};
+    }
+
+    __device__ static bool exists(const Shape& shape, const Corner& at) { return at.j < shape.b && at.n < shape.rows; }
+
+    template <typename At>
+    __device__ __forceinline__ static bool any(const Shape& shape, At at) {
+        bool found = false;
+#pragma unroll
+        for (int p = 0; p < BATCH; ++p) found |= exists(shape, at(p));
+        return found;
+    }
+
+    // Wait for the memory of a batch, and start bringing the residual into it, if there is one.
+    template <typename At>
+    __device__ __forceinline__ void open(const Shape& shape, At at) {
+        if (thread == 0) copies_out_have_read<KEPT - 1>();
+        barrier_of_warpgroup(id);
+        if (residual && thread == 0) {
+            barrier_expect(arrived, BATCH * SQUARE_BYTES);
+            for (int p = 0; p < BATCH; ++p) copy_in(shared_address(panel(p)), residuals, at(p).in_map(at(p).j), arrived);
+        }
+    }
+
+    __device__ __forceinline__ void await_residual() {
+        if (!residual) return;
+        barrier_wait(arrived, parity);
+        parity ^= 1;
+    }
+
+    // Where stmatrix and ldmatrix look for the lane's row of 16 bytes, of columns 16 q to 16 q + 15 of a panel.
+    __device__ uint32_t row_of(int index, int q) const {
+        const int lane = thread % 32, row = thread / 32 * 16 + lane % 16;  // matrices 0 and 1 lie one above the other
+        return shared_address(panel(index)) + swizzled(row, 2 * q + lane / 16);
+    }
+
+    __device__ static void store(const float* sums, uint32_t row) {
+        uint32_t pairs[4];
+#pragma unroll
+        for (int part = 0; part < 4; ++part) pairs[part] = pair_of(sums[2 * part], sums[2 * part + 1], Element());
+        store_matrices(row, pairs);
+    }
+
+    // Finish the sums of a quarter of a panel.
+    __device__ __forceinline__ void finish(Part& sums, const Shape& shape, const Corner& at, int index, int q) const {
+        const int lane = thread % 32;
+        if (bias) add_bias(sums, bias, shape, at, thread / 32 * 16 + lane / 4, q * 16 + lane % 4 * 2);
+        if (residual) {
+            uint32_t pairs[4];
+            load_matrices(pairs, row_of(index, q));
+#pragma unroll
+            for (int part = 0; part < 4; ++part) {
+                const float2 two = floats_of(pairs[part], Element());
+                sums[2 * part] += two.x, sums[2 * part + 1] += two.y;
+            }
+        }
+        if (activation != ACTIVATION_NONE) {
+#pragma unroll
+            for (int v = 0; v < 8; ++v) sums[v] = activate(sums[v], activation, negative_slope);
+        }
+        store(sums, row_of(index, q));
+    }
+
+    // Start writing a batch.
+    template <typename At>
+    __device__ __forceinline__ void close(const Shape& shape, At at) {
+        publish_shared();
+        barrier_of_warpgroup(id);
+#pragma unroll
+        for (int p = 0; p < BATCH; ++p) {
+            const Corner to = at(p);
+            if (!exists(shape, to)) continue;
+            if (direct || (parts && to.n + 64 > shape.rows))
+                write_part(panel(p), y, shape, to, thread);
+            else if (thread == 0)
+                copy_out(map, to.in_map(to.j), shared_address(panel(p)));
+        }
+        if (thread == 0) copies_out_commit();
+        batch = batch + 1 == KEPT ? 0 : batch + 1;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
+              const __grid_constant__ TensorMap y_map, const __grid_constant__ TensorMap residual_map,
+              const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
+              int launch, int rows, int a, int b, int c, int d, int together, int pitch, int plane, int direct,
+              int activation, float negative_slope) {
+    extern __shared__ unsigned char raw[];
+    unsigned char* shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
+    const Shape shape{rows_in_use(count, rows), a, b, c, d, pitch, plane};
+    Ring ring{shared, shared_address(shared), shared_address(shared + BARRIERS_AT)};
+    const uint32_t arrived = ring.barriers + 8 * 2 * STAGES;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            barrier_init(ring.barriers + 8 * stage, 1);
+            barrier_init(ring.barriers + 8 * (STAGES + stage), GROUPS * 4);
+        }
+        for (int group = 0; group < GROUPS; ++group) barrier_init(arrived + 8 * group, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+
+    if (threadIdx.x < WARPGROUP) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x == 0)
+            load_tiles(x_map, w_map, shape, Tiles(shape, together), taken_by + launch % LAUNCHES, ring);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
+        const int row = (GROUPS_ROWS == 2 ? group : 0) * TILES_ROWS * 64;
+        const int column = (GROUPS_ROWS == 2 ? 0 : group) * WIDTH;
+        Outlet outlet{y_map, residual_map, bias, residual, y, activation, negative_slope,
+                      shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES, arrived + 8 * group, 1 + group, thread,
+                      shape.rows < rows, direct != 0};
+        const bool plain = !bias && !residual && activation == ACTIVATION_NONE;
+        while (true) {
+            barrier_wait(ring.full(), ring.parity);
+            const Corner tile = ring.corner();
+            if (tile.n < 0) break;
+            auto panel = [&](int index) { return Outlet::corner(tile, index, row, column); };
+            Sums sums;
+            // The first batch's residual comes while the products are summed.
+            if (residual && outlet.any(shape, panel)) outlet.open(shape, panel);
+            multiply(sums, ring, (c + STEP - 1) / STEP, row, column);
+            if (plain) {
+#pragma unroll
+                for (int first = 0; first < PANELS_OF_TILE; first += BATCH) {
+                    auto at = [&](int index) { return panel(first + index); };
+                    if (!outlet.any(shape, at)) continue;
+                    outlet.open(shape, at);
+#pragma unroll
+                    for (int index = first; index < first + BATCH; ++index)
+#pragma unroll
+                        for (int q = 0; q < 4; ++q)
+                            Outlet::store(sums.of[index / ACROSS] + index % ACROSS * 32 + 8 * q,
+                                          outlet.row_of(index - first, q));
+                    outlet.close(shape, at);
+                }
+            } else {
+#pragma unroll 1
+                for (int first = 0; first < PANELS_OF_TILE; first += BATCH) {
+                    auto at = [&](int index) { return panel(first + index); };
+                    if (!outlet.any(shape, at)) continue;
+                    if (!residual || first > 0) outlet.open(shape, at);
+                    outlet.await_residual();
+#pragma unroll 1
+                    for (int quarter = 0; quarter < 4 * BATCH; ++quarter) {
+                        Part part;
+                        sums.select(part, first + quarter / 4, quarter % 4);
+                        outlet.finish(part, shape, at(quarter / 4), quarter / 4, quarter % 4);
+                    }
+                    outlet.close(shape, at);
+                }
+            }
+        }
+        if (thread == 0) copies_out_have_read<0>();
+    }
+}
