@@ -78,9 +78,7 @@ def kronecker(
             shuffled=shuffle or (),
             largest=merge,
         )
-        model = _network(
-            convert.Layers(convert.read_checkpoint(checkpoint), hints, source), layers, activation, in_features
-        )
+        model = _network(checkpoint, hints, layers, activation, source, in_features)
         _write(model, to)
     for line in _nodes(model):
         typer.echo(line)
@@ -122,8 +120,7 @@ def dense(
             folder = version_folder(source)
             model, options = load_model(folder), folder / "serving.toml"
         else:
-            found = convert.Layers(convert.read_checkpoint(source), convert.Hints())
-            model, options = _network(found, layers, activation), None
+            model, options = _network(source, convert.Hints(), layers, activation), None
         names = convert.linear_layers(model)
         with typer.progressbar(length=len(names), label=f"{len(names)} linear layers", file=sys.stderr) as bar:
 
@@ -138,13 +135,22 @@ def dense(
 
 
 def _network(
-    found: "convert.Layers", layers: str | None, activation: str | None, in_features: int | None = None
+    checkpoint: Path,
+    hints: "convert.Hints",
+    layers: str | None,
+    activation: str | None,
+    source: str | None = None,
+    in_features: int | None = None,
 ) -> "Model":
     """The layers of a checkpoint as a network, in the order that is told, or their own."""
     from lacuna_kernels import convert  # noqa: PLC0415  see above
 
-    steps = layers.split() if layers is not None else convert.in_order(found, activation)
-    return convert.sequence(found, steps, in_features)
+    found = convert.Layers(convert.read_checkpoint(checkpoint), hints, source)
+    if layers is not None:
+        return convert.sequence(found, layers.split(), in_features)
+    if checkpoint.suffix.lower() == ".safetensors" and len(found) > 1:
+        typer.echo(f"the file keeps no order of layers; by name: {' '.join(found)} (--layers tells another)", err=True)
+    return convert.sequence(found, convert.in_order(found, activation), in_features)
 
 
 def table(reports: Sequence["LayerReport"]) -> list[str]:

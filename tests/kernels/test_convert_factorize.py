@@ -17,7 +17,6 @@ from lacuna_kernels.convert.chains import (
     balanced,
     chain_of_blocks,
     chain_text,
-    fits,
     inner_rank,
     matrix_of,
     merge,
@@ -194,7 +193,7 @@ def test_what_is_no_chain_is_refused(text):
 def test_every_pair_of_widths_has_a_balanced_chain_of_that_rank(width_out, width_in, count, rank):
     chain = balanced(width_out, width_in, count, rank)
 
-    assert len(chain) == count and fits(chain)
+    assert len(chain) == count
     assert (chain[-1].width_out, chain[0].width_in) == (width_out, width_in)
     assert [inner_rank(*pair) for pair in pairwise(chain)] == [rank] * (count - 1)
     assert product_pattern(chain).values == (1, width_out, width_in, 1)

@@ -267,6 +267,13 @@ def test_a_name_of_no_linear_layer_is_refused():
         factorised(dense_model(), only=["linear0", "fc*"])
 
 
+def test_a_network_without_linear_layers_is_refused():
+    sparse, _ = factorised(dense_model())
+
+    with pytest.raises(ConversionError, match="has no linear layers"):
+        factorised(sparse)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [

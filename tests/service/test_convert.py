@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from lacuna_kernels import Value, load_model, walk
+from lacuna_kernels.convert import SOURCES
+from lacuna_kernels.convert.network import ACTIVATIONS
 from lacuna_service.cli import app
 from tests.cases import assert_close, tolerance
 from tests.service import networks
@@ -207,8 +209,31 @@ def test_names_and_types_of_inputs_and_outputs_are_told(dense: Path, tmp_path: P
         assert "input   x FP32 [-1, 16]\noutput  linear4 FP32 [-1, 4]\n" in done.stdout
 
 
+def test_an_order_that_the_file_did_not_keep_is_told(tmp_path: Path) -> None:
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    save_file({"up.weight": first.weight, "down.weight": second.weight}, tmp_path / "net.safetensors")
+    x = torch.randn(3, 4)
+
+    by_name = lacuna("convert", "dense", tmp_path / "net.safetensors", "--to", tmp_path / "net" / "1", "--rank", 9)
+    told = ("--layers", "up down", "--rank", 9)
+    as_told = lacuna("convert", "dense", tmp_path / "net.safetensors", "--to", tmp_path / "net" / "2", *told)
+
+    assert "by name: down up (--layers tells another)" in by_name.stderr
+    assert as_told.exit_code == 0 and "by name" not in as_told.stderr
+    assert_close(outputs(tmp_path / "net" / "1", x), first(second(x)).detach(), tolerance(terms=4, layers=2))
+    assert_close(outputs(tmp_path / "net" / "2", x), second(first(x)).detach(), tolerance(terms=4, layers=2))
+
+
+def test_the_choices_are_all_that_there_are() -> None:
+    text = " ".join(lacuna("convert", "kronecker", "--help").output.split())
+
+    assert f"--activation <{'|'.join(ACTIVATIONS)}>" in text
+    assert f"--source <{'|'.join(SOURCES)}>" in text
+
+
 def test_the_readme_names_options_that_there_are() -> None:
-    section = README.split("\n## Weights you have\n")[1].split("\n## ")[0].replace("train_digits.py --dense", "")
+    section = README.split("\n## Weights you have\n")[1].split("\n## ")[0]
+    section = re.sub(r"train_digits.py --dense|lacuna (check|serve) .*", "", section)
     known = set(
         re.findall(
             r"--[a-z][\w-]*", "".join(lacuna("convert", name, "--help").output for name in ("kronecker", "dense"))

@@ -6,7 +6,6 @@ guarantees", Zheng, Le, Riccietti and Gribonval, arXiv 2411.04506 (whose chains 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import gcd, log, prod
 
 import torch
@@ -137,8 +136,3 @@ def merge(factors: Sequence[Tensor], largest_block: int) -> list[Tensor]:
         else:
             merged.append(factor)
     return merged
-
-
-def fits(chain: Sequence[KSPattern]) -> bool:
-    """Whether every factor takes what the one before gives."""
-    return all(before.width_out == after.width_in for before, after in pairwise(chain))

@@ -90,9 +90,11 @@ def sparsify(
 
     A layer also stays dense if the rule has no chain for its shape, or if the chain has no fewer parameters.
 
-    Raises ConversionError if a name in `only` is that of no linear layer.
+    Raises ConversionError if there are no linear layers, or a name in `only` is that of none.
     """
     names = linear_layers(model)
+    if not names:
+        raise ConversionError("the network has no linear layers to factorise")
     if unknown := [text for text in only if not any(matches(name, [text]) for name in names)]:
         raise ConversionError(f"{unknown[0]!r} is no linear layer of the network ({', '.join(map(repr, names))})")
     weights, replaced = dict(model.weights), dict[str, list[Tensor]]()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lacuna_kernels.convert.chains import Chain, fits, merge
+from lacuna_kernels.convert.chains import Chain, merge
 from lacuna_kernels.errors import ConversionError
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -103,9 +103,9 @@ def kronecker_layer(
     """
     bias, kept = bias_of(leaves), hints.out_features.get(name)
     chain = [KSPattern(*factor.shape) for factor in factors]
-    if not fits(chain):
-        wrong = next(f"{a} and then {b}" for a, b in pairwise(chain) if a.width_out != b.width_in)
-        raise ConversionError(f"layer {name!r}: factors do not fit each other, such as {wrong}")
+    for before, after in pairwise(chain):
+        if before.width_out != after.width_in:
+            raise ConversionError(f"layer {name!r}: factors do not fit each other: {before} and then {after}")
     width_in, width_out = chain[0].width_in, chain[-1].width_out
     kept = kept or (width_out if bias is None else len(bias))
     if kept > width_out or (bias is not None and len(bias) != kept):

@@ -88,7 +88,7 @@ class _Assembly:
             if first is not None:
                 weights["factors.0"], self.places = first, list(range(self.width))
         self.pick()
-        self.add(node_name(layer.name, layer.op), layer.op, **_without_defaults(layer.attributes))
+        self.add(node_name(layer.name, layer.op), layer.op, **layer.attributes)
         self.weights |= {f"{self.x}.{key}": weight for key, weight in weights.items()}
         self.width, self.places = layer.width_out, list(range(layer.kept))
 
@@ -146,7 +146,3 @@ def node_name(layer: str, op: str) -> str:
     """A layer's name as a node's: of few characters, without dots as in the names of weights, a letter first."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", layer)[-100:]
     return name if name[:1].isalpha() else f"{op.partition('_')[0]}{name}"
-
-
-def _without_defaults(attributes: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in attributes.items() if not (key == "bias" and value is True)}
