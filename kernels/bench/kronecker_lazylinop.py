@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.kronecker_ways import Multiply, Operands, Skipped
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.device import Device, Dim3
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -35,8 +35,8 @@ class Generated:
     """A source that lazylinop wrote, with the launch that belongs to it."""
 
     variant: Variant
-    grid: Dim3
-    block: Dim3
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
 
 
 def _library() -> Any:
