@@ -16,11 +16,13 @@ SOURCES = {
     "ks_matmul_halves.cu",
     "ks_matmul_last.cu",
     "ks_matmul_mma.cu",
+    "ks_matmul_planes.cu",
     "ks_matmul_simt.cu",
     "ks_turn.cu",
 }
 
 PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8), (1, 65, 33, 9)]
+PATTERNS += [(1, 48, 32, d) for d in (2, 3, 4, 6, 8, 12, 16, 32)]
 """Some with vectors of 16 bytes and some without."""
 ROWS = 72
 

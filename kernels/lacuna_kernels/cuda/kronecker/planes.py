@@ -22,6 +22,8 @@ _THREADS = 512
 _SHARED_BYTES = 227 * 1024
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 40
+_LEAST_RAW_BYTES, _WEIGHT_BYTES = 32 * 1024, 96 * 1024
+"""What should be on its way from memory at any time, of x and of weights that stream."""
 _SWIZZLES = {32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
 
 
@@ -127,10 +129,10 @@ class Planes:
             room = (self.free_bytes - all_weights * size) // self.stage_bytes
             if room >= least_x + 2 and room * self.stage_bytes >= read_past:
                 return (*_shares(room, least_x, passes), all_weights)
-        for raw in (4, 3, 2):
+        for raw in (max(2, _LEAST_RAW_BYTES // self.stage_bytes), 2):
             left = self.free_bytes - (raw + least_x) * self.stage_bytes
-            if left >= 3 * size or (raw == 2 and left >= 2 * size):
-                w = min(left // size, _MOST_STAGES, max(3, 98_304 // size), all_weights - 1)
+            w = min(left // size, _MOST_STAGES, max(4, _WEIGHT_BYTES // size), all_weights - 1)
+            if w >= 2:
                 room = (self.free_bytes - w * size) // self.stage_bytes
                 return (*_shares(room, least_x, passes), w)
         return None
@@ -211,9 +213,9 @@ class Planes:
         x, y = (self.rows * self.depth * _SIZE * side for side in (p.c, p.b))
         products = passes * steps * (self.depth if self.octets else 2 * self.depth)
         shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
-        in_flight = schedule.w * self.weight_bytes(p)
-        clocks = max((x + y) / (15 if self.whole else 12.5), shared * 1.25, weights / min(in_flight / 1900, 48))
-        return 3e-6 + share * (clocks + 800 * passes) / 1.7e9
+        weights_rate = min((schedule.w - 1) * self.weight_bytes(p) / 1500, 32 if self.whole else 22)
+        clocks = max((x + y) / (18 if self.whole else 15.5), shared * 1.1, weights / max(weights_rate, 1))
+        return 3e-6 + share * (clocks + 600 * passes) / 1.7e9
 
     def scratch_bytes(self, problem: Problem) -> int:
         """None."""
