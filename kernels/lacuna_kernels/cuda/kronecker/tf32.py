@@ -1,0 +1,212 @@
+"""fp32 and tf32 on Hopper's tensor cores: batch-size-last, and batch-size-first for d = 1."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+STEP = 32
+"""TILE_K of ks_matmul_tf32.cu."""
+
+_LINE_BYTES = 128  # of a swizzled row of a box: 32 elements
+_STATIC_BYTES = 1024  # the barriers, and what their alignment costs
+_LARGEST_TILES = 2**30
+_NO_MAP = bytes(128)
+
+
+@dataclass(frozen=True, slots=True)
+class Tf32:
+    """Tiles of y of 64 * warpgroups rows by `columns` columns j, for one (i, l).
+
+    parts     2: big and small parts of x and values, three products, fp32's accuracy; 1: rounded to tf32, one product
+    x_stages  steps of 32 k of x under way in shared memory; w_stages of values
+    """
+
+    layout: Layout
+    parts: int
+    columns: int
+    warpgroups: int
+    x_stages: int
+    w_stages: int
+
+    @property
+    def name(self) -> str:
+        """Layout and tile."""
+        return f"tf32 {self.layout} {self.rows}x{self.columns}"
+
+    @property
+    def packing(self) -> str:
+        """By layout and columns: see `pack`."""
+        return f"tf32 {self.layout} {self.parts} {self.columns}"
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+        return Precision.FP32 if self.parts == 2 else Precision.TF32
+
+    @property
+    def rows(self) -> int:
+        """Of a tile."""
+        return 64 * self.warpgroups
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block: stages of x, tiles of y on their way out, stages of values."""
+        y_lines = 2 * self.columns if self.layout is Layout.LAST else 64 * ceil(self.columns / STEP)
+        lines = self.x_stages * self.rows + self.warpgroups * y_lines + self.w_stages * self.parts * self.columns
+        return lines * _LINE_BYTES
+
+    @property
+    def variant(self) -> Variant:
+        """What to compile."""
+        constants = {
+            "LAST": int(self.layout is Layout.LAST),
+            "PARTS": self.parts,
+            "TILE_B": self.columns,
+            "WARPGROUPS": self.warpgroups,
+            "X_STAGES": self.x_stages,
+            "W_STAGES": self.w_stages,
+        }
+        name = "ks_matmul_tf32"
+        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), self.shared_bytes)
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One."""
+        return (self.variant,) if precision is self.precision else ()
+
+    def sums(self, problem: Problem) -> Sums:
+        """Neither rows nor tile change it."""
+        return Sums.SPLIT if self.parts == 2 else Sums.TF32
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Rows of memory that start at multiples of 16 bytes, as the copy engine wants them, and no tiny blocks."""
+        pattern, last = problem.pattern, self.layout is Layout.LAST
+        length = problem.rows if last else pattern.c
+        return (
+            limits.hopper
+            and self.shared_bytes + _STATIC_BYTES <= limits.shared_bytes
+            and problem.precision is self.precision
+            and problem.layout is self.layout
+            and problem.aligned
+            and (last or pattern.d == 1)
+            and length % 4 == 0
+            and min(pattern.b, pattern.c) >= _LEAST_WIDTH
+            and (pattern.b <= self.columns or self.columns % STEP == 0)
+            and self._tiles(problem) < _LARGEST_TILES
+        )
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The slower of the tensor cores and of the memory, if the tiles were shared out evenly."""
+        pattern = problem.pattern
+        steps = ceil(pattern.c / STEP)
+        products = steps * STEP // 8 * (3 if self.parts == 2 else 1) * self.warpgroups
+        clocks = ceil(self._tiles(problem) / limits.multiprocessors) * (products * (20 + 0.42 * self.columns) + 600)
+        values = pattern.a * pattern.d * self._across(pattern) * self.columns * steps * STEP * 4 * self.parts
+        moved = problem.bytes - pattern.nonzeros * 4 + values
+        return 4e-6 + max(clocks / _CLOCKS_PER_SECOND, moved / _BYTES_PER_SECOND)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Put the values [a, b, c, d] in the order of the tensor cores' blocks of 8 columns by 4 k, padded by zeros.
+
+        Returns [a, d, tiles of columns, steps of 32 k, 4, 2, parts, columns / 8, 8, 4]: k = 8 t + 2 q + h of a step is
+        at (t, h, q); column j is at its place, but batch-size-first 16 g + 4 q + 2 h + e at 16 g + 8 h + 2 q + e.
+        """
+        a, b, c, d = values.shape
+        tiles, steps = ceil(b / self.columns), ceil(c / STEP)
+        rows, length = tiles * self.columns, steps * STEP
+        padded = values.new_zeros(a, d, rows, length)
+        padded[:, :, :b, :c] = values.permute(0, 3, 1, 2)
+        if self.layout is Layout.FIRST:
+            padded = padded.view(a, d, rows // 16, 4, 2, 2, length).transpose(3, 4)
+        padded = padded.reshape(a, d, tiles, self.columns // 8, 8, steps, STEP // 8, 4, 2)
+        blocks = padded.permute(0, 1, 2, 5, 6, 8, 3, 4, 7)
+        big = round_to_tf32(blocks)
+        return torch.stack((big, round_to_tf32(blocks - big))[: self.parts], 6).contiguous()
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        epilogue, pattern = operands.epilogue, problem.pattern
+        x_map = self._map(operands.x, problem.rows, pattern, pattern.c, self.rows, STEP)
+        staged = self.layout is Layout.LAST or pattern.b % 4 == 0
+        y_map = self._map(operands.y, problem.rows, pattern, pattern.b, 64, self.columns) if staged else _NO_MAP
+        device.kernel(self.variant)(
+            (self._blocks(problem, device.limits.multiprocessors), 1, 1),
+            (128 * (self.warpgroups + 1), 1, 1),
+            x_map,
+            y_map,
+            packed,
+            epilogue.bias,
+            epilogue.residual,
+            operands.y,
+            operands.count,
+            problem.rows,
+            *pattern.values,
+            ACTIVATION_CODES[epilogue.activation],
+            float(epilogue.negative_slope),
+            int(staged),
+        )
+
+    def _map(self, matrix: Tensor, n: int, pattern: KSPattern, length: int, rows: int, features: int) -> bytes:
+        """The boxes of a matrix with a * length * d features: 32 elements by `features`, or by `rows`."""
+        a, d = pattern.a, pattern.d
+        if self.layout is Layout.LAST:
+            sizes, strides, box = (n, d, length, a), (n, n * d, n * d * length), (STEP, 1, features, 1)
+        else:
+            sizes, strides, box = (length, a, n, 1), (length, a * length, n * a * length), (STEP, 1, rows, 1)
+        return tensor_map(matrix, sizes, [stride * 4 for stride in strides], box, Swizzle.BYTES_128)
+
+    def _across(self, pattern: KSPattern) -> int:
+        return ceil(pattern.b / self.columns)
+
+    def _tiles(self, problem: Problem) -> int:
+        pattern = problem.pattern
+        return ceil(problem.rows / self.rows) * pattern.a * pattern.d * self._across(pattern)
+
+    def _blocks(self, problem: Problem, multiprocessors: int) -> int:
+        """One a multiprocessor; batch-size-first a few less, if each then keeps the values of its tiles."""
+        strip = problem.pattern.a * self._across(problem.pattern)
+        whole = multiprocessors // strip * strip
+        if self.layout is Layout.FIRST and 10 * whole >= 9 * multiprocessors:
+            return min(self._tiles(problem), whole)
+        return min(self._tiles(problem), multiprocessors)
+
+
+_LEAST_WIDTH = 8
+_CLOCKS_PER_SECOND = 1.7e9
+_BYTES_PER_SECOND = 3.4e12
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    """Round fp32 to the 11 significant bits of tf32, to nearest, ties away from zero."""
+    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+WAYS = tuple(
+    Tf32(layout, parts, columns, warpgroups, x_stages, w_stages)
+    for layout in Layout
+    for parts, columns, warpgroups, x_stages, w_stages in (
+        (2, 48, 3, 4, 6),
+        (2, 64, 3, 4, 5),
+        (2, 96, 2, 6, 3),
+        (2, 128, 2, 4, 3),
+        (1, 48, 3, 5, 8),
+        (1, 64, 3, 5, 6),
+        (1, 96, 2, 7, 5),
+        (1, 128, 2, 6, 4),
+    )
+)
+"""Narrow tiles waste less of b, wide ones keep the tensor cores busier; as many stages as the shared memory holds."""

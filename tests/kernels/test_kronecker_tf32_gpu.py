@@ -1,0 +1,137 @@
+"""fp32 and tf32 on the tensor cores, beyond what holds for every way (test_cuda_kronecker.py)."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.tf32 import WAYS, Tf32
+from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
+from lacuna_kernels.ops import kronecker_linear as reference
+from lacuna_kernels.ops.activation import Activation, activate
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+LIMIT = {Precision.FP32: 5e-7, Precision.TF32: 5e-4}
+ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.precision} {way.name}")
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    if not gpu_count():
+        pytest.skip("no CUDA device, or no pycuda")
+    opened = Device()
+    if not opened.limits.hopper:
+        opened.close()
+        pytest.skip("not a Hopper GPU")
+    yield opened
+    opened.close()
+
+
+class Case:
+    """Fresh random operands for a way, y poisoned, and what y must be."""
+
+    def __init__(self, way: Tf32, pattern: tuple[int, int, int, int], rows: int) -> None:
+        a, b, c, d = pattern if way.layout is Layout.LAST else (pattern[0] * pattern[3], *pattern[1:3], 1)
+        self.way, self.problem = way, Problem(KSPattern(a, b, c, d), rows, way.precision, way.layout)
+        self.x = torch.randn(rows, a * c * d, device="cuda")
+        self.values = torch.randn(a, b, c, d, device="cuda") * c**-0.5
+        self.expected = reference.ks_matmul(self.x.double(), self.values.double())
+
+    def run(self, device: Device, epilogue: Epilogue | None = None, count: Tensor | None = None) -> Tensor:
+        """y, one row a vector."""
+        assert self.way.fits(self.problem, device.limits)
+        last = self.way.layout is Layout.LAST
+        shape = self.expected.shape[::-1] if last else self.expected.shape
+        y = torch.full(shape, torch.nan, device="cuda")
+        operands = Operands(self.x.T.contiguous() if last else self.x, y, epilogue or Epilogue(), count)
+        self.way.launch(device, self.problem, self.way.pack(self.values), operands)
+        return y.T if last else y
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+@ways
+@pytest.mark.parametrize("rows", [4, 128, 700])
+def test_blocks_that_miss_the_tile_in_every_direction(device, way, rows):
+    patterns = [(2, 40, 72, 3), (1, 31, 100, 20), (3, 48, 8, 2), (2, 8, 20, 1)]
+    if way.columns % 32 == 0:
+        patterns += [(2, way.columns + 4, 48, 1), (1, 2 * way.columns + 3, 36, 2)]
+    for pattern in patterns:
+        case = Case(way, pattern, rows)
+
+        assert relative_error(case.run(device), case.expected) < LIMIT[way.precision], pattern
+
+
+@ways
+def test_a_long_sum_keeps_its_accuracy(device, way):
+    case = Case(way, (1, 48, 1024, 2), 1000)
+
+    assert relative_error(case.run(device), case.expected) < LIMIT[way.precision]
+
+
+@ways
+def test_sums_of_one_sign_do_not_shrink(device, way):
+    case = Case(way, (1, 48, 1024, 1), 256)
+    case.x.abs_()
+    case.values.abs_()
+    case.expected = reference.ks_matmul(case.x.double(), case.values.double())
+
+    assert relative_error(case.run(device), case.expected) < LIMIT[way.precision]
+
+
+@ways
+def test_many_tiles_a_block_agree_with_float64(device, way):
+    case = Case(way, (8, way.columns, 64, 4), 9000)
+
+    for _ in range(5):
+        assert relative_error(case.run(device), case.expected) < LIMIT[way.precision]
+
+
+@ways
+@pytest.mark.parametrize("used", [0, 1, 191, 431])
+def test_rows_past_the_count_are_not_written_whatever_the_epilogue(device, way, used):
+    case = Case(way, (2, 44, 40, 1), 700)
+    features = case.expected.shape[1]
+    bias, residual = torch.randn(features, device="cuda"), torch.randn(700, features, device="cuda")
+    added = residual.T.contiguous() if way.layout is Layout.LAST else residual
+    count = torch.tensor([used], dtype=torch.int32, device="cuda")
+
+    y = case.run(device, Epilogue(bias, added, Activation.SILU), count)
+
+    sums = (case.expected + bias.double() + residual.double())[:used]
+    assert not used or relative_error(y[:used], activate(sums, Activation.SILU, 0.0)) < LIMIT[way.precision]
+    assert bool(y[used:].isnan().all())
+
+
+@pytest.mark.parametrize("layout", Layout, ids=str)
+@pytest.mark.parametrize("precision", LIMIT, ids=str)
+def test_every_tile_gives_the_same_bits_and_a_row_does_not_depend_on_others(device, precision, layout):
+    fitting = [way for way in WAYS if way.precision is precision and way.layout is layout]
+    case = Case(fitting[0], (3, 40, 200, 2), 516)
+    few = Case(fitting[0], (3, 40, 200, 2), 4)
+    few.values, few.x = case.values, case.x[100:104]
+    expected = case.run(device)
+
+    for way in fitting:
+        case.way = few.way = way
+        assert torch.equal(case.run(device), expected), way.name
+        assert torch.equal(few.run(device), expected[100:104]), way.name
+
+
+def test_infinities_and_nan_stay_visible(device):
+    for way in WAYS:
+        case = Case(way, (1, 48, 32, 1), 128)
+        case.x[3, 5], case.x[7, 9] = torch.inf, torch.nan
+
+        y = case.run(device)
+
+        assert not y[[3, 7]].isfinite().any()
+        assert bool(y[[0, 1, 2, 4, 8, 127]].isfinite().all())
