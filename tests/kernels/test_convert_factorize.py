@@ -174,6 +174,7 @@ def test_zeros_stay_zeros():
     [
         ("4,2,2,1 4,3,2,2", "widths between them must be equal"),
         ("1,2,2,4 2,2,2,2 4,2,2,1", "not chainable"),  # lazylinop's order
+        ("2,3,1,1 1,1,3,2", "not chainable"),  # half a rank
         ("4,4,2,1 1,2,4,4", "the chain is 8 x 8, the matrix 6 x 8"),
     ],
 )

@@ -376,6 +376,18 @@ def test_inputs_of_a_butterfly_are_padded_and_its_outputs_cut(width_in, width_ou
     assert_same(model, x, x @ matrix.T + bias)
 
 
+@pytest.mark.parametrize("width", [8, 17])
+def test_a_butterfly_pads_to_the_next_power_of_two(width):
+    with pytest.raises(ConversionError, match="layer 'fc' takes 9 to 16 features"):
+        convert({"fc.twiddle": twiddles(1, 1, 4)}, width=width)
+
+
+@pytest.mark.parametrize("width", [12, 17])
+def test_a_monarch_layer_pads_less_than_a_feature_a_block(width):
+    with pytest.raises(ConversionError, match="layer 'fc' takes 13 to 16 features"):
+        convert(monarch_state("fc", 16, 16), width=width)
+
+
 def test_the_hadamard_matrix_is_a_butterfly():
     linalg = pytest.importorskip("scipy.linalg")
     twiddle = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).repeat(1, 1, 5, 16, 1, 1)
@@ -475,6 +487,7 @@ def test_a_layer_of_no_known_kind_is_told_with_its_keys():
         (torch.ones(0, 4), "has no numbers"),
         (torch.eye(4).to_sparse(), "is sparse"),
         (torch.ones(1).expand(10**9, 10**9), "repeats 1 stored numbers"),  # a file of 1 kB
+        (torch.ones(2, 1).expand(2, 2), "repeats 2 stored numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -486,9 +499,9 @@ def test_tensors_that_are_no_plain_numbers_are_refused(tensor, message):
     assert ops(convert(state, steps=["rest"])) == ["linear"]  # what is not used need not be readable
 
 
-@pytest.mark.parametrize("bias", [torch.ones(2, 2), torch.tensor(1.0), torch.ones(4, 1, 1)])
+@pytest.mark.parametrize("bias", [torch.ones(2, 2), torch.tensor(1.0), torch.ones(4, 1, 1), torch.ones(4).to_sparse()])
 def test_a_bias_that_is_no_vector_is_refused(bias):
-    with pytest.raises(ConversionError, match=r"layer 'fc': 'bias' .* is no vector"):
+    with pytest.raises(ConversionError, match=r"layer 'fc': 'bias' .* is (no vector|sparse)"):
         convert({"fc.factors.0": torch.ones(1, 4, 4, 1), "fc.bias": bias})
 
 
@@ -522,18 +535,20 @@ def test_outputs_are_cut_from_any_kind_of_factors():
     values, x = torch.randn(2, 3, 4, 2), torch.randn(5, 16)
 
     for name in ("fc.factors.0", "fc.0"):
-        model = convert({name: values}, Hints(out_features={"fc": 7}))
-        assert_same(model, x, ks_linear([values], torch.zeros(12), x)[:, :7])
+        model = convert({name: values}, Hints(out_features={"fc": 3}))
+        assert_same(model, x, ks_linear([values], torch.zeros(12), x)[:, :3])
 
 
 def test_a_shuffle_is_of_block_diagonal_layers_alone():
     state = {"a.weight": torch.randn(6, 6), "b.weight": torch.randn(2, 3, 3), "c.permutation": torch.randperm(6)}
+    state |= monarch_state("d", 6, 6, blocks=2)
 
     model = convert(state, Hints(shuffled=["*"]), source="monarch")
 
     x = torch.randn(4, 6)
     y = (x @ state["a.weight"].T).reshape(4, 2, 3).transpose(1, 2).flatten(1)
-    assert_same(model, x, (y @ torch.block_diag(*state["b.weight"]).T)[:, state["c.permutation"]])
+    y = (y @ torch.block_diag(*state["b.weight"]).T)[:, state["c.permutation"]]
+    assert_same(model, x, monarch_linear(y, state, "d"))
 
 
 def test_the_patterns_here_are_those_of_a_layer_of_8_to_12():

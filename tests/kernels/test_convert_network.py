@@ -267,6 +267,12 @@ def test_a_name_of_no_linear_layer_is_refused():
         factorised(dense_model(), only=["linear0", "fc*"])
 
 
+def test_a_chain_of_as_many_parameters_is_not_worth_it():
+    _, reports = factorised(network(trained(nn.Linear(12, 4), nn.Linear(4, 4))))
+
+    assert (reports["linear1"].parameters, reports["linear1"].kept) == (16, "16 parameters, no fewer than dense")
+
+
 def test_a_network_without_linear_layers_is_refused():
     sparse, _ = factorised(dense_model())
 

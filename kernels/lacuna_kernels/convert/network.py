@@ -96,13 +96,11 @@ class _Assembly:
         """Add an activation, as an attribute of a linear layer where one comes before; or softmax, or argmax."""
         last = self.draft.nodes[-1] if self.draft.nodes else {}
         unfinished = last.get("op") in LINEAR_OPS and "activation" not in last
-        if name in ACTIVATIONS and unfinished and ZERO not in self.places:
+        if name in ACTIVATIONS and unfinished:
             last["activation"] = name
             return
         self.pick()
         self.add(name, name)
-        if name == "argmax":
-            self.width, self.places = 1, [0]
 
     def pick(self) -> None:
         """Add a node for the features that wait to be picked, unless they are all there in order."""
