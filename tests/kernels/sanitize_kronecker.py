@@ -18,6 +18,7 @@ SOURCES = {
     "ks_matmul_mma.cu",
     "ks_matmul_planes.cu",
     "ks_matmul_simt.cu",
+    "ks_matmul_tf32.cu",
     "ks_turn.cu",
 }
 

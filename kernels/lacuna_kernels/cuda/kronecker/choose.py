@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker import halves, last, planes, tiles
+from lacuna_kernels.cuda.kronecker import halves, last, planes, tf32, tiles
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.turned import Turned
@@ -17,7 +17,14 @@ from lacuna_kernels.graph import Precision
 INNER: tuple[Way, ...] = (tiles.MMA_TILES[0], tiles.SIMT_TILES[0])
 """Those for d = 1 that are worth turning rows for."""
 
-WAYS: tuple[Way, ...] = (*tiles.WAYS, *halves.WAYS, *last.WAYS, *planes.WAYS, *(Turned(way) for way in INNER))
+WAYS: tuple[Way, ...] = (
+    *tiles.WAYS,
+    *halves.WAYS,
+    *tf32.WAYS,
+    *last.WAYS,
+    *planes.WAYS,
+    *(Turned(way) for way in INNER),
+)
 """All there are."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = ()
