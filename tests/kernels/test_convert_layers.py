@@ -536,6 +536,7 @@ def test_outputs_are_cut_from_any_kind_of_factors():
 
     for name in ("fc.factors.0", "fc.0"):
         model = convert({name: values}, Hints(out_features={"fc": 3}))
+        assert patterns(model) == [(2, 2, 4, 2)]
         assert_same(model, x, ks_linear([values], torch.zeros(12), x)[:, :3])
 
 

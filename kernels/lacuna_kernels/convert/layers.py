@@ -111,19 +111,14 @@ def kronecker_layer(
     if kept > width_out or (bias is not None and len(bias) != kept):
         told = "no bias" if bias is None else f"a bias of {len(bias)}"
         raise ConversionError(f"layer {name!r} computes {width_out} outputs, {kept} are asked for, with {told}")
-    factors = [*factors[:-1], _first_outputs(factors[-1], kept)]
-    width_out = KSPattern(*factors[-1].shape).width_out
+    last = factors[-1][:, : -(-kept // chain[-1].d)]  # without rows j that give no output which is kept
+    factors = [*factors[:-1], last]
+    width_out = KSPattern(*last.shape).width_out
     weights = {f"factors.{index}": factor.float() for index, factor in enumerate(factors)}
     if bias is not None:
         weights["bias"] = torch.nn.functional.pad(bias, (0, width_out - len(bias)))
     attributes = {"patterns": [list(factor.shape) for factor in factors], "bias": bias is not None}
     return Layer(name, "kronecker_linear", attributes, weights, width_in, width_out, narrowest or width_in, kept)
-
-
-def _first_outputs(factor: Tensor, kept: int) -> Tensor:
-    """The last factor without the outputs that are dropped, as far as a pattern can say it: whole rows j of d."""
-    a, b, _, d = factor.shape
-    return factor[:, : min(b, -(-kept // d))] if a == 1 else factor
 
 
 def merged(layer: Layer, largest: int) -> Layer:
