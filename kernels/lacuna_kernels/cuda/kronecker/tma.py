@@ -25,6 +25,8 @@ _VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
 _LAUNCHES = 1 << 16
 """Places for counters in ks_matmul_tma.cu."""
+_MANY = 30
+"""Tiles of one multiprocessor that hide how the last of them end."""
 _READ_TOGETHER = 1 << 24
 """Bytes of values that the tiles of one n may read: they stay in the second-level cache for those of the next."""
 
@@ -76,9 +78,10 @@ class Tma:
 
     @property
     def shared_bytes(self) -> int:
-        """Stages, panels, barriers and corners of tiles, and what aligning them may take."""
+        """Stages with their barriers and corners of tiles, panels, barriers of residuals, and the bias."""
         stage = (self._rows + self._columns) * _STEP * 2
-        return self.stages * (stage + 32) + 2 * self.batch * self.kept * _PANEL_BYTES + 16 + 1024
+        biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
+        return self.stages * (stage + 32) + 2 * self.batch * self.kept * _PANEL_BYTES + 16 + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One for fp16, one for bf16."""
@@ -114,15 +117,15 @@ class Tma:
         return p.d == 1 and vectors and tensor_cores_pay(p, problem.dtype)
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slower of memory and the tiles of one multiprocessor; fitted to measurements on an H200."""
+        """Memory, or the tiles of one multiprocessor if slower, and some of the other; fitted to runs of an H200."""
         p, elements = problem.pattern, self._rows * self._columns
-        steps, tiles = ceil(p.c / _STEP), self._tiles(problem)
-        products = steps * elements * _STEP / 2048 + elements * 2 / 55 + 1700
-        traffic = steps * (self._rows + self._columns) * _STEP * 2 / 40
-        rounds = tiles / limits.multiprocessors
-        clocks = (rounds if rounds > 30 else ceil(rounds)) * max(products, traffic)
+        steps, rounds = ceil(p.c / _STEP), self._tiles(problem) / limits.multiprocessors
+        products = steps * elements * _STEP / 2048 + elements * 2 / 62 + 150
+        traffic = steps * (self._rows + self._columns) * _STEP * 2 / 48
+        tiles = (rounds if rounds > _MANY else ceil(rounds)) * max(products, traffic) / 1.54e9
+        memory = problem.bytes / 4.2e12
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
-        return 4e-6 + max(problem.bytes / 4.2e12, clocks / 1.57e9) + detour
+        return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour
 
     def _tiles(self, problem: Problem) -> int:
         p = problem.pattern

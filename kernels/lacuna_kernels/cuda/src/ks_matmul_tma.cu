@@ -29,10 +29,11 @@ constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
 constexpr int TILE_N = LAST ? COLUMNS : ROWS, TILE_J = LAST ? ROWS : COLUMNS;
 constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
 constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
-constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS);
+constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), BIAS_AT = CORNERS_AT + 16 * STAGES;
+constexpr int BIASED = LAST ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
 #ifdef SHARED_BYTES
-static_assert(SHARED_BYTES >= CORNERS_AT + 16 * STAGES + 1024, "too little memory");
+static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
 #endif
 
 // How many tiles the blocks of a launch have taken, a place for each of the launches that may run at once; all 0 before
@@ -136,6 +137,10 @@ using Part = float[8];
 struct Sums {
     float of[TILES_ROWS][WIDTH / 2];
 
+    __device__ __forceinline__ Part& part(int panel, int q) {
+        return *reinterpret_cast<Part*>(of[panel / ACROSS] + panel % ACROSS * 32 + q * 8);
+    }
+
     // Copy a quarter of a panel out; registers have no addresses, so that the candidates are passed by one after the other.
     __device__ __forceinline__ void select(Part& part, int panel, int quarter) const {
 #pragma unroll
@@ -155,6 +160,7 @@ struct Sums {
 
 // This warp has read a stage.
 __device__ __forceinline__ void release(uint32_t empty) {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
@@ -198,22 +204,6 @@ __device__ __forceinline__ float2 floats_of(uint32_t pair, __nv_bfloat16) {
     return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
 
-__device__ __forceinline__ void add_bias(Part& sums, const float* bias, const Shape& shape, const Corner& at, int row,
-                                         int column) {
-    auto of = [&](int j) { return j < shape.b ? bias[shape.feature(at.l, at.i, j)] : 0.0f; };
-    if (LAST) {
-        const float low = of(at.j + row), high = of(at.j + row + 8);
-#pragma unroll
-        for (int v = 0; v < 8; ++v) sums[v] += v % 4 < 2 ? low : high;
-    } else {
-#pragma unroll
-        for (int v = 0; v < 8; v += 4) {
-            const float even = of(at.j + column + 2 * v), odd = of(at.j + column + 2 * v + 1);
-            sums[v] += even, sums[v + 1] += odd, sums[v + 2] += even, sums[v + 3] += odd;
-        }
-    }
-}
-
 // Bytes from the start of a swizzled panel to a run of 8 elements.
 __device__ __forceinline__ int swizzled(int row, int run) { return row * 128 + (run ^ row % 8) * 16; }
 
@@ -240,6 +230,7 @@ struct Outlet {
     int activation;
     float negative_slope;
     unsigned char* panels;
+    float* biases;       // of the tile's j that are this warpgroup's
     uint32_t arrived;    // barrier of residuals
     int id, thread;      // of the warpgroup, in the warpgroup
     bool parts, direct;  // rows may end before y does; rows of y are not aligned
@@ -262,6 +253,15 @@ struct Outlet {
 #pragma unroll
         for (int p = 0; p < BATCH; ++p) found |= exists(shape, at(p));
         return found;
+    }
+
+    // Bring the bias for j from `first` on to shared memory, where all see it from the next `open` on.
+    __device__ __forceinline__ void bring_bias(const Shape& shape, const Corner& tile, int first) const {
+#pragma unroll
+        for (int index = thread; index < BIASED; index += WARPGROUP) {
+            const int j = tile.j + first + index;
+            biases[index] = j < shape.b ? bias[shape.feature(tile.l, tile.i, j)] : 0.0f;
+        }
     }
 
     // Wait for the memory of a batch, and start bringing the residual into it, if there is one.
@@ -294,10 +294,20 @@ struct Outlet {
         store_matrices(row, pairs);
     }
 
-    // Finish the sums of a quarter of a panel.
-    __device__ __forceinline__ void finish(Part& sums, const Shape& shape, const Corner& at, int index, int q) const {
+    // Finish the sums of quarter q of a panel, which is in place `index` of the batch and is the tile's panel `which`.
+    // Activations that take many instructions are SLOW.
+    template <bool SLOW>
+    __device__ __forceinline__ void finish(Part& sums, int index, int which, int q) const {
         const int lane = thread % 32;
-        if (bias) add_bias(sums, bias, shape, at, thread / 32 * 16 + lane / 4, q * 16 + lane % 4 * 2);
+        if (bias && LAST) {
+            const float* low = biases + which / ACROSS * 64 + thread / 32 * 16 + lane / 4;
+#pragma unroll
+            for (int v = 0; v < 8; ++v) sums[v] += low[v % 4 / 2 * 8];
+        } else if (bias) {
+            const float* from = biases + which % ACROSS * 64 + q * 16 + lane % 4 * 2;
+#pragma unroll
+            for (int v = 0; v < 8; ++v) sums[v] += from[v / 4 * 8 + v % 2];
+        }
         if (residual) {
             uint32_t pairs[4];
             load_matrices(pairs, row_of(index, q));
@@ -307,9 +317,12 @@ struct Outlet {
                 sums[2 * part] += two.x, sums[2 * part + 1] += two.y;
             }
         }
-        if (activation != ACTIVATION_NONE) {
+        if (SLOW) {
 #pragma unroll
             for (int v = 0; v < 8; ++v) sums[v] = activate(sums[v], activation, negative_slope);
+        } else if (activation == ACTIVATION_RELU) {
+#pragma unroll
+            for (int v = 0; v < 8; ++v) sums[v] = activate(sums[v], ACTIVATION_RELU, negative_slope);
         }
         store(sums, row_of(index, q));
     }
@@ -333,14 +346,37 @@ struct Outlet {
     }
 };
 
+// Finish and write a tile whose epilogue takes few instructions: all in registers that are known beforehand.
+enum Finish { PLAIN, QUICK };
+template <Finish FINISH, typename Panel>
+__device__ __forceinline__ void write_tile(Outlet& outlet, Sums& sums, const Shape& shape, Panel panel) {
+#pragma unroll
+    for (int first = 0; first < PANELS_OF_TILE; first += BATCH) {
+        auto at = [&](int index) { return panel(first + index); };
+        if (!outlet.any(shape, at)) continue;
+        if (FINISH == PLAIN || !outlet.residual || first > 0) outlet.open(shape, at);
+        if (FINISH == QUICK) outlet.await_residual();
+#pragma unroll
+        for (int index = 0; index < BATCH; ++index)
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                Part& part = sums.part(first + index, q);
+                if (FINISH == QUICK)
+                    outlet.finish<false>(part, index, first + index, q);
+                else
+                    Outlet::store(part, outlet.row_of(index, q));
+            }
+        outlet.close(shape, at);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
               const __grid_constant__ TensorMap y_map, const __grid_constant__ TensorMap residual_map,
               const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
               int launch, int rows, int a, int b, int c, int d, int together, int pitch, int plane, int direct,
               int activation, float negative_slope) {
-    extern __shared__ unsigned char raw[];
-    unsigned char* shared = raw + (1024 - shared_address(raw) % 1024) % 1024;
+    extern __shared__ __align__(1024) unsigned char shared[];
     const Shape shape{rows_in_use(count, rows), a, b, c, d, pitch, plane};
     Ring ring{shared, shared_address(shared), shared_address(shared + BARRIERS_AT)};
     const uint32_t arrived = ring.barriers + 8 * 2 * STAGES;
@@ -364,32 +400,25 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
         const int row = (GROUPS_ROWS == 2 ? group : 0) * TILES_ROWS * 64;
         const int column = (GROUPS_ROWS == 2 ? 0 : group) * WIDTH;
         Outlet outlet{y_map, residual_map, bias, residual, y, activation, negative_slope,
-                      shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES, arrived + 8 * group, 1 + group, thread,
+                      shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES, reinterpret_cast<float*>(shared + BIAS_AT) + group * BIASED,
+                      arrived + 8 * group, 1 + group, thread,
                       shape.rows < rows, direct != 0};
         const bool plain = !bias && !residual && activation == ACTIVATION_NONE;
+        const bool slow = activation != ACTIVATION_NONE && activation != ACTIVATION_RELU;
         while (true) {
             barrier_wait(ring.full(), ring.parity);
             const Corner tile = ring.corner();
             if (tile.n < 0) break;
             auto panel = [&](int index) { return Outlet::corner(tile, index, row, column); };
             Sums sums;
+            if (bias) outlet.bring_bias(shape, tile, LAST ? row : column);
             // The first batch's residual comes while the products are summed.
             if (residual && outlet.any(shape, panel)) outlet.open(shape, panel);
             multiply(sums, ring, (c + STEP - 1) / STEP, row, column);
             if (plain) {
-#pragma unroll
-                for (int first = 0; first < PANELS_OF_TILE; first += BATCH) {
-                    auto at = [&](int index) { return panel(first + index); };
-                    if (!outlet.any(shape, at)) continue;
-                    outlet.open(shape, at);
-#pragma unroll
-                    for (int index = first; index < first + BATCH; ++index)
-#pragma unroll
-                        for (int q = 0; q < 4; ++q)
-                            Outlet::store(sums.of[index / ACROSS] + index % ACROSS * 32 + 8 * q,
-                                          outlet.row_of(index - first, q));
-                    outlet.close(shape, at);
-                }
+                write_tile<PLAIN>(outlet, sums, shape, panel);
+            } else if (!slow) {
+                write_tile<QUICK>(outlet, sums, shape, panel);
             } else {
 #pragma unroll 1
                 for (int first = 0; first < PANELS_OF_TILE; first += BATCH) {
@@ -401,7 +430,7 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
                     for (int quarter = 0; quarter < 4 * BATCH; ++quarter) {
                         Part part;
                         sums.select(part, first + quarter / 4, quarter % 4);
-                        outlet.finish(part, shape, at(quarter / 4), quarter / 4, quarter % 4);
+                        outlet.finish<true>(part, quarter / 4, first + quarter / 4, quarter % 4);
                     }
                     outlet.close(shape, at);
                 }
