@@ -65,6 +65,11 @@ class Halves:
         """Neighbouring l of a tile."""
         return self.run_each * self.groups[2]
 
+    def _pitch(self, floats: int) -> int:
+        """Floats from row to row in shared memory."""
+        banks = 4 if self.run % 8 == 0 else {4: 16, 2: 8}.get(self.run, 12)
+        return floats + (banks - floats) % 32
+
     @property
     def _halves(self) -> int:
         return 2 if self.precision is Precision.FP32 else 1
@@ -75,9 +80,7 @@ class Halves:
 
     @property
     def _x_bytes(self) -> int:
-        banks = 4 if self.run % 8 == 0 else {4: 16, 2: 8}.get(self.run, 12)
-        row = _STEP * self.run
-        return 4 * self.rows * (row + (banks - row) % 32)
+        return 4 * self.rows * self._pitch(_STEP * self.run)
 
     @property
     def _w_bytes(self) -> int:
@@ -85,10 +88,10 @@ class Halves:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: barriers, stages, and eight columns of each group on their way out."""
+        """Shared memory of a block: barriers, stages, and eight columns of all rows on their way out."""
         stage = self._x_bytes + self._w_bytes + 8 * self.columns * self.run
-        written = self.groups[1] * 8 * self.run + 4
-        return 128 + _STAGES * ceil(stage / 128) * 128 + 4 * self.rows * written
+        written = 4 * self.rows * self.groups[1] * self._pitch(8 * self.run)
+        return 128 + _STAGES * ceil(stage / 128) * 128 + written
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
@@ -210,10 +213,12 @@ WAYS = tuple(
         ((1, 1, 2), 1, 64, 4),
         ((1, 1, 2), 1, 48, 4),
         ((1, 1, 2), 1, 64, 3),
+        ((1, 1, 2), 1, 48, 3),
         ((2, 1, 1), 1, 64, 4),
         ((2, 1, 1), 1, 48, 4),
         ((2, 1, 1), 1, 64, 3),
+        ((2, 1, 1), 1, 48, 3),
         ((2, 1, 1), 2, 64, 2),
-        ((1, 2, 1), 2, 64, 2),
+        ((2, 1, 1), 2, 48, 2),
     )
 )

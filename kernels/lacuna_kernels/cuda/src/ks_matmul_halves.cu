@@ -39,24 +39,24 @@ constexpr int CONSUMERS = 128 * GROUPS_N * GROUPS_B * GROUPS_D, PRODUCERS = 128;
 constexpr int K = 16;
 constexpr int HALVES = PRODUCTS == 3 ? 2 : 1;  // of a value of the factor
 
-// Floats from one row of x to the next: neighbouring rows lie in different banks.
-constexpr int row_pitch() {
+// Floats from one row to the next in shared memory, so that neighbouring rows lie in different banks.
+constexpr int row_pitch(int pitch) {
     const int banks = L % 8 == 0 ? 4 : L == 4 ? 16 : L == 2 ? 8 : 12;
-    int pitch = K * L;
     while (pitch % 32 != banks) pitch += 4;
     return pitch;
 }
 
-constexpr int PITCH_X = row_pitch();
+constexpr int PITCH_X = row_pitch(K * L);
 constexpr int X_BYTES = 4 * R * PITCH_X;
 constexpr int HALF_BYTES = 8 * K * 2, EIGHT_BYTES = HALVES * HALF_BYTES;  // 8 j of one l, one step; with all halves
 constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all j of one l
 constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
 constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
-constexpr int ROW_Y = GROUPS_B * 8 * L, PITCH_Y = ROW_Y + 4;  // 8 j of every group are written at once
+constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 j at a time
+constexpr int TEAM_ROWS = 16 * PASSES, PITCH_Y = row_pitch(8 * L);
 constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
 #ifdef SHARED_BYTES
-static_assert(SHARED_BYTES >= Y_AT + 4 * R * PITCH_Y, "too little memory");
+static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * TEAM_ROWS * PITCH_Y, "too little memory");
 #endif
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -164,7 +164,8 @@ struct Tile {
     int row, i, j, l;
 };
 
-// What is multiplied, and how it is cut into tiles: neighbouring blocks share rows, and then a run of l.
+// What is multiplied, and how it is cut into tiles: neighbouring blocks take neighbouring l of the same rows, and then
+// the next j, so that whole lines are read and written by several blocks at about the same time.
 struct Work {
     Pattern p;
     int rows;
@@ -177,10 +178,10 @@ struct Work {
     __device__ Tile tile(int index) const {
         const int across_j = parts(p.b, J), across_l = parts(p.d, L);
         Tile tile;
-        tile.j = index % across_j * J;
-        index /= across_j;
         tile.l = index % across_l * L;
         index /= across_l;
+        tile.j = index % across_j * J;
+        index /= across_j;
         tile.i = index % p.a;
         tile.row = index / p.a * R;
         return tile;
@@ -420,7 +421,19 @@ struct Output {
     bool vectors;
 };
 
-// Lay out 8 columns of each group as [row][group along j][j][l]; `lane` is where this lane's first one belongs.
+// A warp and those that have the neighbouring l of the same rows and j.
+struct Team {
+    int number, thread;
+
+    __device__ __forceinline__ void wait() const {
+        if constexpr (GROUPS_D > 1)
+            asm volatile("bar.sync %0, %1;" ::"r"(1 + number), "n"(TEAM) : "memory");
+        else
+            __syncwarp();
+    }
+};
+
+// Lay out 8 columns as [row][j][l]; `lane` is where this lane's first one belongs.
 __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane) {
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {
@@ -429,7 +442,7 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
-                float* to = lane + (pass * 64 + v / 2 * 8) * PITCH_Y + v % 2 * 4 * L;
+                float* to = lane + (pass * 16 + v / 2 * 8) * PITCH_Y + v % 2 * 4 * L;
                 const int unit = pass * RUN, at = n * 4 + v;
                 if constexpr (RUN == 4) {
                     *reinterpret_cast<float4*>(to) =
@@ -444,46 +457,58 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
     }
 }
 
-// Write what `spread` laid out.
-__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int eight, const float* y_tile, const Output& out) {
-    constexpr int IN_ROW = ROW_Y / 4, ALL = R * IN_ROW, EACH = (ALL + CONSUMERS - 1) / CONSUMERS;
-    const Index pitch = work.p.width_out();
-#pragma unroll
-    for (int n = 0; n < EACH; ++n) {
-        const int index = n * CONSUMERS + threadIdx.x, row = index / IN_ROW, e = index % IN_ROW * 4;
-        const int first_j = tile.j + e / (8 * L) * N + eight * 8, j = first_j + e % (8 * L) / L, l = tile.l + e % L;
-        if ((ALL % CONSUMERS != 0 && index >= ALL) || tile.row + row >= work.rows || j >= work.p.b || l >= work.p.d) continue;
-        float4 sums = *reinterpret_cast<const float4*>(y_tile + row * PITCH_Y + e);
-        const Index from = (tile.row + row) * pitch + (Index(tile.i) * work.p.b) * work.p.d;
-        const Index at = from + Index(j) * work.p.d + l;
-        if (out.vectors) {
-            if (out.residual) {
-                const float4 more = *reinterpret_cast<const float4*>(out.residual + at);
-                sums.x += more.x, sums.y += more.y, sums.z += more.z, sums.w += more.w;
-            }
-            if (out.activation != ACTIVATION_NONE) {
-                sums.x = activate(sums.x, out.activation, out.negative_slope);
-                sums.y = activate(sums.y, out.activation, out.negative_slope);
-                sums.z = activate(sums.z, out.activation, out.negative_slope);
-                sums.w = activate(sums.w, out.activation, out.negative_slope);
-            }
-            *reinterpret_cast<float4*>(out.y + at) = sums;
-        } else {
-#pragma unroll 1
-            for (int v = 0; v < 4; ++v) {
-                const int jj = first_j + (e + v) % (8 * L) / L, ll = tile.l + (e + v) % L;
-                if (jj >= work.p.b || ll >= work.p.d) continue;
-                const Index where = from + Index(jj) * work.p.d + ll;
-                float sum = y_tile[row * PITCH_Y + e + v];
-                if (out.residual) sum += out.residual[where];
-                out.y[where] = activate(sum, out.activation, out.negative_slope);
-            }
-        }
+__device__ __forceinline__ void write_four(const Output& out, Index at, float4 sums) {
+    if (out.residual) {
+        const float4 more = *reinterpret_cast<const float4*>(out.residual + at);
+        sums.x += more.x, sums.y += more.y, sums.z += more.z, sums.w += more.w;
     }
+    if (out.activation != ACTIVATION_NONE) {
+        sums.x = activate(sums.x, out.activation, out.negative_slope);
+        sums.y = activate(sums.y, out.activation, out.negative_slope);
+        sums.z = activate(sums.z, out.activation, out.negative_slope);
+        sums.w = activate(sums.w, out.activation, out.negative_slope);
+    }
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(out.y + at), "f"(sums.x), "f"(sums.y), "f"(sums.z),
+                 "f"(sums.w)
+                 : "memory");  // written in C++ it becomes four stores, as where only some of the four are there
 }
 
-__device__ __forceinline__ void wait_for_consumers() {
-    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+__device__ __forceinline__ void write_one(const Output& out, Index at, float sum) {
+    if (out.residual) sum += out.residual[at];
+    out.y[at] = activate(sum, out.activation, out.negative_slope);
+}
+
+// Write 8 columns of the rows of a team; tile is where they start. A thread stays at one place of the row and goes from
+// row to row.
+__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int thread, const float* team_tile, const Output& out) {
+    constexpr int IN_ROW = 2 * L, AT_ONCE = TEAM / IN_ROW, ROUNDS = (16 + AT_ONCE - 1) / AT_ONCE;
+    const int first = thread / IN_ROW, e = thread % IN_ROW * 4;
+    if (TEAM % IN_ROW != 0 && first >= AT_ONCE) return;
+    const Index pitch = work.p.width_out(), start = (Index(tile.i) * work.p.b + tile.j) * work.p.d + tile.l;
+    const int left_j = work.p.b - tile.j, left_l = work.p.d - tile.l;
+    const bool there = e / L < left_j && e % L < left_l;
+#pragma unroll
+    for (int pass = 0; pass < PASSES; ++pass) {
+        const int left = work.rows - tile.row - pass * 64;
+        const float* from = team_tile + (pass * 16 + first) * PITCH_Y + e;
+        Index at = (Index(tile.row) + pass * 64 + first) * pitch + start;
+        if (out.vectors) {
+            at += Index(e / L) * work.p.d + e % L;
+#pragma unroll
+            for (int round = 0; round < ROUNDS; ++round, at += AT_ONCE * pitch) {
+                const int row = round * AT_ONCE + first;
+                if (there && row < left && (16 % AT_ONCE == 0 || row < 16))
+                    write_four(out, at, *reinterpret_cast<const float4*>(from + round * AT_ONCE * PITCH_Y));
+            }
+        } else {
+#pragma unroll 1
+            for (int row = first; row < 16 && row < left; row += AT_ONCE, at += AT_ONCE * pitch, from += AT_ONCE * PITCH_Y)
+#pragma unroll
+                for (int v = 0; v < 4; ++v)
+                    if ((e + v) / L < left_j && (e + v) % L < left_l)
+                        write_one(out, at + Index((e + v) / L) * work.p.d + (e + v) % L, from[v]);
+        }
+    }
 }
 
 __device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, char* shared, Ring ring) {
@@ -494,7 +519,8 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     const int x_lane = STAGES_AT + 4 * (row * PITCH_X + lane % 4 * L + l);
     const int weights = STAGES_AT + W_AT + l * RUN_BYTES + group_j * (N / 8) * EIGHT_BYTES;
     const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + lane % 4) * L + l);
-    float* y_tile = reinterpret_cast<float*>(shared + Y_AT);
+    const Team team{group / GROUPS_D * 4 + warp, group % GROUPS_D * 32 + lane};
+    float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * TEAM_ROWS * PITCH_Y;
 #pragma unroll 1
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
         Sums sums = {};
@@ -508,13 +534,14 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             if (lane == 0) arrive(ring.emptied());
             ring.next();
         }
-        const Tile tile = work.tile(index);
+        Tile mine = work.tile(index);
+        mine.row += row - lane / 4, mine.j += group_j * N;
 #pragma unroll 1
-        for (int eight = 0; eight < N / 8; ++eight) {
-            spread(sums, eight, y_tile + row * PITCH_Y + (group_j * 8 + lane % 4) * L + l);
-            wait_for_consumers();
-            write_eight(work, tile, eight, y_tile, out);
-            wait_for_consumers();
+        for (int eight = 0; eight < N / 8; ++eight, mine.j += 8) {
+            spread(sums, eight, team_tile + lane / 4 * PITCH_Y + lane % 4 * L + l);
+            team.wait();
+            write_eight(work, mine, team.thread, team_tile, out);
+            team.wait();
         }
     }
 }
