@@ -1,0 +1,164 @@
+"""Two factors in one kernel on Hopper: what lies between them never goes to device memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_TEAM = 8  # blocks of a cluster
+_THREADS = 512
+_GROUPS = 2 * _TEAM  # warpgroups of a team for each factor
+_TILE = 32  # rows that a team takes at a time
+_PIECE = 64  # outputs that one product makes, and columns of x that one copy brings
+_SIZE = 2  # bytes of an element
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A cluster of 8 blocks holds the weights of both factors in its registers, and takes 32 rows at a time.
+
+    Each factor has at most 262144 weights, and outputs by the 1024.
+
+    first   (a, b, c, 1), b and c multiples of 64
+    second  (1, b, c, d), b a multiple of 64, c of 16, d 16, 32 or 64
+    share   blocks with neighbouring l that share the rows of y: share * d is a multiple of 64
+    stages  pieces of x under way for each of a block's two warpgroups of the first factor
+    """
+
+    first: KSPattern
+    second: KSPattern
+    share: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        """By its patterns."""
+        return "team " + " ".join(",".join(map(str, pattern.values)) for pattern in (self.first, self.second))
+
+    @property
+    def packing(self) -> str:
+        """The order of the weights depends on the patterns alone."""
+        return self.name
+
+    @property
+    def shared_bytes(self) -> int:
+        """As the kernel lays it out: rings of x, two buffers of z and y, both on their way, barriers."""
+        own_l = self.second.d // _TEAM
+        x = 2 * self.stages * _TILE * self.first.c * _SIZE
+        z = 2 * own_l * self.second.c * _TILE * _SIZE
+        y = 2 * own_l * self.second.b * _TILE * _SIZE
+        on_their_way = 2 * _TILE * _PIECE * _SIZE + 8 * 16 * _TILE * _SIZE
+        return x + z + y + on_their_way + 32 * self.stages + 64 + 1024
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One a 16-bit type."""
+        dtype = DTYPES[precision]
+        if dtype.itemsize != _SIZE:
+            return ()
+        constants: dict[str, int | str] = {
+            "ELEMENT": ELEMENTS[dtype],
+            "FIRST_M": self.first.width_out // _PIECE // _GROUPS,
+            "FIRST_K": self.first.c,
+            "FIRST_B": self.first.b,
+            "SECOND_M": self.second.width_out // _PIECE // _GROUPS,
+            "SECOND_K": self.second.c,
+            "WIDTH_L": self.second.d,
+            "SHARE": self.share,
+            "STAGES": self.stages,
+            "SHARED_BYTES": self.shared_bytes,
+        }
+        return (Variant("ks_chain.cu", "ks_chain", tuple(constants.items()), ("sm_90a",), self.shared_bytes),)
+
+    def sums(self, problem: Problem) -> Sums:
+        """On the tensor cores."""
+        return Sums.MMA
+
+    def fits(self, problems: Sequence[Problem], limits: DeviceLimits) -> bool:
+        """These two patterns, batch-size-first, in 16 bits."""
+        return (
+            [problem.pattern for problem in problems] == [self.first, self.second]
+            and all(problem.layout is Layout.FIRST and problem.aligned for problem in problems)
+            and bool(self.variants(problems[0].precision))
+            and limits.architecture == "sm_90"
+            and limits.shared_bytes >= self.shared_bytes
+        )
+
+    def seconds(self, problems: Sequence[Problem], limits: DeviceLimits) -> float:
+        """Reading the weights, then a team's tiles one after the other; from measurements on an H200."""
+        tiles = ceil(ceil(problems[0].rows / _TILE) / _teams(limits))
+        first, second = self.first.width_out / _PIECE, self.second.width_out / _PIECE
+        return 8e-6 + tiles * (0.57e-6 + 0.017e-6 * first + 0.026e-6 * second)
+
+    def scratch_bytes(self, problems: Sequence[Problem]) -> int:
+        """None."""
+        return 0
+
+    def pack(self, factors: Sequence[Tensor]) -> Tensor:
+        """The weights of the first factor, then the second, in pieces of 64 outputs."""
+        first, second = factors
+        return torch.cat(
+            [_fragments(first.flatten(0, 1).squeeze(-1)), _fragments(second[0].permute(2, 0, 1).flatten(0, 1))]
+        )
+
+    def launch(self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see ChainWay."""
+        rows, epilogue = problems[0].rows, operands.epilogue
+        if not rows:
+            return
+        device.kernel(self.variants(problems[0].precision)[0])(
+            (_TEAM * min(ceil(rows / _TILE), _teams(device.limits)), 1, 1),
+            (_THREADS, 1, 1),
+            _tiles_of(operands.x),
+            packed,
+            packed[self.first.nonzeros :],
+            epilogue.bias,
+            epilogue.residual,
+            operands.y,
+            operands.count,
+            rows,
+            ACTIVATION_CODES[epilogue.activation],
+            float(epilogue.negative_slope),
+        )
+
+
+def _tiles_of(x: Tensor) -> bytes:
+    """The tensor map of x [rows, width], copied 32 rows by 64 columns at a time."""
+    rows, width = x.shape
+    pitch = width * _SIZE
+    strides = (pitch, pitch * rows, pitch * rows)
+    return tensor_map(x, (width, rows, 1, 1), strides, (_PIECE, _TILE, 1, 1), Swizzle.BYTES_128, Promotion.BYTES_256)
+
+
+def _teams(limits: DeviceLimits) -> int:
+    """Clusters of 8 blocks, a multiprocessor each, that run at once; they do not cross the borders of a GPU's parts.
+
+    15 on an H200 of 132 multiprocessors. One team too many would wait until all others are done.
+    """
+    return max(1, limits.multiprocessors // _TEAM - 1)
+
+
+def _fragments(weights: Tensor) -> Tensor:
+    """Weights [outputs, k] in the order of wgmma's registers: [outputs / 64][k / 16][128 threads][8], flat."""
+    warp, half, row, quad, pair = 4, 2, 8, 4, 2
+    pieces = weights.reshape(-1, warp, half, row, weights.shape[1] // 16, half, quad, pair)
+    return pieces.permute(0, 4, 1, 3, 6, 5, 2, 7).reshape(-1)
+
+
+CHAIN_WAYS = (
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), share=8, stages=10),
+    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), share=8, stages=4),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), share=4, stages=9),
+)
+"""The two factors of GPT-2-medium's second linear layer, either way, and of a Monarch matrix of 4096."""
