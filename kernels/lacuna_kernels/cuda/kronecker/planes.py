@@ -33,12 +33,14 @@ class Schedule:
 
     blocks          that share the work
     tiles_per_item  tiles of rows that a block takes of one chunk before it goes on to the next
+    chunks_together neighbouring chunks that are done side by side, before the next ones
     raw, x, w       stages of x as it comes, of its planes, and of weights, in shared memory
     resident        whether the w are all weights of a chunk
     """
 
     blocks: int
     tiles_per_item: int
+    chunks_together: int
     raw: int
     x: int
     w: int
@@ -156,7 +158,14 @@ class Planes:
         whole = multiprocessors // chunks * chunks
         options = [(blocks, together) for blocks in {multiprocessors, whole} - {0} for together in _together(resident)]
         blocks, together = min(options, key=lambda option: (clocks(*option), option))
-        return Schedule(min(blocks, max(tiles * chunks, 1)), together, raw, x, w, resident)
+        return Schedule(
+            min(blocks, max(tiles * chunks, 1)), together, self._side_by_side(chunks, resident), raw, x, w, resident
+        )
+
+    def _side_by_side(self, chunks: int, resident: bool) -> int:
+        """Chunks that blocks share at a time: lines of 128 bytes, but not more weights on their way than that takes."""
+        few = 2 if self.whole else 64 // self.depth
+        return few if not resident and chunks % few == 0 else chunks
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
@@ -209,12 +218,13 @@ class Planes:
         tiles = ceil(problem.rows / self.rows) * self.chunks(p)
         share = ceil(tiles / schedule.blocks)
         passes, steps = ceil(_groups(p.b) / 8), ceil(p.c / 16)
-        weights = 0 if schedule.resident else passes * steps * self.weight_bytes(p)
+        weights = 0 if schedule.resident else _groups(p.b) * steps * self.depth * 256
         x, y = (self.rows * self.depth * _SIZE * side for side in (p.c, p.b))
         products = passes * steps * (self.depth if self.octets else 2 * self.depth)
         shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
-        weights_rate = min((schedule.w - 1) * self.weight_bytes(p) / 1500, 32 if self.whole else 22)
-        clocks = max((x + y) / (18 if self.whole else 15.5), shared * 1.1, weights / max(weights_rate, 1))
+        from_memory = 18.0 if self.whole else 15.5 if p.d % self.depth == 0 else 11.0  # bytes a clock
+        from_cache = {2: 12.0, 3: 28.0}.get(schedule.w, 34.0)  # with few stages every copy is waited for
+        clocks = max((x + y) / from_memory, weights / from_cache, shared * 1.1, 380 * passes * steps)
         return 3e-6 + share * (clocks + 600 * passes) / 1.7e9
 
     def scratch_bytes(self, problem: Problem) -> int:
@@ -276,6 +286,7 @@ class Planes:
             schedule.x,
             schedule.w,
             schedule.tiles_per_item,
+            schedule.chunks_together,
         )
 
     def _map(self, matrix: Tensor, pattern: KSPattern, side: int, rows: int, side_box: int) -> bytes:

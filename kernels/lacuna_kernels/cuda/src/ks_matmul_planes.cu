@@ -52,11 +52,11 @@ struct Arguments {
     const int* count;
     int rows_max, a, b, c, d, activation;
     float negative_slope;
-    int raw_stages, x_stages, w_stages, tiles_per_item;
+    int raw_stages, x_stages, w_stages, tiles_per_item, chunks_together;
 };
 
-// What all threads agree on. Items are strips of tiles of one chunk (L neighbouring l of one i), chunks fastest, so that
-// blocks which run together share rows; a block takes every gridDim-th.
+// What all threads agree on. Items are strips of tiles of one chunk (L neighbouring l of one i), neighbouring chunks fastest,
+// so that blocks which run together share rows; a block takes every gridDim-th. `chunks` is a multiple of chunks_together.
 struct Work : Arguments {
     int rows, tiles, chunks_l, chunks, strips, stages, steps, groups_j;
     bool resident, keeps;  // whether all weights of a chunk fit; whether a block never changes its chunk then
@@ -69,7 +69,7 @@ struct Work : Arguments {
         strips = (tiles + tiles_per_item - 1) / tiles_per_item;
         stages = (c + 16 * SUBS - 1) / (16 * SUBS), steps = (c + 15) / 16;
         groups_j = (b + 15) / 16 * 2;
-        resident = steps * ((groups_j + 7) / 8) == w_stages, keeps = resident && gridDim.x % chunks == 0;
+        resident = steps * ((groups_j + 7) / 8) == w_stages, keeps = resident && chunks_together == chunks && gridDim.x % chunks == 0;
         w_bytes = min(groups_j, 8) * W_GROUP;
         w_at = shared + RAW_AT + raw_stages * X_STAGE, x_at = w_at + w_stages * w_bytes;
     }
@@ -86,17 +86,25 @@ struct Work : Arguments {
     __device__ __forceinline__ int l(int chunk) const { return WHOLE ? 0 : chunk % chunks_l * L; }
 };
 
-// The items of a block, one after another.
+// The items of a block, one after another: all strips of a few neighbouring chunks, then of the next few.
 struct Item {
-    int strip, chunk;
+    int strip, among, group = 0;
 
-    __device__ __forceinline__ explicit Item(const Work& w) : strip(blockIdx.x / w.chunks), chunk(blockIdx.x % w.chunks) {}
-    __device__ __forceinline__ bool is_there(const Work& w) const { return strip < w.strips; }
+    __device__ __forceinline__ explicit Item(const Work& w)
+        : strip(blockIdx.x / w.chunks_together), among(blockIdx.x % w.chunks_together) {
+        enter(w);
+    }
+    __device__ __forceinline__ int chunk(const Work& w) const { return group * w.chunks_together + among; }
+    __device__ __forceinline__ bool is_there(const Work& w) const { return group * w.chunks_together < w.chunks; }
     __device__ __forceinline__ int first_tile(const Work& w) const { return strip * w.tiles_per_item; }
     __device__ __forceinline__ int last_tile(const Work& w) const { return min((strip + 1) * w.tiles_per_item, w.tiles); }
+    __device__ __forceinline__ void enter(const Work& w) {
+        while (strip >= w.strips && is_there(w)) strip -= w.strips, ++group;
+    }
     __device__ __forceinline__ void next(const Work& w) {
-        strip += gridDim.x / w.chunks, chunk += gridDim.x % w.chunks;
-        if (chunk >= w.chunks) ++strip, chunk -= w.chunks;
+        strip += gridDim.x / w.chunks_together, among += gridDim.x % w.chunks_together;
+        if (among >= w.chunks_together) ++strip, among -= w.chunks_together;
+        enter(w);
     }
 };
 
@@ -120,7 +128,7 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
 __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
     Ring ring;
     for (Item item(w); item.is_there(w); item.next(w)) {
-        const int last = item.last_tile(w), i = w.i(item.chunk), l = w.l(item.chunk);
+        const int last = item.last_tile(w), i = w.i(item.chunk(w)), l = w.l(item.chunk(w));
         for (int tile = item.first_tile(w); tile < last; ++tile)
             for (int stage = 0; stage < w.stages; ++stage) {
                 barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
@@ -135,7 +143,7 @@ __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
 __device__ __forceinline__ void bring_weights(const Work& w) {
     Ring ring;
     for (Item item(w); item.is_there(w); item.next(w)) {
-        const Index chunk = Index(item.chunk) * w.groups_j * w.steps * (W_GROUP / 2);
+        const Index chunk = Index(item.chunk(w)) * w.groups_j * w.steps * (W_GROUP / 2);
         const int times = w.resident ? 1 : item.last_tile(w) - item.first_tile(w);
         for (int time = 0; time < times; ++time) {
             const Element* from = w.weights + chunk;
@@ -394,12 +402,12 @@ __device__ __forceinline__ void consume(const Work& w, const TensorMap& y, unsig
 #pragma unroll 1
         for (int tile = item.first_tile(w); tile < last; ++tile) {
             const Ring start = xs;
-            const bool free_w = !w.resident || (tile + 1 == last && !w.keeps);
+            const bool free_w = !w.resident || (!w.keeps && tile + 1 == last);
 #pragma unroll 1
             for (int j0 = 0; j0 < w.b; j0 += 64) {
                 xs = start;
                 multiply(sums, w, xs, ws, who, j0 + 64 >= w.b, free_w);
-                int opaque = item.chunk;
+                int opaque = item.chunk(w);
                 asm volatile("" : "+r"(opaque));  // so that what follows from it takes no registers during the products
                 finish(sums, w, y, shared, who, opaque, tile, j0);
             }
@@ -412,10 +420,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_planes(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                  const Element* __restrict__ weights, const float* __restrict__ bias, const Element* residual, Element* y,
                  const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation, float negative_slope,
-                 int raw_stages, int x_stages, int w_stages, int tiles_per_item) {
+                 int raw_stages, int x_stages, int w_stages, int tiles_per_item, int chunks_together) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const Arguments arguments{weights, bias, residual, y, count, rows, a, b, c, d, activation, negative_slope,
-                              raw_stages, x_stages, w_stages, tiles_per_item};
+                              raw_stages, x_stages, w_stages, tiles_per_item, chunks_together};
     const uint32_t at = shared_address(shared);
     const int role = threadIdx.x / 128;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
