@@ -81,7 +81,7 @@ class Tma:
         """Stages with their barriers and corners of tiles, panels, barriers of residuals, and the bias."""
         stage = (self._rows + self._columns) * _STEP * 2
         biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
-        return self.stages * (stage + 32) + 2 * self.batch * self.kept * _PANEL_BYTES + 16 + 4 * biases
+        return self.stages * (stage + 48) + 2 * self.batch * self.kept * _PANEL_BYTES + 16 + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One for fp16, one for bf16."""

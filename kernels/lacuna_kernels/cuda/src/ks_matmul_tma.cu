@@ -29,7 +29,7 @@ constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
 constexpr int TILE_N = LAST ? COLUMNS : ROWS, TILE_J = LAST ? ROWS : COLUMNS;
 constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
 constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
-constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), BIAS_AT = CORNERS_AT + 16 * STAGES;
+constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), BIAS_AT = CORNERS_AT + 16 * 2 * STAGES;
 constexpr int BIASED = LAST ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
 #ifdef SHARED_BYTES
@@ -94,8 +94,10 @@ struct Ring {
     __device__ uint32_t right() const { return left() + LEFT_BYTES; }
     __device__ uint32_t full() const { return barriers + 8 * stage; }
     __device__ uint32_t empty() const { return barriers + 8 * (STAGES + stage); }
-    // Where the tile starts whose first step is in the stage; n < 0 after the last one.
-    __device__ Corner& corner() const { return reinterpret_cast<Corner*>(shared + CORNERS_AT)[stage]; }
+    // Where the tile starts whose first step is in the stage; n < 0 after the last one. Every other round has its own.
+    __device__ Corner& corner() const {
+        return reinterpret_cast<Corner*>(shared + CORNERS_AT)[parity * STAGES + stage];
+    }
     __device__ void advance() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
@@ -158,7 +160,7 @@ struct Sums {
     }
 };
 
-// This warp has read a stage.
+// This warp has read a stage, with all its lanes.
 __device__ __forceinline__ void release(uint32_t empty) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
