@@ -4,14 +4,15 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker.choose import WAYS
+from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands, Way
+from lacuna_kernels.cuda.kronecker.way import ChainWay, Epilogue, Operands, Way
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.sanitized import every_variant_of
 
 SOURCES = {
+    "ks_few_rows.cu",
     "ks_matmul_columns.cu",
     "ks_matmul_halves.cu",
     "ks_matmul_last.cu",
@@ -26,6 +27,8 @@ PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72
 PATTERNS += [(1, 48, 32, d) for d in (2, 3, 4, 6, 8, 12, 16, 32)]
 """Some with vectors of 16 bytes and some without."""
 ROWS = 72
+CHAIN = [(3, 40, 24, 1), (1, 24, 40, 3)]
+CHAIN_ROWS = 20
 
 
 def multiply(device: Device, way: Way, problem: Problem) -> None:
@@ -40,8 +43,19 @@ def multiply(device: Device, way: Way, problem: Problem) -> None:
     way.launch(device, problem, packed, Operands(x, y, epilogue, count, scratch))
 
 
+def multiply_chain(device: Device, way: ChainWay, problems: list[Problem]) -> None:
+    """As `multiply`, for two factors in one launch."""
+    dtype, width = problems[0].dtype, problems[-1].pattern.width_out
+    x, y = (torch.ones(CHAIN_ROWS, w, dtype=dtype, device="cuda") for w in (problems[0].pattern.width_in, width))
+    epilogue = Epilogue(torch.ones(width, device="cuda"), y, Activation.RELU)
+    count = torch.tensor([CHAIN_ROWS - 1], dtype=torch.int32, device="cuda")
+    packed = way.pack([torch.ones(p.pattern.values, dtype=dtype, device="cuda") for p in problems])
+    scratch = torch.zeros(way.scratch_bytes(problems), dtype=torch.uint8, device="cuda")
+    way.launch(device, problems, packed, Operands(x, y, epilogue, count, scratch))
+
+
 def main() -> None:
-    """Launch each way on each pattern that it fits, in each precision and layout."""
+    """Launch each way on each pattern that it fits, in each precision and layout, and each chain."""
     with every_variant_of(SOURCES) as device:
         for pattern in PATTERNS:
             for precision in Precision:
@@ -50,6 +64,11 @@ def main() -> None:
                     for way in WAYS:
                         if way.fits(problem, device.limits):
                             multiply(device, way, problem)
+        for precision in Precision:
+            problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in CHAIN]
+            for chain_way in CHAIN_WAYS:
+                if chain_way.fits(problems, device.limits):
+                    multiply_chain(device, chain_way, problems)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lacuna_kernels.cuda import linear_runs
 from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange, views
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
@@ -127,8 +128,11 @@ def _write(writer: Writer, graph: Graph, layers: Sequence[Layer], coming: Vector
     inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
     writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
     writer.add("begin", [], {STATUS: coming.spec}, _begin)
-    for layer in layers:
-        lowering(graph, layer.node)(writer, layer)
+    for part in linear_runs.runs(writer, graph, layers):
+        if isinstance(part, linear_runs.Run):
+            linear_runs.write(writer, part)
+        else:
+            lowering(graph, part.node)(writer, part)
     return inputs
 
 

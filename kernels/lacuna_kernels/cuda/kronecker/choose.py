@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker import halves, last, planes, tf32, tiles
+from lacuna_kernels.cuda.kronecker import few_rows, halves, last, planes, tf32, tiles
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.turned import Turned
@@ -20,6 +20,7 @@ INNER: tuple[Way, ...] = (tiles.MMA_TILES[0], tiles.SIMT_TILES[0])
 WAYS: tuple[Way, ...] = (
     *tiles.WAYS,
     *halves.WAYS,
+    *few_rows.WAYS,
     *tf32.WAYS,
     *last.WAYS,
     *planes.WAYS,
@@ -27,7 +28,7 @@ WAYS: tuple[Way, ...] = (
 )
 """All there are."""
 
-CHAIN_WAYS: tuple[ChainWay, ...] = ()
+CHAIN_WAYS: tuple[ChainWay, ...] = few_rows.CHAIN_WAYS
 """All that take several factors at once."""
 
 _EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *CHAIN_WAYS)

@@ -3,7 +3,7 @@
 What is multiplied by so few rows takes no longer than its values take to arrive, so all that counts is latency.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
@@ -14,9 +14,9 @@ from torch import Tensor
 from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker.few_rows_program import LONGEST, TILE_ROWS, Link, Program, pack
+from lacuna_kernels.cuda.kronecker.few_rows_program import LONGEST, ROUTES_BYTES, TILE_ROWS, Link, Program, pack
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -60,7 +60,7 @@ def _launch(
     )
 
 
-def _last(values: int, routes: int, epilogue: Epilogue, y: int) -> Link:
+def _link(values: int, routes: int, epilogue: Epilogue, y: int) -> Link:
     bias, residual = (0 if tensor is None else tensor.data_ptr() for tensor in (epilogue.bias, epilogue.residual))
     return Link(values, routes, bias, residual, y, ACTIVATION_CODES[epilogue.activation], epilogue.negative_slope)
 
@@ -99,7 +99,7 @@ class FewRows:
         return self.program(problem.pattern, problem.rows, limits).shared_bytes <= limits.shared_bytes
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """Latencies, values and x by way of the second-level cache, features of y one by one: far apart if d is large."""
+        """Latencies, values and x by way of the second-level cache, and features of y, far apart if d is large."""
         pattern, rows = problem.pattern, problem.rows
         program = self.program(pattern, rows, limits)
         (deal,) = program.deals
@@ -107,7 +107,7 @@ class FewRows:
         bytes_of_block = deal.share * deal.k_tiles * 512 + deal.pitch * self.tiles
         steps = deal.k_tiles * ceil(deal.share / _WARPS)
         scattered = rows * pattern.width_out * 0.45e-12 * min(pattern.d, 48) if pattern.d > 1 else 0.0
-        return 2.4e-6 + waves * (bytes_of_block / 55e9 + steps * (40 + 60 / self.stages) * 1e-9) + scattered
+        return 1.5e-6 + waves * (bytes_of_block / 55e9 + steps * (40 + 60 / self.stages) * 1e-9) + scattered
 
     def scratch_bytes(self, problem: Problem) -> int:
         """None."""
@@ -123,7 +123,7 @@ class FewRows:
         program = self.program(problem.pattern, problem.rows, device.limits)
         values = packed.data_ptr()
         routes = values + program.deals[0].values_bytes()
-        link = _last(values, routes, operands.epilogue, operands.y.data_ptr())
+        link = _link(values, routes, operands.epilogue, operands.y.data_ptr())
         _launch(device, self.variants(problem.precision)[0], program, [link], operands, problem.rows)
 
 
@@ -162,9 +162,9 @@ class FewRowsChain:
         """Latencies, and all values through the few multiprocessors of one cluster."""
         program = self.program([problem.pattern for problem in problems])
         waves = ceil(ceil(problems[0].rows / (TILE_ROWS * self.tiles)) / _CLUSTERS)
-        values = sum(deal.share * deal.k_tiles * 512 for deal in program.deals) / 55e9
+        values = sum(deal.share * deal.k_tiles * 512 for deal in program.deals) / 70e9
         steps = sum(deal.k_tiles * ceil(deal.share / _WARPS) for deal in program.deals) * 30e-9
-        return 2.5e-6 + waves * (len(problems) * (0.7e-6 + self.tiles * 0.1e-6) + max(values, steps))
+        return 1.1e-6 + waves * (len(problems) * (0.7e-6 + self.tiles * 0.1e-6) + max(values, steps))
 
     def scratch_bytes(self, problems: Sequence[Problem]) -> int:
         """None: what is between factors stays in shared memory."""
@@ -177,13 +177,23 @@ class FewRowsChain:
 
     def launch(self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands) -> None:
         """Enqueue; see ChainWay."""
+        self.launch_layers(device, problems, packed, operands, {})
+
+    def launch_layers(
+        self,
+        device: Device,
+        problems: Sequence[Problem],
+        packed: Tensor,
+        operands: Operands,
+        epilogues: Mapping[int, Epilogue],
+    ) -> None:
+        """Enqueue factors of several layers: epilogues are those of factors before the last, by index."""
         program = self.program([problem.pattern for problem in problems])
-        sizes = [deal.values_bytes() for deal in program.deals] + [deal.items * 128 for deal in program.deals]
+        sizes = [deal.values_bytes() for deal in program.deals] + [deal.items * ROUTES_BYTES for deal in program.deals]
         places = [packed.data_ptr() + start for start in accumulate(sizes, initial=0)]
-        pairs = list(zip(places, places[len(problems) :], strict=False))[: len(problems)]
-        links = [Link(*pair) for pair in pairs[:-1]] + [_last(*pairs[-1], operands.epilogue, 0)]
-        variant = self.variants(problems[0].precision)[0]
-        _launch(device, variant, program, links, operands, problems[0].rows)
+        each = {**epilogues, len(problems) - 1: operands.epilogue}
+        links = [_link(places[i], places[len(problems) + i], each.get(i, PLAIN), 0) for i in range(len(problems))]
+        _launch(device, self.variants(problems[0].precision)[0], program, links, operands, problems[0].rows)
 
 
 WAYS = (FewRows(1, 3), FewRows(1, 8), FewRows(2, 3))

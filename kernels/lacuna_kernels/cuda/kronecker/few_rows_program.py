@@ -16,8 +16,10 @@ LONGEST = 15
 """Factors of a program, at most."""
 TILE_ROWS = 8
 """Rows of one tile of the tensor cores."""
+ROUTES_BYTES = 128
+"""What `Program.routes` takes for an item."""
 _STEP, _STRIP = 16, 16  # of k and j: a fragment of the values
-_ATOM_BYTES, _FRAGMENT_BYTES, _BARRIER_BYTES, _FACTOR_BYTES, _ROUTE_BYTES = 16, 512, 8, 128, 128
+_ATOM_BYTES, _FRAGMENT_BYTES, _BARRIER_BYTES, _FACTOR_BYTES = 16, 512, 8, 128
 _BATCH = 4  # fragments of one slot of a ring
 _RANK_BIT = 20
 _FIRST_OPTION = 0x100

@@ -1,0 +1,68 @@
+"""Linear layers that follow each other are one launch for few rows, and nothing shows of it."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from lacuna_kernels import Backend, Options, Precision, Value, parse_graph, random_weights
+from lacuna_kernels.cuda.blueprint import draw
+from lacuna_kernels.cuda.capacity import Capacity
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.fusion import fuse
+from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.graph import Graph
+from tests.kernels.networks import document, node
+
+MONARCH = [[16, 16, 16, 1], [1, 16, 16, 16]]
+
+
+def network(*outputs: str) -> Graph:
+    """Three layers with bias; what is between them is asked for if it is an output."""
+    nodes = [
+        node("a", "kronecker_linear", "x", patterns=MONARCH, activation="relu"),
+        node("b", "kronecker_linear", "a", patterns=MONARCH, activation="gelu"),
+        node("y", "kronecker_linear", "b", patterns=MONARCH),
+    ]
+    return parse_graph(document({"x": {"axis": "row", "shape": [256]}}, nodes, *outputs))
+
+
+def steps(graph: Graph, rows: int, precision: Precision) -> list[str]:
+    """Names of the steps of a plan on paper."""
+    layers = fuse(graph, random_weights(graph, 0), precision)
+    device = SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90"))
+    plan = draw(cast(Device, device), graph, layers, Weights(torch.device("cpu")), Capacity(0, rows))
+    return [step.name for step in plan.steps if step.name in ("a", "b", "y")]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_layers_are_one_step_for_few_rows(rows: int) -> None:
+    assert steps(network("y"), rows, Precision.BF16) == ["y"]
+
+
+def test_layers_are_steps_of_their_own_for_many_rows_and_in_fp32() -> None:
+    assert steps(network("y"), 10_000, Precision.BF16) == ["a", "b", "y"]
+    assert steps(network("y"), 8, Precision.FP32) == ["a", "b", "y"]
+
+
+def test_what_somebody_else_asks_for_ends_a_run() -> None:
+    assert steps(network("a", "y"), 8, Precision.BF16) == ["a", "y"]
+    assert steps(network("b", "y"), 8, Precision.BF16) == ["b", "y"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_a_run_gives_the_bits_of_layer_after_layer(cuda_backend: Backend, precision: Precision, rows: int) -> None:
+    together, apart = network("y"), network("a", "b", "y")
+    weights = random_weights(together, 1)
+    found = []
+    for graph in (together, apart):
+        program = cuda_backend.compile(graph, weights, Options(precision))
+        batch = {"x": Value(torch.randn(rows, 256, generator=torch.Generator().manual_seed(3)))}
+        found.append(program.submit(batch).result().values["y"].data)
+        program.close()
+
+    assert not bool(found[0].isnan().any())
+    assert torch.equal(*found)
