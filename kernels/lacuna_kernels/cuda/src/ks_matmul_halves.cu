@@ -164,8 +164,8 @@ struct Tile {
     int row, i, j, l;
 };
 
-// What is multiplied, and how it is cut into tiles: neighbouring blocks take neighbouring l of the same rows, and then
-// the next j, so that whole lines are read and written by several blocks at about the same time.
+// What is multiplied, and how it is cut into tiles: neighbouring blocks read the same x for other j, and then that of
+// neighbouring l, so that whole lines are read and written at about the same time.
 struct Work {
     Pattern p;
     int rows;
@@ -178,10 +178,10 @@ struct Work {
     __device__ Tile tile(int index) const {
         const int across_j = parts(p.b, J), across_l = parts(p.d, L);
         Tile tile;
-        tile.l = index % across_l * L;
-        index /= across_l;
         tile.j = index % across_j * J;
         index /= across_j;
+        tile.l = index % across_l * L;
+        index /= across_l;
         tile.i = index % p.a;
         tile.row = index / p.a * R;
         return tile;
