@@ -12,6 +12,7 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.sanitized import every_variant_of
 
 SOURCES = {
+    "ks_chain.cu",
     "ks_few_rows.cu",
     "ks_matmul_columns.cu",
     "ks_matmul_halves.cu",
@@ -20,6 +21,7 @@ SOURCES = {
     "ks_matmul_planes.cu",
     "ks_matmul_simt.cu",
     "ks_matmul_tf32.cu",
+    "ks_matmul_tma.cu",
     "ks_turn.cu",
 }
 
@@ -27,7 +29,8 @@ PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72
 PATTERNS += [(1, 48, 32, d) for d in (2, 3, 4, 6, 8, 12, 16, 32)]
 """Some with vectors of 16 bytes and some without."""
 ROWS = 72
-CHAIN = [(3, 40, 24, 1), (1, 24, 40, 3)]
+CHAINS = [[(3, 40, 24, 1), (1, 24, 40, 3)], [(16, 64, 256, 1), (1, 64, 64, 16)]]
+CHAINS += [[(64, 64, 64, 1), second] for second in ((1, 64, 256, 16), (1, 64, 64, 64))]
 CHAIN_ROWS = 20
 
 
@@ -65,10 +68,11 @@ def main() -> None:
                         if way.fits(problem, device.limits):
                             multiply(device, way, problem)
         for precision in Precision:
-            problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in CHAIN]
-            for chain_way in CHAIN_WAYS:
-                if chain_way.fits(problems, device.limits):
-                    multiply_chain(device, chain_way, problems)
+            for patterns in CHAINS:
+                problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
+                for chain_way in CHAIN_WAYS:
+                    if chain_way.fits(problems, device.limits):
+                        multiply_chain(device, chain_way, problems)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,25 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker import few_rows, halves, last, planes, tf32, tiles
-from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker import chain, few_rows, halves, last, planes, tf32, tiles, tma
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.turned import Turned
 from lacuna_kernels.cuda.kronecker.way import Alone, ChainWay, Operands, Sums, Way
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.graph import Precision
 
-INNER: tuple[Way, ...] = (tiles.MMA_TILES[0], tiles.SIMT_TILES[0])
+INNER: tuple[Way, ...] = (
+    *(way for way in tma.WAYS if way.layout is Layout.FIRST),
+    *(way for way in tf32.WAYS if way.layout is Layout.FIRST),
+    tiles.MMA_TILES[0],
+)
 """Those for d = 1 that are worth turning rows for."""
 
 WAYS: tuple[Way, ...] = (
     *tiles.WAYS,
     *halves.WAYS,
+    *tma.WAYS,
     *few_rows.WAYS,
     *tf32.WAYS,
     *last.WAYS,
@@ -28,7 +33,7 @@ WAYS: tuple[Way, ...] = (
 )
 """All there are."""
 
-CHAIN_WAYS: tuple[ChainWay, ...] = few_rows.CHAIN_WAYS
+CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
 
 _EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *CHAIN_WAYS)
