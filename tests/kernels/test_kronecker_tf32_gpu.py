@@ -49,7 +49,8 @@ class Case:
         last = self.way.layout is Layout.LAST
         shape = self.expected.shape[::-1] if last else self.expected.shape
         y = torch.full(shape, torch.nan, device="cuda")
-        operands = Operands(self.x.T.contiguous() if last else self.x, y, epilogue or Epilogue(), count)
+        scratch = torch.empty(self.way.scratch_bytes(self.problem), dtype=torch.uint8, device="cuda")
+        operands = Operands(self.x.T.contiguous() if last else self.x, y, epilogue or Epilogue(), count, scratch)
         self.way.launch(device, self.problem, self.way.pack(self.values), operands)
         return y.T if last else y
 
@@ -59,7 +60,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 @ways
-@pytest.mark.parametrize("rows", [4, 128, 700])
+@pytest.mark.parametrize("rows", [0, 1, 4, 128, 701])
 def test_blocks_that_miss_the_tile_in_every_direction(device, way, rows):
     patterns = [(2, 40, 72, 3), (1, 31, 100, 20), (3, 48, 8, 2), (2, 8, 20, 1)]
     if way.columns % 32 == 0:
@@ -67,7 +68,9 @@ def test_blocks_that_miss_the_tile_in_every_direction(device, way, rows):
     for pattern in patterns:
         case = Case(way, pattern, rows)
 
-        assert relative_error(case.run(device), case.expected) < LIMIT[way.precision], pattern
+        y = case.run(device)
+
+        assert not rows or relative_error(y, case.expected) < LIMIT[way.precision], pattern
 
 
 @ways

@@ -1,6 +1,7 @@
 """fp32 and tf32 on Hopper's tensor cores: batch-size-last, and batch-size-first for d = 1."""
 
 from dataclasses import dataclass
+from itertools import count
 from math import ceil
 
 import torch
@@ -20,8 +21,12 @@ STEP = 32
 
 _LINE_BYTES = 128  # of a swizzled row of a box: 32 elements
 _STATIC_BYTES = 1024  # the barriers, and what their alignment costs
+_VECTOR = 4  # elements of 16 bytes
 _LARGEST_TILES = 2**30
 _NO_MAP = bytes(128)
+_LAUNCHES = 1 << 16
+"""As in ks_matmul_tf32.cu: launches that may run at once, each with a counter of its own."""
+_next_launch = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class Tf32:
 
     parts     2: big and small parts of x and values, three products, fp32's accuracy; 1: rounded to tf32, one product
     x_stages  steps of 32 k of x under way in shared memory; w_stages of values
+    y_columns  of a tile that go out at once
     """
 
     layout: Layout
@@ -38,6 +44,7 @@ class Tf32:
     warpgroups: int
     x_stages: int
     w_stages: int
+    y_columns: int
 
     @property
     def name(self) -> str:
@@ -62,7 +69,7 @@ class Tf32:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block: stages of x, tiles of y on their way out, stages of values."""
-        y_lines = 2 * self.columns if self.layout is Layout.LAST else 64 * ceil(self.columns / STEP)
+        y_lines = 2 * self.y_columns if self.layout is Layout.LAST else 64 * ceil(self.y_columns / STEP)
         lines = self.x_stages * self.rows + self.warpgroups * y_lines + self.w_stages * self.parts * self.columns
         return lines * _LINE_BYTES
 
@@ -76,6 +83,7 @@ class Tf32:
             "WARPGROUPS": self.warpgroups,
             "X_STAGES": self.x_stages,
             "W_STAGES": self.w_stages,
+            "Y_COLUMNS": self.y_columns,
         }
         name = "ks_matmul_tf32"
         return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), self.shared_bytes)
@@ -89,35 +97,35 @@ class Tf32:
         return Sums.SPLIT if self.parts == 2 else Sums.TF32
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """Rows of memory that start at multiples of 16 bytes, as the copy engine wants them, and no tiny blocks."""
+        """Blocks that are not tiny; batch-size-first, rows of blocks that start at multiples of 16 bytes."""
         pattern, last = problem.pattern, self.layout is Layout.LAST
-        length = problem.rows if last else pattern.c
         return (
             limits.hopper
             and self.shared_bytes + _STATIC_BYTES <= limits.shared_bytes
             and problem.precision is self.precision
             and problem.layout is self.layout
-            and problem.aligned
-            and (last or pattern.d == 1)
-            and length % 4 == 0
+            and (last or (problem.aligned and pattern.d == 1 and pattern.c % 4 == 0))
             and min(pattern.b, pattern.c) >= _LEAST_WIDTH
             and (pattern.b <= self.columns or self.columns % STEP == 0)
             and self._tiles(problem) < _LARGEST_TILES
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slower of the tensor cores and of the memory, if the tiles were shared out evenly."""
+        """The slower of the tensor cores and of the memory, and a little of the other, fitted to measurements."""
         pattern = problem.pattern
         steps = ceil(pattern.c / STEP)
         products = steps * STEP // 8 * (3 if self.parts == 2 else 1) * self.warpgroups
         clocks = ceil(self._tiles(problem) / limits.multiprocessors) * (products * (20 + 0.42 * self.columns) + 600)
         values = pattern.a * pattern.d * self._across(pattern) * self.columns * steps * STEP * 4 * self.parts
         moved = problem.bytes - pattern.nonzeros * 4 + values
-        return 4e-6 + max(clocks / _CLOCKS_PER_SECOND, moved / _BYTES_PER_SECOND)
+        if not _aligned(problem):
+            moved += 2 * self.scratch_bytes(problem)
+        slow, fast = sorted((moved / _BYTES_PER_SECOND, clocks / _CLOCKS_PER_SECOND), reverse=True)
+        return 4e-6 + slow + 0.1 * fast
 
     def scratch_bytes(self, problem: Problem) -> int:
-        """None."""
-        return 0
+        """A copy of x with rows that start at multiples of 16 bytes, as the copy engine wants them, if they do not."""
+        return 0 if _aligned(problem) else 4 * problem.pattern.width_in * _pitch(problem)
 
     def pack(self, values: Tensor) -> Tensor:
         """Put the values [a, b, c, d] in the order of the tensor cores' blocks of 8 columns by 4 k, padded by zeros.
@@ -139,12 +147,15 @@ class Tf32:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
+        if not problem.rows:
+            return  # no map has an axis of no length
         epilogue, pattern = operands.epilogue, problem.pattern
-        x_map = self._map(operands.x, problem.rows, pattern, pattern.c, self.rows, STEP)
-        staged = self.layout is Layout.LAST or pattern.b % 4 == 0
-        y_map = self._map(operands.y, problem.rows, pattern, pattern.b, 64, self.columns) if staged else _NO_MAP
+        x = operands.x if _aligned(problem) else _aligned_copy(problem, operands)
+        x_map = self._map(x, problem, pattern.c, self.rows, STEP)
+        staged = _aligned(problem) if self.layout is Layout.LAST else pattern.b % 4 == 0
+        y_map = self._map(operands.y, problem, pattern.b, 64, self.y_columns) if staged else _NO_MAP
         device.kernel(self.variant)(
-            (self._blocks(problem, device.limits.multiprocessors), 1, 1),
+            (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
             (128 * (self.warpgroups + 1), 1, 1),
             x_map,
             y_map,
@@ -158,13 +169,15 @@ class Tf32:
             ACTIVATION_CODES[epilogue.activation],
             float(epilogue.negative_slope),
             int(staged),
+            next(_next_launch) % _LAUNCHES,
         )
 
-    def _map(self, matrix: Tensor, n: int, pattern: KSPattern, length: int, rows: int, features: int) -> bytes:
+    def _map(self, matrix: Tensor, problem: Problem, length: int, rows: int, features: int) -> bytes:
         """The boxes of a matrix with a * length * d features: 32 elements by `features`, or by `rows`."""
-        a, d = pattern.a, pattern.d
+        a, d, n = problem.pattern.a, problem.pattern.d, problem.rows
         if self.layout is Layout.LAST:
-            sizes, strides, box = (n, d, length, a), (n, n * d, n * d * length), (STEP, 1, features, 1)
+            pitch = _pitch(problem)
+            sizes, strides, box = (n, d, length, a), (pitch, pitch * d, pitch * d * length), (STEP, 1, features, 1)
         else:
             sizes, strides, box = (length, a, n, 1), (length, a * length, n * a * length), (STEP, 1, rows, 1)
         return tensor_map(matrix, sizes, [stride * 4 for stride in strides], box, Swizzle.BYTES_128)
@@ -176,18 +189,28 @@ class Tf32:
         pattern = problem.pattern
         return ceil(problem.rows / self.rows) * pattern.a * pattern.d * self._across(pattern)
 
-    def _blocks(self, problem: Problem, multiprocessors: int) -> int:
-        """One a multiprocessor; batch-size-first a few less, if each then keeps the values of its tiles."""
-        strip = problem.pattern.a * self._across(problem.pattern)
-        whole = multiprocessors // strip * strip
-        if self.layout is Layout.FIRST and 10 * whole >= 9 * multiprocessors:
-            return min(self._tiles(problem), whole)
-        return min(self._tiles(problem), multiprocessors)
-
 
 _LEAST_WIDTH = 8
 _CLOCKS_PER_SECOND = 1.7e9
-_BYTES_PER_SECOND = 3.4e12
+_BYTES_PER_SECOND = 3.7e12
+
+
+def _pitch(problem: Problem) -> int:
+    """Rows, up to whole vectors of 16 bytes."""
+    return ceil(problem.rows / _VECTOR) * _VECTOR
+
+
+def _aligned(problem: Problem) -> bool:
+    """Whether all that the copy engine touches starts at multiples of 16 bytes; see `fits` for batch-size-first."""
+    return problem.layout is Layout.FIRST or (problem.aligned and problem.rows % _VECTOR == 0)
+
+
+def _aligned_copy(problem: Problem, operands: Operands) -> Tensor:
+    """x batch-size-last, copied to rows that start at multiples of 16 bytes."""
+    assert operands.scratch is not None
+    copy = operands.scratch[: 4 * problem.pattern.width_in * _pitch(problem)].view(torch.float32)
+    copy.view(problem.pattern.width_in, _pitch(problem))[:, : problem.rows].copy_(operands.x)
+    return copy
 
 
 def round_to_tf32(x: Tensor) -> Tensor:
@@ -196,17 +219,18 @@ def round_to_tf32(x: Tensor) -> Tensor:
 
 
 WAYS = tuple(
-    Tf32(layout, parts, columns, warpgroups, x_stages, w_stages)
+    Tf32(layout, parts, columns, warpgroups, x_stages, w_stages, y_columns)
     for layout in Layout
-    for parts, columns, warpgroups, x_stages, w_stages in (
-        (2, 48, 3, 4, 6),
-        (2, 64, 3, 4, 5),
-        (2, 96, 2, 6, 3),
-        (2, 128, 2, 4, 3),
-        (1, 48, 3, 5, 8),
-        (1, 64, 3, 5, 6),
-        (1, 96, 2, 7, 5),
-        (1, 128, 2, 6, 4),
+    for parts, columns, warpgroups, x_stages, w_stages, y_columns in (
+        (2, 48, 3, 4, 6, 48),
+        (2, 64, 3, 4, 5, 64),
+        (2, 96, 2, 6, 3, 96),
+        (2, 128, 2, 4, 4, 64),
+        (1, 48, 3, 5, 8, 48),
+        (1, 64, 3, 5, 6, 64),
+        (1, 96, 2, 7, 5, 96),
+        (1, 128, 2, 6, 6, 64),
+        (1, 256, 2, 4, 4, 64),
     )
 )
 """Narrow tiles waste less of b, wide ones keep the tensor cores busier; as many stages as the shared memory holds."""

@@ -21,6 +21,7 @@
 #define WARPGROUPS 3
 #define X_STAGES 4
 #define W_STAGES 5
+#define Y_COLUMNS 64  // of a tile go out at once
 #endif
 
 constexpr int TILE_K = GATHER;
@@ -30,8 +31,8 @@ constexpr int LINE = 128;          // bytes of a swizzled row of a box: 32 eleme
 constexpr int X_BYTES = TILE_N * TILE_K * 4;
 constexpr int PART_BYTES = TILE_B * TILE_K * 4;  // big, or small values
 constexpr int W_BYTES = PARTS * PART_BYTES;
-constexpr int Y_BOXES = LAST ? 2 : (TILE_B + 31) / 32;  // of a warpgroup
-constexpr int Y_BOX_BYTES = (LAST ? TILE_B : 64) * LINE;
+constexpr int Y_BOXES = LAST ? 2 : (Y_COLUMNS + 31) / 32;  // of a warpgroup
+constexpr int Y_BOX_BYTES = (LAST ? Y_COLUMNS : 64) * LINE;
 constexpr int Y_BYTES = Y_BOXES * Y_BOX_BYTES;
 constexpr int Y_AT = X_STAGES * X_BYTES;
 constexpr int W_AT = Y_AT + WARPGROUPS * Y_BYTES;
@@ -39,6 +40,7 @@ constexpr int THREADS = 128 * (WARPGROUPS + 1);
 constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : 152;
 constexpr int SUMS = TILE_B / 2;  // of a lane
 constexpr int W_K4_BYTES = PARTS * TILE_B * 16;  // values of 4 k: big, then small ones
+static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
 static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "else other numbers of registers");
 
 // The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when every warp has read it.
@@ -63,23 +65,25 @@ struct Ring {
     }
 };
 
-// A tile of y: rows from strip * TILE_N on, columns j from across * TILE_B on.
-struct Place {
+// A tile of y: rows from strip * TILE_N on, columns j from across * TILE_B on. After the last one, across < 0.
+struct alignas(16) Place {
     int across, strip, l, i;
 };
 
-// The tiles of a block: `count` of them, every gridDim.x-th. Neighbouring blocks work on neighbouring memory at the same
-// time: batch-size-last on strips of the same (i, l), batch-size-first on the i of the same strip.
+// How many tiles the blocks of a launch have taken, a place for each of the launches that may run at once; all 0 before
+// and after.
+constexpr int LAUNCHES = 1 << 16;
+__device__ unsigned taken_by[LAUNCHES];
+
+// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first the i of the
+// same strip.
 struct Work {
-    int tiles_b, strips, d, a, steps, count;
-    bool same_values;  // of all tiles of this block, and they fit its stages: they are brought once
+    int tiles_b, strips, d, a, steps;
+    unsigned tiles;
 
     __device__ Work(int rows, const Pattern& p)
         : tiles_b((p.b + TILE_B - 1) / TILE_B), strips((rows + TILE_N - 1) / TILE_N), d(p.d), a(p.a),
-          steps((p.c + TILE_K - 1) / TILE_K) {
-        count = (tiles_b * strips * p.a * p.d + gridDim.x - 1 - blockIdx.x) / gridDim.x;
-        same_values = !LAST && gridDim.x % (tiles_b * p.a) == 0 && steps <= W_STAGES;
-    }
+          steps((p.c + TILE_K - 1) / TILE_K), tiles(tiles_b * strips * p.a * p.d) {}
 
     __device__ Place place(int tile) const {
         Place p;
@@ -90,19 +94,6 @@ struct Work {
             p.l = 0, p.i = tile % a, p.strip = tile / a;
         return p;
     }
-
-    // Go on by the place of gridDim.x, digit by digit: divisions would take longer than small tiles do.
-    __device__ __forceinline__ void advance(Place& p, const Place& by) const {
-        p.across += by.across, p.strip += by.strip, p.l += by.l, p.i += by.i;
-        int& digit = LAST ? p.strip : p.i;
-        if (p.across >= tiles_b) p.across -= tiles_b, ++digit;
-        if (LAST) {
-            if (p.strip >= strips) p.strip -= strips, ++p.l;
-            if (p.l >= d) p.l -= d, ++p.i;
-        } else if (p.i >= a) {
-            p.i -= a, ++p.strip;
-        }
-    }
 };
 
 __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier) {
@@ -111,16 +102,19 @@ __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int by
                  : "memory");
 }
 
+// A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: so all are at
+// about the same memory at any time, though some multiprocessors get more of its speed. The counter ends as it began.
 __device__ __forceinline__ void produce(const TensorMap& x_map, const float* values, const Work& work,
-                                        Ring<X_STAGES> x, Ring<W_STAGES> w, uint32_t shared) {
-    Place at = work.place(blockIdx.x);
-    const Place by = work.place(gridDim.x);
-    for (int tile = 0; tile < work.count; ++tile, work.advance(at, by)) {
+                                        Ring<X_STAGES> x, Ring<W_STAGES> w, uint32_t shared, Place* places, unsigned* taken) {
+    for (unsigned tile = blockIdx.x, next; tile < work.tiles; tile = next) {
+        next = gridDim.x + atomicInc(taken, work.tiles - 1);
+        const Place at = work.place(tile);
         const int row = at.strip * TILE_N;
         const Index matrix = Index(at.i) * work.d + at.l;
         const float* from = values + (matrix * work.tiles_b + at.across) * work.steps * (W_BYTES / 4);
         for (int step = 0; step < work.steps; ++step, x.next(), from += W_BYTES / 4) {
             x.wait_empty();
+            if (step == 0) places[x.stage] = at;
             barrier_expect(x.full(), X_BYTES);
             const uint32_t to = shared + x.stage * X_BYTES;
             if (LAST) {
@@ -130,13 +124,15 @@ __device__ __forceinline__ void produce(const TensorMap& x_map, const float* val
             } else {
                 copy_in(to, x_map, {step * TILE_K, at.i, row, 0}, x.full());
             }
-            if (tile > 0 && work.same_values) continue;
             w.wait_empty();
             barrier_expect(w.full(), W_BYTES);
             copy_bytes(shared + W_AT + w.stage * W_BYTES, from, W_BYTES, w.full());
             w.next();
         }
     }
+    x.wait_empty();
+    places[x.stage] = {-1, 0, 0, 0};
+    barrier_arrive(x.full());
 }
 
 // Where a lane's elements lie. Batch-size-last the two rows of a lane are neighbours, else they are 8 apart.
@@ -223,25 +219,27 @@ __device__ __forceinline__ void finish(float (&sums)[SUMS], const Epilogue& e, c
     if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
 }
 
-// Lay the sums of a lane out as the boxes that go to y.
-__device__ __forceinline__ void stage_y(const float (&sums)[SUMS], uint32_t stage, const Lane& lane) {
+// Lay the sums of a lane for Y_COLUMNS columns, from sums[first] on, out as the boxes that go to y.
+__device__ __forceinline__ void stage_y(const float (&sums)[SUMS], int first, uint32_t stage, const Lane& lane) {
     const int row = lane.row % 64;
 #pragma unroll
-    for (int s = 0; s < SUMS; s += LAST ? 4 : 8) {
+    for (int s = 0; s < Y_COLUMNS / 2; s += LAST ? 4 : 8) {
+        const float* from = sums + first + s;
         if (LAST) {
 #pragma unroll
             for (int v = 0; v < 2; ++v) {
                 const int j = column(s + v) + 2 * lane.q;
-                const uint32_t at = stage + row / 32 * Y_BOX_BYTES + j * LINE + ((row % 32 / 4 ^ j % 8) * 16) + row % 4 * 4;
-                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(sums[s + v]), "f"(sums[s + v + 2]) : "memory");
+                const uint32_t chunk = row % 32 / 4 ^ j % 8;
+                const uint32_t at = stage + row / 32 * Y_BOX_BYTES + j * LINE + chunk * 16 + row % 4 * 4;
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(from[v]), "f"(from[v + 2]) : "memory");
             }
         } else {
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int j = column(s) + 4 * lane.q;
-                const uint32_t at = stage + column(s) / 32 * Y_BOX_BYTES + (row + 8 * h) * LINE + ((j % 32 / 4 ^ row % 8) * 16);
-                asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(sums[s + 2 * h]), "f"(sums[s + 2 * h + 1]),
-                             "f"(sums[s + 2 * h + 4]), "f"(sums[s + 2 * h + 5])
+            for (int h = 0; h < 4; h += 2) {
+                const int j = column(s) % 32 + 4 * lane.q;
+                const uint32_t line = column(s) / 32 * Y_BOX_BYTES + (row + 4 * h) * LINE;
+                asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(stage + line + (j / 4 ^ row % 8) * 16),
+                             "f"(from[h]), "f"(from[h + 1]), "f"(from[h + 4]), "f"(from[h + 5])
                              : "memory");
             }
         }
@@ -268,7 +266,7 @@ __device__ __forceinline__ void multiply(float (&sums)[SUMS], const uint32_t (&b
 }
 
 __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& epilogue, const Pattern& p, const Work& work,
-                                        Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring, uint32_t shared, int rows, Index pitch,
+                                        Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring, uint32_t shared, const Place* places, int rows, Index pitch,
                                         bool staged) {
     const Lane lane;
     const int warpgroup = threadIdx.x / 128;
@@ -280,11 +278,9 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
         x_ring.wait_full();
         load_x(x, shared + x_ring.stage * X_BYTES, lane);
     };
-    Place at = work.place(blockIdx.x);
-    const Place by = work.place(gridDim.x);
-    if (work.count > 0) load();
-    for (int tile = 0; tile < work.count; ++tile, work.advance(at, by)) {
-        if (work.same_values) w_ring.stage = 0, w_ring.parity = 0;
+    load();
+    Place at = places[x_ring.stage];
+    while (at.across >= 0) {
         float sums[SUMS] = {};
 #pragma unroll 1
         for (int step = 0; step < work.steps; ++step) {
@@ -309,28 +305,32 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
                 multiply<STEPS / 2>(into, big, small, w);
             else
                 multiply<STEPS>(into, big, small, w);
-            if (step + 1 < work.steps || tile + 1 < work.count) load();
+            load();
             products_wait<0>();
-            if (warp_leads && !work.same_values) barrier_arrive(w_ring.empty());
+            if (warp_leads) barrier_arrive(w_ring.empty());
             w_ring.next();
             if (PARTS == 2) {
 #pragma unroll
                 for (int s = 0; s < SUMS; ++s) sums[s] += part[s];
             }
         }
+        const Place next = places[x_ring.stage];
         const int row = at.strip * TILE_N + lane.row, j = at.across * TILE_B + lane.q * (LAST ? 2 : 4);
         const Index feature = (Index(at.i) * p.b + j) * p.d + at.l;
         const Target to{LAST ? feature * pitch + row : row * pitch + feature, LAST ? 1 : pitch, LAST ? p.d * pitch : 1,
                         feature, row, rows, p.b - j, p.d};
         finish(sums, epilogue, to);
         if (staged && (at.strip + 1) * TILE_N <= rows) {
-            if (leads) copies_out_have_read<0>();
-            barrier_of_warpgroup(1 + warpgroup);
-            stage_y(sums, y_stage, lane);
-            publish_shared();
-            barrier_of_warpgroup(1 + warpgroup);
-            if (leads) {
-                const int strip = at.strip * TILE_N + warpgroup * 64, across = at.across * TILE_B;
+            const int strip = at.strip * TILE_N + warpgroup * 64;
+#pragma unroll
+            for (int done = 0; done < TILE_B; done += Y_COLUMNS) {
+                const int across = at.across * TILE_B + done;
+                if (leads) copies_out_have_read<0>();
+                barrier_of_warpgroup(1 + warpgroup);
+                stage_y(sums, done / 2, y_stage, lane);
+                publish_shared();
+                barrier_of_warpgroup(1 + warpgroup);
+                if (!leads) continue;
 #pragma unroll
                 for (int box = 0; box < Y_BOXES; ++box) {
                     const uint32_t from = y_stage + box * Y_BOX_BYTES;
@@ -346,6 +346,7 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
             for (int s = 0; s < SUMS; ++s)
                 if (to.has(s)) epilogue.y[to.at(s)] = sums[s];
         }
+        at = next;
     }
     if (leads) copies_out_have_read<0>();
 }
@@ -354,8 +355,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                const float* __restrict__ values, const float* __restrict__ bias, const float* residual, float* y,
                const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation, float negative_slope,
-               int staged) {
+               int staged, int launch) {
     extern __shared__ __align__(1024) uint8_t memory[];
+    __shared__ Place places[X_STAGES];
     __shared__ __align__(8) uint64_t barriers[2 * (X_STAGES + W_STAGES)];
     const uint32_t shared = shared_address(memory);
     const Ring<X_STAGES> x_ring{shared_address(barriers)};
@@ -370,10 +372,10 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     __syncthreads();
     if (threadIdx.x / 128 == WARPGROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared);
+        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, places, taken_by + launch);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         const Epilogue epilogue{bias, residual, y, activation, negative_slope};
-        consume(y_map, epilogue, p, work, x_ring, w_ring, shared, used, LAST ? Index(rows) : p.width_out(), staged);
+        consume(y_map, epilogue, p, work, x_ring, w_ring, shared, places, used, LAST ? Index(rows) : p.width_out(), staged);
     }
 }
