@@ -184,8 +184,8 @@ class Program:
     def _factor(self, deal: Deal, link: Link, buffer: int) -> bytes:
         _, _, c, d = deal.pattern.values
         units = deal.pattern.a * d
-        numbers = (deal.items, deal.share, ceil(deal.share / self.warps), deal.k_tiles, units, deal.units, deal.spread)
-        numbers += (buffer, c, d, deal.pitch, 0, deal.pattern.width_in, deal.pattern.width_out, link.options)
+        dealt = (deal.items, deal.share, ceil(deal.share / self.warps), deal.k_tiles, units, deal.units, deal.spread)
+        numbers = (*dealt, buffer, c, d, deal.pitch, 0, deal.pattern.width_in, deal.pattern.width_out, link.options)
         addresses = (link.values, link.routes, link.bias, link.residual, link.y)
         divisors = (_divisor(by) for by in (d, deal.strips, c if d == 1 else deal.units))
         return struct.pack("5Q15if", *addresses, *numbers, link.negative_slope) + b"".join(divisors)
