@@ -4,6 +4,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker import tf32
 from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import ChainWay, Epilogue, Operands, Way
@@ -37,10 +38,10 @@ CHAIN_ROWS = 20
 def multiply(device: Device, way: Way, problem: Problem) -> None:
     """Launch with a count and every part of the epilogue."""
     pattern, dtype = problem.pattern, problem.dtype
-    shapes = [(ROWS, width) for width in (pattern.width_in, pattern.width_out)]
+    shapes = [(problem.rows, width) for width in (pattern.width_in, pattern.width_out)]
     x, y = (torch.ones(s if problem.layout is Layout.FIRST else s[::-1], dtype=dtype, device="cuda") for s in shapes)
     epilogue = Epilogue(torch.ones(pattern.width_out, device="cuda"), y, Activation.RELU)
-    count = torch.tensor([ROWS - 1], dtype=torch.int32, device="cuda")
+    count = torch.tensor([problem.rows - 1], dtype=torch.int32, device="cuda")
     packed = way.pack(torch.ones(pattern.values, dtype=dtype, device="cuda"))
     scratch = torch.zeros(way.scratch_bytes(problem), dtype=torch.uint8, device="cuda")
     way.launch(device, problem, packed, Operands(x, y, epilogue, count, scratch))
@@ -67,6 +68,10 @@ def main() -> None:
                     for way in WAYS:
                         if way.fits(problem, device.limits):
                             multiply(device, way, problem)
+        for tall in tf32.WAYS:  # whole tiles leave otherwise than those that rows end in
+            problem = Problem(KSPattern(2, 40, 72, 1), tall.rows + 8, tall.precision, tall.layout)
+            if tall.fits(problem, device.limits):
+                multiply(device, tall, problem)
         for precision in Precision:
             for patterns in CHAINS:
                 problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
