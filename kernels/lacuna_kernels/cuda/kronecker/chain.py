@@ -34,12 +34,14 @@ class Team:
     first   (a, b, c, 1), b and c multiples of 64
     second  (1, b, c, d), b a multiple of 64, c of 16, d 16, 32 or 64
     share   blocks with neighbouring l that share the rows of y: share * d is a multiple of 64
-    stages  pieces of x under way for each of a block's two warpgroups of the first factor
+    batch   pieces of 64 outputs whose columns of x are copied at once
+    stages  copies of x under way for each of a block's two warpgroups of the first factor
     """
 
     first: KSPattern
     second: KSPattern
     share: int
+    batch: int
     stages: int
 
     @property
@@ -56,10 +58,10 @@ class Team:
     def shared_bytes(self) -> int:
         """As the kernel lays it out: rings of x, two buffers of z and y, both on their way, barriers."""
         own_l = self.second.d // _TEAM
-        x = 2 * self.stages * _TILE * self.first.c * _SIZE
+        x = 2 * self.stages * self.batch * _TILE * self.first.c * _SIZE
         z = 2 * own_l * self.second.c * _TILE * _SIZE
         y = 2 * own_l * self.second.b * _TILE * _SIZE
-        on_their_way = 2 * _TILE * _PIECE * _SIZE + 8 * 16 * _TILE * _SIZE
+        on_their_way = 4 * _TILE * _PIECE * _SIZE + 8 * 16 * _TILE * _SIZE
         return x + z + y + on_their_way + 32 * self.stages + 64 + 1024
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
@@ -76,6 +78,7 @@ class Team:
             "SECOND_K": self.second.c,
             "WIDTH_L": self.second.d,
             "SHARE": self.share,
+            "BATCH": self.batch,
             "STAGES": self.stages,
             "SHARED_BYTES": self.shared_bytes,
         }
@@ -120,7 +123,7 @@ class Team:
         device.kernel(self.variants(problems[0].precision)[0])(
             (_TEAM * min(ceil(rows / _TILE), _teams(device.limits)), 1, 1),
             (_THREADS, 1, 1),
-            _tiles_of(operands.x),
+            self._tiles_of(operands.x),
             packed,
             packed[self.first.nonzeros :],
             epilogue.bias,
@@ -132,13 +135,12 @@ class Team:
             float(epilogue.negative_slope),
         )
 
-
-def _tiles_of(x: Tensor) -> bytes:
-    """The tensor map of x [rows, width], copied 32 rows by 64 columns at a time."""
-    rows, width = x.shape
-    pitch = width * _SIZE
-    strides = (pitch, pitch * rows, pitch * rows)
-    return tensor_map(x, (width, rows, 1, 1), strides, (_PIECE, _TILE, 1, 1), Swizzle.BYTES_128, Promotion.BYTES_256)
+    def _tiles_of(self, x: Tensor) -> bytes:
+        """The tensor map of x [rows, width] in planes of 64 columns; a copy brings 32 rows of some planes."""
+        rows, width = x.shape
+        pitch, planes = width * _SIZE, self.batch * self.first.c // _PIECE
+        sizes, strides = (_PIECE, rows, width // _PIECE, 1), (pitch, _PIECE * _SIZE, pitch * rows)
+        return tensor_map(x, sizes, strides, (_PIECE, _TILE, planes, 1), Swizzle.BYTES_128, Promotion.BYTES_256)
 
 
 def _teams(limits: DeviceLimits) -> int:
@@ -157,8 +159,8 @@ def _fragments(weights: Tensor) -> Tensor:
 
 
 CHAIN_WAYS = (
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), share=8, stages=10),
-    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), share=8, stages=4),
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), share=4, stages=9),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), share=8, batch=2, stages=5),
+    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), share=8, batch=1, stages=4),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), share=4, batch=2, stages=4),
 )
 """The two factors of GPT-2-medium's second linear layer, either way, and of a Monarch matrix of 4096."""

@@ -2,10 +2,10 @@
 // ks_matmul.cuh). Between them z [rows, a*b1 = c2*d] is rounded to ELEMENT and never leaves the chip. With a residual,
 // so are the sums of the second factor with the bias, before the residual is added.
 //
-// A team of TEAM blocks (a cluster) takes TILE rows at a time. Its registers hold all weights of both factors, each read
-// once, as the 64-row operand of wgmma; rows of x and z are the other operand, so products come out as [feature][row].
+// A team of TEAM blocks (a cluster) takes TILE rows at a time. Its registers hold all weights of both factors, each
+// read once, as the 64-row operand of wgmma; rows of x and z are the other operand: products come out as [feature][row].
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
-//           ones each. A warpgroup has a ring of STAGES pieces of x, [TILE][c1] each, which its first thread refills
+//           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block. Then SHARE blocks with neighbouring l
 //           exchange rows; each interleaves the l of its rows, and writes them
 // Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
@@ -19,7 +19,8 @@
 #define SECOND_K 64  // c2
 #define WIDTH_L 64   // d
 #define SHARE 4
-#define STAGES 9
+#define BATCH 2
+#define STAGES 4
 #endif
 
 #include "activation.cuh"
@@ -36,14 +37,15 @@ constexpr int WIDTH_OUT = 64 * PARTS * WIDTH_L;
 static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && 2 * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
 static_assert(SECOND_K * WIDTH_L == 64 * 2 * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
 static_assert(SHARED_L % 8 == 0, "vectors of 8 neighbouring l");
+static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of a slot have columns side by side");
 
-constexpr int X_PLANE = TILE * 128;                                          // 64 columns of x
-constexpr int X_BYTES = X_PLANE * (FIRST_K / 64);                            // of a slot
+constexpr int X_PLANE = TILE * 128;  // 64 columns of x
+constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  // of a slot
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
 constexpr int Y_PLANE = SHARED_ROWS * 128, Y_BYTES = SHARED_L * PARTS * Y_PLANE;  // [l][part][row][64 j]
-constexpr int Z_STAGE = 16 * Z_LINE, Y_STAGE = TILE * 128;                   // of a warp; of a warpgroup
+constexpr int Z_STAGE = 16 * Z_LINE, Y_STAGE = TILE * 128;                   // of a warp; of a warpgroup, two of them
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + 2 * Z_BYTES;
-constexpr int AT_Y_STAGE = AT_Y + 2 * Y_BYTES, AT_Z_STAGE = AT_Y_STAGE + 2 * Y_STAGE;
+constexpr int AT_Y_STAGE = AT_Y + 2 * Y_BYTES, AT_Z_STAGE = AT_Y_STAGE + 4 * Y_STAGE;
 constexpr int AT_X_FULL = AT_Z_STAGE + 8 * Z_STAGE, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
 constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 16;
 constexpr int AT_Y_FULL = AT_Z_EMPTY + 16, AT_Y_EMPTY = AT_Y_FULL + 16, USED_BYTES = AT_Y_EMPTY + 16;
@@ -77,7 +79,10 @@ __device__ __forceinline__ void meet_team() {
 // ---- shared memory ----
 __device__ __forceinline__ uint4 read_16_bytes(uint32_t from) {
     uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" 
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
     return v;
 }
 
@@ -127,7 +132,8 @@ __device__ __forceinline__ int swizzled(int line, int chunk) { return (chunk ^ l
 // ---- elements ----
 __device__ __forceinline__ uint32_t pack(float low, float high) {
     const Element pair[2] = {from_float<Element>(low), from_float<Element>(high)};
-    return uint32_t(reinterpret_cast<const uint16_t&>(pair[0])) | uint32_t(reinterpret_cast<const uint16_t&>(pair[1])) << 16;
+    const uint16_t(&bits)[2] = reinterpret_cast<const uint16_t(&)[2]>(pair);
+    return uint32_t(bits[0]) | uint32_t(bits[1]) << 16;
 }
 
 __device__ __forceinline__ float unpack(uint32_t pair, int high) {
@@ -141,7 +147,8 @@ __device__ __forceinline__ void read_weights(uint4 (&w)[PIECES][STEPS], const ui
 #pragma unroll
     for (int m = 0; m < PIECES; ++m)
 #pragma unroll
-        for (int k = 0; k < STEPS; ++k) w[m][k] = packed[((first + m) * STEPS + k) * WARPGROUP + threadIdx.x % WARPGROUP];
+        for (int k = 0; k < STEPS; ++k)
+            w[m][k] = packed[((first + m) * STEPS + k) * WARPGROUP + threadIdx.x % WARPGROUP];
 }
 
 // Where a block is, and which tiles its team takes.
@@ -159,34 +166,34 @@ struct Ring {
 
     __device__ __forceinline__ uint32_t empty(int slot) const { return full + AT_X_EMPTY - AT_X_FULL + 8 * slot; }
 
-    // Start copying the columns of x that piece m of a tile needs.
+    // Start copying the columns of x that the pieces of a tile from m on need.
     __device__ __forceinline__ void load(int slot, int m, int tile) const {
         barrier_expect(full + 8 * slot, X_BYTES);
-#pragma unroll
-        for (int k = 0; k < FIRST_K / 64; ++k)
-            copy_in(slots + slot * X_BYTES + k * X_PLANE, x,
-                    {(first + m) / (FIRST_B / 64) * FIRST_K + 64 * k, tile * TILE, 0, 0}, full + 8 * slot);
+        const int plane = (first + m) / (FIRST_B / 64) * (FIRST_K / 64);
+        copy_in(slots + slot * X_BYTES, x, {0, tile * TILE, plane, 0}, full + 8 * slot);
     }
 };
 
-// Which piece is loaded next.
+// Which pieces are loaded next.
 struct Ahead {
     int tile, m;
 
     __device__ __forceinline__ void advance(int step) {
-        if (++m == FIRST_M) m = 0, tile += step;
+        if ((m += BATCH) == FIRST_M) m = 0, tile += step;
     }
 };
 
 // Send 64 features of z, from 64 * piece on, to the owners of their l.
-__device__ __forceinline__ void send_z(const float (&d)[SUMS], uint32_t stage, const uint32_t (&owner)[2], int piece, int buffer) {
+__device__ __forceinline__ void send_z(const float (&d)[SUMS], uint32_t stage, const uint32_t (&owner)[2], int piece,
+                                       int buffer) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
         const float* from = d + 2 * high;
         const int feature = high * 8 + lane % 8;
         store_matrices(stage + feature * Z_LINE + swizzled(feature, lane / 8),
-                       {pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]), pack(from[12], from[13])});
+                       {pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]),
+                        pack(from[12], from[13])});
     }
     __syncwarp();
 #pragma unroll
@@ -226,14 +233,14 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
 #pragma unroll
         for (int m = 0; m < FIRST_M; ++m) {
             float d[SUMS];
-            barrier_wait(ring.full + 8 * slot, parity);
-            const uint64_t rows = operand(ring.slots + slot * X_BYTES);
+            if (m % BATCH == 0) barrier_wait(ring.full + 8 * slot, parity);
+            const uint64_t rows = operand(ring.slots + slot * X_BYTES + m % BATCH * X_PIECE);
             products_begin();
 #pragma unroll
             for (int k = 0; k < FIRST_K / 16; ++k)
                 multiply_add<0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
             products_commit();
-            if (read >= 0) {
+            if (m % BATCH == 0 && read >= 0) {
                 if (loads && ahead.tile < at.tiles) {
                     barrier_wait(ring.empty(read), read_parity);
                     ring.load(read, ahead.m, ahead.tile);
@@ -242,9 +249,11 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
             }
             __syncwarp();
             finish_products(d);
-            if (lane == 0) barrier_arrive(ring.empty(slot));
-            read = slot, read_parity = parity;
-            if (++slot == STAGES) slot = 0, parity ^= 1;
+            if (m % BATCH == BATCH - 1) {
+                if (lane == 0) barrier_arrive(ring.empty(slot));
+                read = slot, read_parity = parity;
+                if (++slot == STAGES) slot = 0, parity ^= 1;
+            }
             if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
             send_z(d, stage, owner, first + m, buffer);
         }
@@ -254,9 +263,26 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
 }
 
 // ---- the second factor ----
+// Where chunk `chunk` of a line of y lies, for run `run` of 8 neighbouring l: lanes that read together, other banks.
+__device__ __forceinline__ int y_chunk(int chunk, int row, int run) {
+    return (chunk ^ row & 7 ^ run * (64 / SHARED_L)) * 16;
+}
+
+// Activate in turn, so that the code is there once: the kernel must fit the instruction cache.
+template <int N>
+__device__ __forceinline__ void activate_all(float (&d)[N], const Epilogue& e) {
+#pragma unroll 1
+    for (int turn = 0; turn < N; ++turn) {
+        const float first = activate(d[0], e.activation, e.negative_slope);
+#pragma unroll
+        for (int i = 1; i < N; ++i) d[i - 1] = d[i];
+        d[N - 1] = first;
+    }
+}
+
 // Finish the sums of 64 columns j of one l, and send the rows to the blocks that write them.
-__device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32_t stage, const Epilogue& e, int l, int part,
-                                       int buffer) {
+__device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32_t stage, const Epilogue& e, int l,
+                                       int part, int buffer) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / WARPGROUP;
     const int j = part * 64 + 16 * warp + lane / 4;
 #pragma unroll
@@ -265,38 +291,43 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32
 #pragma unroll
         for (int i = 2 * high; i < SUMS; i += 4) d[i] += bias, d[i + 1] += bias;
     }
-    if (!e.residual && e.activation != ACTIVATION_NONE) {
-#pragma unroll
-        for (int i = 0; i < SUMS; ++i) d[i] = activate(d[i], e.activation, e.negative_slope);
-    }
-    barrier_of_warpgroup(1 + group);  // the stage has been read
+    if (!e.residual && e.activation != ACTIVATION_NONE) activate_all(d, e);
 #pragma unroll
     for (int i = 0; i < TILE / 16; ++i) {
         const float* from = d + 8 * i;
         const int row = 16 * i + lane / 16 * 8 + lane % 8, chunk = 2 * warp + lane / 8 % 2;
         store_turned_matrices(stage + row * 128 + (chunk ^ row & 7) * 16,
-                              {pack(from[0], from[1]), pack(from[2], from[3]), pack(from[4], from[5]), pack(from[6], from[7])});
+                              {pack(from[0], from[1]), pack(from[2], from[3]), pack(from[4], from[5]),
+                               pack(from[6], from[7])});
     }
-    barrier_of_warpgroup(1 + group);
-    const int plane = (at.rank % SHARE * OWN_L + l) * PARTS + part;
+    barrier_of_warpgroup(1 + group);  // also: the other stage has been read
+    const int shared_l = at.rank % SHARE * OWN_L + l;
 #pragma unroll
     for (int i = 0; i < TILE / 16; ++i) {
         const int row = 16 * i + threadIdx.x % WARPGROUP / 8, chunk = threadIdx.x % 8;
         const uint4 v = read_16_bytes(stage + row * 128 + (chunk ^ row & 7) * 16);
         const uint32_t owner = in_block(at.shared, at.rank / SHARE * SHARE + row / SHARED_ROWS);
-        store_there(owner + AT_Y + buffer * Y_BYTES + plane * Y_PLANE + row % SHARED_ROWS * 128 + (chunk ^ row & 7) * 16, v,
+        const uint32_t plane = owner + AT_Y + buffer * Y_BYTES + (shared_l * PARTS + part) * Y_PLANE;
+        store_there(plane + row % SHARED_ROWS * 128 + y_chunk(chunk, row, shared_l / 8), v,
                     owner + AT_Y_FULL + 8 * buffer);
     }
 }
 
-// Add the residual to 8 neighbouring columns of y, rounded sums.
-__device__ __forceinline__ void add_residual(uint32_t (&pairs)[4], const Epilogue& e, Index at) {
-    const uint4 added = *reinterpret_cast<const uint4*>(e.residual + at);
-    const uint32_t words[4] = {added.x, added.y, added.z, added.w};
+// Add the residual to rounded sums, 4 columns j by 8 neighbouring l, and activate; in turn, as above.
+__device__ __forceinline__ void add_residuals(uint32_t (&pairs)[4][4], const Epilogue& e, Index at) {
+#pragma unroll 1
+    for (int turn = 0; turn < 4; ++turn, at += WIDTH_L) {
+        const uint4 added = *reinterpret_cast<const uint4*>(e.residual + at);
+        const uint32_t words[4] = {added.x, added.y, added.z, added.w};
+        float sums[8];
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {
-        const float low = unpack(pairs[p], 0) + unpack(words[p], 0), high = unpack(pairs[p], 1) + unpack(words[p], 1);
-        pairs[p] = pack(activate(low, e.activation, e.negative_slope), activate(high, e.activation, e.negative_slope));
+        for (int i = 0; i < 8; ++i) sums[i] = unpack(pairs[0][i / 2], i % 2) + unpack(words[i / 2], i % 2);
+        if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+            pairs[0][p] = pairs[1][p], pairs[1][p] = pairs[2][p], pairs[2][p] = pairs[3][p];
+            pairs[3][p] = pack(sums[2 * p], sums[2 * p + 1]);
+        }
     }
 }
 
@@ -310,22 +341,24 @@ __device__ __forceinline__ void write_y(const Place& at, const Epilogue& e, int 
         const int line = unit / ACROSS / 16 / PARTS, row = tile * TILE + rank * SHARED_ROWS + line;
         if (row >= rows) continue;
         const uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + (run * 8 * PARTS + part) * Y_PLANE + line * 128 +
-                              (four / 2 ^ row & 7) * 16 + four % 2 * 8;
+                              y_chunk(four / 2, row, run) + four % 2 * 8;
         uint2 planes[8];
 #pragma unroll
         for (int l = 0; l < 8; ++l) planes[l] = read_8_bytes(from + l * PARTS * Y_PLANE);
         const int column = (part * 64 + four * 4) * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
         const Index start = Index(row) * WIDTH_OUT + column;
+        uint32_t pairs[4][4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            uint32_t pairs[4];
-#pragma unroll
-            for (int l = 0; l < 8; l += 2)
-                pairs[l / 2] = __byte_perm(j < 2 ? planes[l].x : planes[l].y, j < 2 ? planes[l + 1].x : planes[l + 1].y,
-                                           j % 2 ? 0x7632 : 0x5410);
-            if (e.residual) add_residual(pairs, e, start + j * WIDTH_L);
-            *reinterpret_cast<uint4*>(e.y + start + j * WIDTH_L) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        for (int i = 0; i < 16; ++i) {
+            const int j = i / 4, l = i % 4 * 2;
+            pairs[j][l / 2] = __byte_perm(j < 2 ? planes[l].x : planes[l].y, j < 2 ? planes[l + 1].x : planes[l + 1].y,
+                                          j % 2 ? 0x7632 : 0x5410);
         }
+        if (e.residual) add_residuals(pairs, e, start);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            *reinterpret_cast<uint4*>(e.y + start + j * WIDTH_L) =
+                make_uint4(pairs[j][0], pairs[j][1], pairs[j][2], pairs[j][3]);
     }
 }
 
@@ -340,36 +373,38 @@ __device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, i
     if (lane < SHARE) arrive_there(in_block(empty, at.rank / SHARE * SHARE + lane));
 }
 
-__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e, int rows) {
+__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e,
+                                           int rows) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + group) * SECOND_M);
-    const uint32_t stage = at.shared + AT_Y_STAGE + group * Y_STAGE;
-    int turn = 0;
+    const uint32_t stage = at.shared + AT_Y_STAGE + group * 2 * Y_STAGE;
 #pragma unroll 1
-    for (int tile = at.tile; tile < at.tiles; tile += at.step, ++turn) {
-        const int buffer = turn & 1, parity = turn >> 1 & 1;
-        const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer;
-        barrier_wait(full, parity);
-        if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
-        publish_shared();
+    for (int turn = 0, tile = at.tile;; ++turn, tile += at.step) {
+        if (tile < at.tiles) {
+            const int buffer = turn & 1, parity = turn >> 1 & 1;
+            const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer;
+            barrier_wait(full, parity);
+            if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
+            publish_shared();
 #pragma unroll
-        for (int m = 0; m < SECOND_M; ++m) {
-            float d[SUMS];
-            const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-            const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
-            products_begin();
+            for (int m = 0; m < SECOND_M; ++m) {
+                float d[SUMS];
+                const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
+                const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
+                products_begin();
 #pragma unroll
-            for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
-            products_commit();
-            finish_products(d);
-            if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(at.shared + AT_Z_EMPTY + 8 * buffer, lane));
-            if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
-            send_y(at, d, stage, e, l, part, buffer);
+                for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
+                products_commit();
+                finish_products(d);
+                if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(at.shared + AT_Z_EMPTY + 8 * buffer, lane));
+                if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
+                send_y(at, d, stage + (turn * SECOND_M + m) % 2 * Y_STAGE, e, l, part, buffer);
+            }
         }
-        if (turn > 0) write_turn(at, e, rows, turn - 1);
+        if (turn > 0) write_turn(at, e, rows, turn - 1);  // a turn late, so that there is no wait for the others
+        if (tile >= at.tiles) break;
     }
-    if (turn > 0) write_turn(at, e, rows, turn - 1);
 }
 
 __device__ __forceinline__ void init_barriers(uint32_t shared) {
@@ -399,7 +434,8 @@ ks_chain(const __grid_constant__ TensorMap x, const uint4* __restrict__ first, c
     extern __shared__ char unaligned[];
     const uint32_t shared = (shared_address(unaligned) + 1023) & ~1023u;
     rows = rows_in_use(count, rows);
-    const Place at{shared, int(blockIdx.x % TEAM), int(blockIdx.x / TEAM), (rows + TILE - 1) / TILE, int(gridDim.x / TEAM)};
+    const Place at{shared, int(blockIdx.x % TEAM), int(blockIdx.x / TEAM), (rows + TILE - 1) / TILE,
+                   int(gridDim.x / TEAM)};
     const Epilogue epilogue{bias, residual, y, activation, negative_slope};
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();
