@@ -2,9 +2,9 @@
 // (split_tf32.cuh), PARTS = 1 rounds x and values to tf32. For x and y batch-size-last, LAST = 1, [features, rows] with
 // any d, or batch-size-first, LAST = 0, [rows, features] with d = 1.
 //
-// A block of WARPGROUPS consumers and one producer makes tiles of y of 64 * WARPGROUPS rows by TILE_B columns j, for one
-// (i, l), one tile after the other. The producer's first thread has the copy engine bring x and values in steps of TILE_K,
-// stages ahead. A warpgroup loads its 64 rows of x into registers, splits them there, and multiplies them by the values
+// A block of WARPGROUPS consumers and one producer makes tiles of y of 64 * WARPGROUPS rows by TILE_B columns j, for
+// one (i, l), one tile after the other. The producer's first thread has the copy engine bring x and values in steps of
+// TILE_K, stages ahead. A warpgroup loads its 64 rows of x into registers, splits them there, and multiplies them by the values
 // in shared memory, which come split and in the order that the tensor cores read; finished sums go out through shared
 // memory, or one by one where rows end.
 //
@@ -105,7 +105,8 @@ __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int by
 // A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: so all are at
 // about the same memory at any time, though some multiprocessors get more of its speed. The counter ends as it began.
 __device__ __forceinline__ void produce(const TensorMap& x_map, const float* values, const Work& work,
-                                        Ring<X_STAGES> x, Ring<W_STAGES> w, uint32_t shared, Place* places, unsigned* taken) {
+                                        Ring<X_STAGES> x, Ring<W_STAGES> w, uint32_t shared, Place* places,
+                                        unsigned* taken) {
     for (unsigned tile = blockIdx.x, next; tile < work.tiles; tile = next) {
         next = gridDim.x + atomicInc(taken, work.tiles - 1);
         const Place at = work.place(tile);
@@ -188,7 +189,9 @@ struct Target {
     int row, rows, left, d;
 
     __device__ bool has(int s) const { return row + second(s) * (LAST ? 1 : 8) < rows && column(s) < left; }
-    __device__ Index at(int s) const { return first + second(s) * (LAST ? 1 : 8) * row_pitch + column(s) * column_pitch; }
+    __device__ Index at(int s) const {
+        return first + second(s) * (LAST ? 1 : 8) * row_pitch + column(s) * column_pitch;
+    }
 };
 
 // All sums through the activation, four at a time: it is long, and indices of registers must be constants.
@@ -265,9 +268,9 @@ __device__ __forceinline__ void multiply(float (&sums)[SUMS], const uint32_t (&b
     products_commit();
 }
 
-__device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& epilogue, const Pattern& p, const Work& work,
-                                        Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring, uint32_t shared, const Place* places, int rows, Index pitch,
-                                        bool staged) {
+__device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& epilogue, const Pattern& p,
+                                        const Work& work, Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring, uint32_t shared,
+                                        const Place* places, int rows, Index pitch, bool staged) {
     const Lane lane;
     const int warpgroup = threadIdx.x / 128;
     const bool short_end = (p.c - 1) % TILE_K < TILE_K / 2;  // then half of the last step is enough
@@ -354,8 +357,8 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                const float* __restrict__ values, const float* __restrict__ bias, const float* residual, float* y,
-               const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation, float negative_slope,
-               int staged, int launch) {
+               const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
+               float negative_slope, int staged, int launch) {
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ Place places[X_STAGES];
     __shared__ __align__(8) uint64_t barriers[2 * (X_STAGES + W_STAGES)];
@@ -376,6 +379,7 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         const Epilogue epilogue{bias, residual, y, activation, negative_slope};
-        consume(y_map, epilogue, p, work, x_ring, w_ring, shared, places, used, LAST ? Index(rows) : p.width_out(), staged);
+        const Index pitch = LAST ? Index(rows) : p.width_out();
+        consume(y_map, epilogue, p, work, x_ring, w_ring, shared, places, used, pitch, staged);
     }
 }

@@ -32,13 +32,15 @@ __device__ __forceinline__ uint64_t blocks_descriptor(uint32_t address, int alon
     return uint64_t(address >> 4) | uint64_t(along_k >> 4) << 16 | uint64_t(along_rows >> 4) << 32;
 }
 
-// sums[64, COLUMNS] = (accumulate ? sums : 0) + a[64, 8] * b[COLUMNS, 8]^T for one warpgroup, in the background. A lane holds of a
-// (row lane / 4, k lane % 4), (row + 8, k), (row, k + 4), (row + 8, k + 4), where row counts from 16 * warp;
-// of sums 4 for every 8 columns: (row, column lane % 4 * 2), (row, column + 1), (row + 8, column), (row + 8, column + 1).
+// sums[64, COLUMNS] = (accumulate ? sums : 0) + a[64, 8] * b[COLUMNS, 8]^T for one warpgroup, in the background. A lane
+// holds (row lane / 4, k lane % 4), (row + 8, k), (row, k + 4), (row + 8, k + 4) of a, where row counts from 16 * warp, and
+// (row, column lane % 4 * 2), (row, column + 1), (row + 8, column), (row + 8, column + 1) of every 8 columns of sums.
 template <int COLUMNS>
 struct Wgmma;
 
-#define S8(s, i) "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
+#define S8(s, i)                                                                                              \
+    "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), \
+        "+f"(s[i + 7])
 template <>
 struct Wgmma<48> {
     __device__ __forceinline__ static void run(float* s, const uint32_t (&a)[4], uint64_t b, int accumulate) {
