@@ -44,7 +44,7 @@ from bench.kronecker_grid import (
 from bench.kronecker_lazylinop import available, compile_all
 from bench.kronecker_measure import OURS, Record, measure, ways_of
 from bench.kronecker_report import report
-from bench.kronecker_results import Results
+from bench.kronecker_results import FAILED, Results
 from bench.kronecker_tables import record_line
 from bench.kronecker_ways import Operands
 from bench.timing import captured, copies_of, elapsed_ms
@@ -109,12 +109,17 @@ def _measure(device: Device, options: argparse.Namespace) -> bool:
     start, results = time.monotonic(), Results(options.results)
     results.add("run", _run_record(device))
     missing = [job for job in _jobs(device, results, options) if not results.has(job.part, job.key)]
+    missing = [job for job in missing if not results.has(FAILED, f"{job.part} {job.key}")]
     print(f"{len(missing)} to measure")
     for done, job in enumerate(_progress(missing)):
         if time.monotonic() - start > options.budget_seconds:
             print(f"the budget is used up: {len(missing) - done} are left")
             return False
-        record = job.run()
+        try:
+            record = job.run()
+        except Exception as error:  # what a process cannot survive is not tried again by the next
+            results.add(FAILED, {"key": f"{job.part} {job.key}", "error": repr(error)[:300]})
+            raise
         results.add(job.part, record)
         print(record_line(job.part, record), flush=True)
     return True

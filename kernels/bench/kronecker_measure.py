@@ -16,6 +16,7 @@ from bench.timing import copies_of, milliseconds
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.errors import KernelsError
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
 
@@ -140,4 +141,7 @@ def _measure(
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"skipped": "no memory is left for it"}
+    except (KernelsError, RuntimeError) as failure:
+        torch.cuda.synchronize()  # raises again if the device is lost for this process
+        return {"skipped": f"failed: {failure}"[:200]}
     return {"ms": float(f"{ms:.5g}"), "error": float(f"{error:.3g}")}

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+FAILED = "failed"
+"""The part of what ended a run."""
+
 
 class Results:
     """Records of several parts, each known by its key within its part; a later line replaces an earlier one."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.kronecker_grid import LONG_ROOF_MS, ROWS, roof_ms
 from bench.kronecker_measure import LARGEST_ERROR, OURS, Record
-from bench.kronecker_results import Results
+from bench.kronecker_results import FAILED, Results
 from lacuna_kernels.cuda.kronecker.problem import Layout
 from lacuna_kernels.graph import Precision
 
@@ -80,7 +80,7 @@ def summary(results: Results) -> list[Line]:
     lines = [_fraction_line(select(records, *of), *of, goal) for of, goal in FRACTION_GOALS.items()]
     lines += [_gain_line(select(records, *of), _named(*of), median, goal) for of, goal in SPEEDUP_GOALS.items()]
     lines += [_gain_line(records, "anywhere, worst", min, "0.97x"), *_joules(results), *_chains(results)]
-    return [line for line in [*lines, *_errors(results)] if line.ours]
+    return [line for line in [*lines, *_errors(results), _failures(results)] if line.ours]
 
 
 def _named(where: str, precisions: Sequence[Precision]) -> str:
@@ -125,6 +125,14 @@ def _errors(results: Results) -> Iterator[Line]:
         if errors:
             what = f"largest relative error, {precision} (n = {len(errors)})"
             yield Line(what, "", f"{largest(errors):.2g}", f"{goal:g}")
+
+
+def _failures(results: Results) -> Line:
+    skipped = [
+        data for part in ("grid", "rows") for data in results.part(part) if "skipped" in data["ways"].get(OURS, {})
+    ]
+    count = len(skipped) + len(results.part(FAILED))
+    return Line("problems that ours failed at", "", str(count) if count else "", "0")
 
 
 def _checked(data: dict[str, Any]) -> bool:

@@ -247,6 +247,14 @@ def test_the_report_names_guesses_that_were_not_the_fastest(results: Results):
     assert "1.50  2,48,48,4 25088 fp16 first: slow, not fast" in tables(results)
 
 
+def test_failures_are_counted(results: Results):
+    found = record(Problem(KSPattern(3, 64, 64, 2), ROWS, Precision.FP16), 1.0, bmm=1.0)
+    results.add("grid", found | {"ways": found["ways"] | {"ours": {"skipped": "failed: no such kernel"}}})
+    results.add("failed", {"key": "grid something", "error": "illegal address"})
+    (line,) = [line for line in summary(results) if line.what == "problems that ours failed at"]
+    assert line.ours == "2"
+
+
 def test_nothing_measured_is_an_empty_report(tmp_path: Path):
     report(Results(tmp_path / "none.jsonl"), tmp_path / "none")
     assert not list(tmp_path.glob("*.svg"))
