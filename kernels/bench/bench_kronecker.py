@@ -169,7 +169,7 @@ def _energy_problems(options: argparse.Namespace) -> list[Problem]:
     """A dozen patterns, long ones with d > 1, as the figures are about."""
     half = [Problem(pattern, ROWS, Precision.FP16) for pattern in options.patterns or patterns(options.count)]
     long = [problem.pattern for problem in half if problem.pattern.d > 1 and roof_ms(problem) > LONG_ROOF_MS]
-    return [problem for kind in ENERGY for problem in problems(long[:FEW_PATTERNS], [ROWS], [kind[0]], [kind[1]])]
+    return [Problem(pattern, ROWS, *kind) for pattern in long[:FEW_PATTERNS] for kind in ENERGY]
 
 
 def _energy_job(device: Device, problem: Problem, results: Results) -> dict[str, Any]:
