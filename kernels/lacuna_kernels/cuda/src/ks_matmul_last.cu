@@ -9,7 +9,7 @@
 #define JS 8
 #endif
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
 ks_matmul_last(const Element* __restrict__ x, const Element* __restrict__ values, const float* __restrict__ bias,
                const Element* residual, Element* y, const int* __restrict__ count, int rows, int a, int b, int c, int d,
                int activation, float negative_slope) {
@@ -26,13 +26,15 @@ ks_matmul_last(const Element* __restrict__ x, const Element* __restrict__ values
         const Index i = which / strips_j / d;
         if (n >= used) continue;
         const Element* from = x + (i * c * d + l) * pitch + n;
-        const Element* w = values + ((i * b + j0) * c * d + l);
+        const Element* w[JS];  // rows past b are those of the last, and nobody writes their sums
+#pragma unroll
+        for (int j = 0; j < JS; ++j) w[j] = values + (i * b + min(j0 + j, b - 1)) * c * d + l;
         float sums[JS] = {};
+#pragma unroll 1
         for (int k = 0; k < c; ++k) {
             const float value = to_float(from[Index(k) * d * pitch]);
 #pragma unroll
-            for (int j = 0; j < JS; ++j)
-                if (j0 + j < b) sums[j] = fmaf(value, to_float(w[(Index(j) * c + k) * d]), sums[j]);
+            for (int j = 0; j < JS; ++j) sums[j] = fmaf(value, to_float(w[j][Index(k) * d]), sums[j]);
         }
 #pragma unroll
         for (int j = 0; j < JS; ++j) {
