@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 
 from lacuna_kernels.cpu import CpuBackend
-from lacuna_kernels.errors import DeviceError
+from lacuna_kernels.errors import DeviceError, Unsupported
 from lacuna_kernels.model import Model
+from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
+from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.program import Backend, DeviceInfo, Options
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
@@ -46,8 +48,13 @@ def tune(
     meter     returns what reads the joules that a GPU has used since some moment; needed for "energy"
     progress  called with how many measurements are done, how many there are, and what comes next
 
-    Returns the table's file, which every program compiled on such a GPU from now on goes by. Raises DeviceError.
+    Returns the table's file, which every program compiled on such a GPU from now on goes by. Raises Unsupported if
+    the model has no linear layers, and DeviceError.
     """
+    if not any(isinstance(node, KroneckerLinear | Linear) for node in model.graph.nodes):
+        raise Unsupported("there is nothing to tune: the model has neither linear nor kronecker_linear nodes")
+    if objective == "energy" and meter is None:
+        raise ValueError("tuning by energy needs a meter")
     _need_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  see open_backend
     from lacuna_kernels.cuda.kronecker.table import Objective  # noqa: PLC0415

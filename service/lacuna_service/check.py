@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lacuna_kernels import DeviceKind, Model, Options, Precision, check_request, cost, load_model, open_backend
-from lacuna_service.config import parse_config
+from lacuna_service.config import ServingConfig, parse_config
 from lacuna_service.errors import BadRequest
 from lacuna_service.signature import Signature
 
@@ -46,11 +46,11 @@ class Comparison:
         return f"{verdict}  {self.name}: {', '.join(parts)}"
 
 
-def serving_precision(folder: Path, model: Model) -> Precision:
-    """The precision that the folder's serving.toml asks for; raises BadRequest if it cannot be read."""
+def serving_config(folder: Path, model: Model) -> ServingConfig:
+    """What the folder's serving.toml asks for; raises BadRequest if it cannot be read."""
     path = folder / "serving.toml"
     try:
-        return parse_config(path.read_text(encoding="utf-8") if path.exists() else "", model.graph).precision
+        return parse_config(path.read_text(encoding="utf-8") if path.exists() else "", model.graph)
     except (ValueError, OSError) as error:
         raise BadRequest(f"{path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The commands: serve, check, convert, info, version."""
+"""The commands: serve, check, convert, tune, info, version."""
 
 import inspect
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def check(
 
     try:
         folder = checking.version_folder(model)
-        chosen = Precision(precision) if precision else checking.serving_precision(folder, load_model(folder))
+        chosen = Precision(precision) if precision else checking.serving_config(folder, load_model(folder)).precision
         if device == "cpu" or (device == "auto" and not gpu_count()):
             chosen = Precision.FP32  # whatever is asked for
         limit = checking.TOLERANCE[chosen] if tolerance is None else tolerance
@@ -115,8 +115,13 @@ def check(
 def tune(
     model: Annotated[Path, typer.Argument(help="Model folder: NAME, for its newest version, or NAME/VERSION.")],
     rows: Annotated[
-        list[int], typer.Option(min=1, help="Batch to measure for, in rows or points; may be given again.")
-    ] = [1, 64, 4096],  # noqa: B006  typer copies it
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Batch to measure for, in rows or points; may be given again. By default all sizes that are served: "
+            "powers of two up to max_batch_cost.",
+        ),
+    ] = None,
     objective: Annotated[
         Literal["latency", "energy"], typer.Option(help="What the best kernel has least of: device time, or joules.")
     ] = "latency",
@@ -131,22 +136,23 @@ def tune(
     """
     from lacuna_kernels import KernelsError, Options, Precision, load_model  # noqa: PLC0415  see serve
     from lacuna_kernels import tune as measure  # noqa: PLC0415
-    from lacuna_service.check import serving_precision, version_folder  # noqa: PLC0415
+    from lacuna_service.check import serving_config, version_folder  # noqa: PLC0415
+    from lacuna_service.config import plan_costs  # noqa: PLC0415
     from lacuna_service.power import energy_counter  # noqa: PLC0415
 
     try:
         folder = version_folder(model)
         loaded = load_model(folder)
-        chosen = Precision(precision) if precision else serving_precision(folder, loaded)
-        with typer.progressbar(label=f"{folder} in {chosen}", length=1, show_pos=True) as bar:
+        config = serving_config(folder, loaded)
+        options = Options(Precision(precision) if precision else config.precision)
+        costs = rows or plan_costs(config, loaded.graph)
+        with typer.progressbar(label=f"{folder} in {options.precision}", length=1, show_pos=True) as bar:
 
             def progress(done: int, total: int, what: str) -> None:
                 bar.length, bar.label = total, what or "done"
                 bar.update(done - bar.pos)
 
-            path = measure(
-                loaded, Options(chosen), rows, objective, index=device, meter=energy_counter, progress=progress
-            )
+            path = measure(loaded, options, costs, objective, index=device, meter=energy_counter, progress=progress)
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
@@ -160,13 +166,13 @@ def info(
 ) -> None:
     """Show a model's inputs, outputs, nodes, parameters and cost."""
     from lacuna_kernels import KernelsError, load_model  # noqa: PLC0415  see serve
-    from lacuna_service.check import serving_precision, version_folder  # noqa: PLC0415
+    from lacuna_service.check import serving_config, version_folder  # noqa: PLC0415
     from lacuna_service.info import describe  # noqa: PLC0415
 
     try:
         folder = version_folder(model)
         loaded = load_model(folder)
-        serving_precision(folder, loaded)  # so that a wrong serving.toml is told here too
+        serving_config(folder, loaded)  # so that a wrong serving.toml is told here too
         typer.echo(describe(loaded, rows))
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)

@@ -20,7 +20,7 @@ class ServingConfig(BaseModel):
 
     precision            of every node that does not ask for another
     max_batch_cost       the largest batch, and so the largest request; 256 rows or 2^20 points by default
-    first_plan_cost      the batch that the first plan is made for; all of max_batch_cost, or 2^17 points, by default
+    first_plan_cost      points that the first plan has room for, 2^17 by default; plans for rows grow from one
     max_delay_ms         longest wait for company while other work runs; there is none on an idle device
     queue_limit_requests, queue_limit_cost
                          what may wait; more is refused at once. 16 batches by default
@@ -60,6 +60,14 @@ def parse_config(text: str, graph: Graph) -> ServingConfig:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def plan_costs(config: ServingConfig, graph: Graph) -> list[int]:
+    """The batches that plans may be made for, smallest first: each twice the one before, up to the largest."""
+    costs = [config.first_plan_cost if is_ragged(graph) else 1]
+    while costs[-1] < config.max_batch_cost:
+        costs.append(min(2 * costs[-1], config.max_batch_cost))
+    return costs
 
 
 def is_ragged(graph: Graph) -> bool:
