@@ -70,6 +70,8 @@ class Job:
 def main() -> None:
     options = _parser().parse_args()
     if options.command == "report":
+        if not options.results.is_file():
+            sys.exit(f"there are no results at {options.results}: run measure first, on a GPU")
         print(report(Results(options.results), options.results.with_suffix("")))
         return
     device = Device()
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", type=int, default=ROWS, help="of the grid")
     command.add_argument("--precisions", nargs="+", type=Precision, choices=PRECISIONS, default=PRECISIONS)
     command.add_argument("--layouts", nargs="+", type=Layout, choices=list(Layout), default=list(Layout))
-    command.add_argument("--ways", nargs="+", default=(), help="only these, such as: ours bmm 'strided bmm'")
+    command.add_argument(
+        "--ways", nargs="+", default=(), help="only these, such as: ours 'strided bmm'; not into --results that go on"
+    )
     command.add_argument("--candidates", action="store_true", help="also time each of ours that fits")
     command.add_argument("--budget-seconds", type=float, default=1e9, help="start nothing after this; exit status 3")
     return parser

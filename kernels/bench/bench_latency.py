@@ -20,7 +20,7 @@ from lacuna_kernels.zoo import minkunet
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, help="a model folder; MinkUNet-42 with random weights by default")
     parser.add_argument("--batch", type=int, default=1, help="scans at a time")

@@ -35,6 +35,7 @@ from lacuna_kernels.zoo.draft import Draft
 MONARCH_4096 = [(64, 64, 64, 1), (1, 64, 64, 64)]
 IMAGES, SEQUENCES, FEW_ROWS = 128, 8, (1, 8, 64)
 REPEATS, LEAST_MS, SMALL_SHARE = 9, 1.0, 0.02
+NETWORKS = ("vit", "gpt2", "monarch")
 LINEARS = ("linear", "kronecker_linear")
 
 
@@ -82,12 +83,14 @@ def three_layers(sparse: bool) -> Graph:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=["vit", "gpt2", "monarch"], help="vit, gpt2, monarch")
+    parser.add_argument("networks", nargs="*", default=NETWORKS, help=", ".join(NETWORKS))
     parser.add_argument("--precisions", nargs="+", type=Precision, default=["bf16", "fp16", "fp32"])
     parser.add_argument("--layers", type=int, help="instead of all blocks")
     parser.add_argument("--no-energy", dest="energy", action="store_false")
     parser.add_argument("--json", type=Path, help="append a line for each network here")
     options = parser.parse_args()
+    if unknown := set(options.networks) - set(NETWORKS):
+        parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
     backend = CudaBackend()
     print(f"{backend.device.name}, torch {torch.__version__}")
     dense: dict[str, Any] = {}

@@ -149,7 +149,7 @@ def _bmm_last(o: Operands) -> Multiply:
 
 
 def strided(o: Operands) -> Multiply:
-    """torch.bmm on views, without a copy: one for each i of a, or one for all if d is 1."""
+    """torch.bmm on views, without a copy: one if d is 1, else one for each i of a or each l of d, if fewer."""
     if o.problem.layout is Layout.LAST:
         return _strided_last(o)
     a, b, c, d = o.problem.pattern.values
@@ -167,18 +167,20 @@ def strided(o: Operands) -> Multiply:
 
 
 def _strided_last(o: Operands) -> Multiply:
-    """Rows of a block are d*n apart, and blocks n."""
+    """Rows of a block are d*n apart; blocks are n apart along d, c*d*n along a."""
     a, b, c, d = o.problem.pattern.values
-    weights = [values.permute(0, 3, 1, 2).contiguous() for values in o.values]
+    order = (0, 3, 1, 2) if a < d else (3, 0, 1, 2)  # calls, blocks of a call, b, c
+    weights = [values.permute(order).contiguous() for values in o.values]
+
+    def blocks(matrix: Tensor, width: int) -> Tensor:
+        """A view, [calls, blocks of a call, width, n]."""
+        by_a = matrix.view(a, width, d, -1).transpose(1, 2)
+        return by_a if a < d else by_a.transpose(0, 1)
 
     def multiply(copy: int) -> Tensor:
-        x, y = o.xs[copy], o.ys[copy]
-        if d == 1:
-            torch.bmm(weights[copy].view(a, b, c), x.view(a, c, -1), out=y.view(a, b, -1))
-            return y
-        for weight, x_i, y_i in zip(weights[copy], x.view(a, c, d, -1), y.view(a, b, d, -1), strict=True):
-            torch.bmm(weight, x_i.transpose(0, 1), out=y_i.transpose(0, 1))
-        return y
+        for weight, x, y in zip(weights[copy], blocks(o.xs[copy], c), blocks(o.ys[copy], b), strict=True):
+            torch.bmm(weight, x, out=y)
+        return o.ys[copy]
 
     return multiply
 

@@ -19,8 +19,11 @@ _ENOUGH_MS = 12.0
 _SURE_MS = 1.0  # what takes longer is measured well enough by one run
 
 
-def copies_of(operand_bytes: int, most: int = 64) -> int:
-    """How many copies of the operands to walk through, so that nothing is found in the cache by luck."""
+def copies_of(operand_bytes: int, most: int = 1024) -> int:
+    """How many copies of the operands to walk through, so that nothing is found in the cache by luck.
+
+    Under 64 KB, `most` is not enough for that.
+    """
     return min(most, max(2, ceil(ROTATE_BYTES / max(operand_bytes, 1))))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import kronecker_chains as chains
+from bench.bench_kronecker import main
 from bench.kronecker_grid import (
     FEW_PATTERNS,
     MEMORY_BYTES,
@@ -31,7 +32,13 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
 
-SMALL = [KSPattern(2, 3, 5, 4), KSPattern(3, 4, 2, 1), KSPattern(1, 1, 1, 7), KSPattern(1, 6, 5, 1)]
+SMALL = [
+    KSPattern(2, 3, 5, 4),
+    KSPattern(5, 3, 4, 2),
+    KSPattern(3, 4, 2, 1),
+    KSPattern(1, 1, 1, 7),
+    KSPattern(1, 6, 5, 1),
+]
 
 
 def test_the_grid_is_the_papers():
@@ -79,7 +86,7 @@ def test_every_problem_has_a_key_of_its_own():
 def test_small_operands_are_rotated_past_the_cache():
     assert copies_of(10**9) == 2
     assert copies_of(ROTATE_BYTES // 8) == 8
-    assert copies_of(1) == 64
+    assert copies_of(1) == 1024
 
 
 def small_operands(pattern: KSPattern, layout: Layout, rows: int = 6) -> Operands:
@@ -196,6 +203,15 @@ def test_a_record_comes_back_from_its_line():
     assert found.ours_ms == pytest.approx(2.0 * roof_ms(problem))
 
 
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_an_existing_way_that_is_wrong_is_not_the_best(error: float):
+    data = record(Problem(SMALL[0], ROWS, Precision.FP16), 2.0, bmm=3.0, lazylinop=1.0)
+    data["ways"]["lazylinop"]["error"] = error
+    best = Record.from_json(data).best
+    assert best is not None
+    assert best[0] == "bmm"
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     """Ten patterns, batch-size-first in fp16 with ours at 1/1, 1/2 ... 1/10 of the roof and bmm four times slower."""
@@ -253,6 +269,13 @@ def test_failures_are_counted(results: Results):
     results.add("failed", {"key": "grid something", "error": "illegal address"})
     (line,) = [line for line in summary(results) if line.what == "problems that ours failed at"]
     assert line.ours == "2"
+
+
+def test_no_results_file_is_said_and_nothing_written(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench_kronecker.py", "report", "--results", str(tmp_path / "none.jsonl")])
+    with pytest.raises(SystemExit, match="run measure first"):
+        main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_measured_is_an_empty_report(tmp_path: Path):
