@@ -12,6 +12,7 @@ from lacuna_kernels.cuda.kronecker.choose import VARIANTS, candidates, stages, s
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import WAYS as TILE_WAYS
 from lacuna_kernels.cuda.kronecker.tiles import Method, Tile, tensor_cores_pay
+from lacuna_kernels.cuda.kronecker.tma import WAYS as TMA_WAYS
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -47,9 +48,9 @@ def test_there_is_a_way_for_every_pattern_any_number_of_rows_and_any_alignment(
 
 
 @settings(deadline=None)
-@given(patterns, precisions, st.integers(0, 10_000), st.integers(0, 10_000), limits)
-def test_the_number_of_rows_does_not_change_how_products_are_added_up(pattern, precision, rows, others, limits):
-    problems = [Problem(pattern, number, precision) for number in (rows, others)]
+@given(patterns, precisions, layouts, st.integers(0, 10_000), st.integers(0, 10_000), limits)
+def test_the_number_of_rows_does_not_change_how_products_are_added_up(pattern, precision, layout, rows, others, limits):
+    problems = [Problem(pattern, number, precision, layout) for number in (rows, others)]
 
     assert len({way.sums(problem) for problem in problems for way in candidates(problem, limits)}) == 1
 
@@ -69,6 +70,14 @@ def test_the_blocks_of_a_tile_cover_y(pattern, precision, rows):
         made = tile.blocks(pattern, rows) * tile.n * tile.b * tile.d
         made *= tile.threads if tile.method is Method.COLUMNS else 1
         assert made >= rows * pattern.width_out
+
+
+def test_blocks_of_one_element_may_be_more_tiles_than_the_tensor_copies_count():
+    few, many = (Problem(KSPattern(2**16, 1, 1, d), 1, Precision.FP16, Layout.LAST) for d in (2**13, 2**14))
+
+    assert any(way.fits(few, H200) for way in TMA_WAYS)
+    assert not any(way.fits(many, H200) for way in TMA_WAYS)
+    assert candidates(many, H200)
 
 
 def test_entries_that_kernels_cannot_count_to_are_refused():

@@ -46,7 +46,7 @@ def ks_matmul(
     x          [rows, a*c*d]   fp32, fp16 or bf16, contiguous; batch-size-last [a*c*d, rows]
     values     [a, b, c, d]    of x's type
     y          [rows, a*b*d]   of x's type, contiguous; must not overlap x; batch-size-last [a*b*d, rows]
-    count      int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
+    count      int32 [1] on the device: rows in use; what is past them in x does not matter, and in y stays. None: all
     precision  tf32 for fp32 elements on tensor cores; by default that of the elements
     way        instead of the best guess
 

@@ -94,7 +94,7 @@ class Team:
             [problem.pattern for problem in problems] == [self.first, self.second]
             and all(problem.layout is Layout.FIRST and problem.aligned for problem in problems)
             and bool(self.variants(problems[0].precision))
-            and limits.architecture == "sm_90"
+            and limits.hopper
             and limits.shared_bytes >= self.shared_bytes
         )
 

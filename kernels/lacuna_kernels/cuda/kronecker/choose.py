@@ -52,9 +52,9 @@ def candidates(problem: Problem, limits: DeviceLimits, table: Table = MEASURED_N
     """The ways that can do it, best first, never none; all of them add up alike.
 
     Best is what was measured best, or else what is predicted to be fastest. How they add up depends on pattern,
-    precision and device alone, so that a row has the same bits whatever the number of rows; but matrices at odd
-    addresses, and batch-size-last odd numbers of rows, may be left to ways that add up otherwise. Raises Unsupported
-    for entries that the kernels cannot count to.
+    precision and device alone, so that a row's sums have the same bits whatever the number of rows; but matrices at
+    odd addresses may be left to ways that add up otherwise. Raises Unsupported for entries that the kernels cannot
+    count to.
     """
     if max(problem.pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{problem.pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")

@@ -5,11 +5,11 @@ from math import ceil
 
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
+from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 
@@ -52,21 +52,14 @@ class Last:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
-        epilogue, pattern = operands.epilogue, problem.pattern
+        pattern = problem.pattern
         blocks = ceil(problem.rows / _THREADS) * pattern.a * pattern.d * ceil(pattern.b / self.js)
         device.kernel(self.variants(problem.precision)[0])(
             (min(blocks, _LARGEST_GRID), 1, 1),
             (_THREADS, 1, 1),
             operands.x,
             packed,
-            epilogue.bias,
-            epilogue.residual,
-            operands.y,
-            operands.count,
-            problem.rows,
-            *pattern.values,
-            ACTIVATION_CODES[epilogue.activation],
-            float(epilogue.negative_slope),
+            *arguments(problem, operands),
         )
 
 

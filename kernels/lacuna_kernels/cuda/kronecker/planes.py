@@ -7,11 +7,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
+from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.graph import Precision
@@ -263,7 +263,7 @@ class Planes:
         """Enqueue; see Way."""
         if not problem.rows:
             return
-        epilogue, pattern = operands.epilogue, problem.pattern
+        pattern = problem.pattern
         schedule = self.schedule(pattern, problem.rows, device.limits.multiprocessors)
         assert schedule is not None
         x_map = self._map(operands.x, pattern, pattern.c, self.rows, self.steps * 16)
@@ -274,14 +274,7 @@ class Planes:
             x_map,
             y_map,
             packed,
-            epilogue.bias,
-            epilogue.residual,
-            operands.y,
-            operands.count,
-            problem.rows,
-            *pattern.values,
-            ACTIVATION_CODES[epilogue.activation],
-            float(epilogue.negative_slope),
+            *arguments(problem, operands),
             schedule.raw,
             schedule.x,
             schedule.w,

@@ -1,17 +1,15 @@
 """fp32 and tf32 on Hopper's tensor cores: batch-size-last, and batch-size-first for d = 1."""
 
 from dataclasses import dataclass
-from itertools import count
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments, counter_place
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -24,9 +22,6 @@ _STATIC_BYTES = 1024  # the barriers, and what their alignment costs
 _VECTOR = 4  # elements of 16 bytes
 _LARGEST_TILES = 2**30
 _NO_MAP = bytes(128)
-_LAUNCHES = 1 << 16
-"""As in ks_matmul_tf32.cu: launches that may run at once, each with a counter of its own."""
-_next_launch = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,7 @@ class Tf32:
         """Enqueue; see Way."""
         if not problem.rows:
             return  # no map has an axis of no length
-        epilogue, pattern = operands.epilogue, problem.pattern
+        pattern = problem.pattern
         x = operands.x if _aligned(problem) else _aligned_copy(problem, operands)
         x_map = self._map(x, problem, pattern.c, self.rows, STEP)
         staged = _aligned(problem) if self.layout is Layout.LAST else pattern.b % 4 == 0
@@ -160,16 +155,9 @@ class Tf32:
             x_map,
             y_map,
             packed,
-            epilogue.bias,
-            epilogue.residual,
-            operands.y,
-            operands.count,
-            problem.rows,
-            *pattern.values,
-            ACTIVATION_CODES[epilogue.activation],
-            float(epilogue.negative_slope),
+            *arguments(problem, operands),
             int(staged),
-            next(_next_launch) % _LAUNCHES,
+            counter_place(),
         )
 
     def _map(self, matrix: Tensor, problem: Problem, length: int, rows: int, features: int) -> bytes:

@@ -8,11 +8,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES, ELEMENTS
+from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -124,20 +124,12 @@ class Tile:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
-        epilogue, pattern = operands.epilogue, problem.pattern
         device.kernel(self.variant(problem.dtype))(
-            (min(self.blocks(pattern, problem.rows), _LARGEST_GRID), 1, 1),
+            (min(self.blocks(problem.pattern, problem.rows), _LARGEST_GRID), 1, 1),
             (self.threads, 1, 1),
             operands.x,
             packed,
-            epilogue.bias,
-            epilogue.residual,
-            operands.y,
-            operands.count,
-            problem.rows,
-            *pattern.values,
-            ACTIVATION_CODES[epilogue.activation],
-            float(epilogue.negative_slope),
+            *arguments(problem, operands),
         )
 
     def variant(self, dtype: torch.dtype) -> Variant:

@@ -1,7 +1,6 @@
 """16-bit factors on Hopper's tensor cores, where bulk tensor copies bring perfect tiles: batch-size-last, or d = 1."""
 
 from dataclasses import dataclass
-from itertools import count
 from math import ceil
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import tensor_cores_pay
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, counter_place
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
 from lacuna_kernels.graph import Precision
@@ -23,15 +22,11 @@ _STEP = 64
 _PANEL_BYTES = _STEP * _STEP * 2
 _VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
-_LAUNCHES = 1 << 16
-"""Places for counters in ks_matmul_tma.cu."""
+_LARGEST_TILES = 2**30
 _MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
 _READ_TOGETHER = 1 << 24
 """Bytes of values that the tiles of one n may read: they stay in the second-level cache for those of the next."""
-
-_next_launch = count()
-"""Launches that may run at the same time must not count in the same place; a captured launch keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,8 @@ class Tma:
         """16 bits on Hopper. Batch-size-first: d = 1, aligned rows of whole vectors, wide enough for tensor cores."""
         p = problem.pattern
         hopper = limits.hopper and self.shared_bytes <= limits.shared_bytes
-        if not hopper or problem.layout is not self.layout or not self.variants(problem.precision):
+        mine = problem.layout is self.layout and bool(self.variants(problem.precision))
+        if not (hopper and mine and self._tiles(problem) < _LARGEST_TILES):
             return False
         if self.layout is Layout.LAST:
             return True
@@ -169,7 +165,7 @@ class Tma:
             residual,
             operands.y,
             operands.count,
-            next(_next_launch) % _LAUNCHES,
+            counter_place(),
             problem.rows,
             *p.values,
             p.a if packed.numel() * packed.itemsize <= _READ_TOGETHER else 1,

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 from typing import Protocol
 
 from torch import Tensor
 
+from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.launch import Argument
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
@@ -37,7 +40,7 @@ class Operands:
 
     x        [rows, a*c*d], or [a*c*d, rows] batch-size-last
     y        [rows, a*b*d], or [a*b*d, rows]; must not overlap x
-    count    int32 [1] on the device: rows in use; rows past it are neither read nor written. None: all of them
+    count    int32 [1] on the device: rows in use; what is past them in x does not matter, and in y stays. None: all
     scratch  uint8, as many as the way asks for, of any content
     """
 
@@ -48,10 +51,39 @@ class Operands:
     scratch: Tensor | None = None
 
 
-class Sums(StrEnum):
-    """How the products of one output are added up; ways that share it give the same bits.
+def arguments(problem: Problem, operands: Operands) -> tuple[Argument, ...]:
+    """What kernels for one factor are told after x and the values: bias ... negative_slope, see ks_matmul_simt.cu."""
+    epilogue = operands.epilogue
+    return (
+        epilogue.bias,
+        epilogue.residual,
+        operands.y,
+        operands.count,
+        problem.rows,
+        *problem.pattern.values,
+        ACTIVATION_CODES[epilogue.activation],
+        float(epilogue.negative_slope),
+    )
 
-    So a way may be chosen by the number of rows without a row's bits depending on the rows beside it.
+
+_COUNTERS = 1 << 16
+_launches = count()
+
+
+def counter_place() -> int:
+    """Where a launch of ks_matmul_tma.cu or ks_matmul_tf32.cu counts the tiles that its blocks have taken.
+
+    Launches that run at the same time must not share a place, and a captured launch keeps its own for every replay: a
+    place comes round again after 65536 launches (LAUNCHES of the sources), most of them of plans long closed.
+    """
+    return next(_launches) % _COUNTERS
+
+
+class Sums(StrEnum):
+    """How the products of one output are added up; ways that share it give the same sums, bit by bit.
+
+    So a way may be chosen by the number of rows without a row's bits depending on the rows beside it. Only in 16 bits,
+    `turned` rounds sums before its epilogue and `chain` before its residual: there bits may differ by that rounding.
     """
 
     FMA = "fma"
