@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--precisions", nargs="+", type=Precision, choices=PRECISIONS, default=PRECISIONS)
     command.add_argument("--layouts", nargs="+", type=Layout, choices=list(Layout), default=list(Layout))
     command.add_argument(
-        "--ways", nargs="+", default=(), help="only these, such as: ours 'strided bmm'; not into --results that go on"
+        "--ways",
+        nargs="+",
+        default=(),
+        help="only these, such as: ours 'strided bmm' (the others stay missing: use --results)",
     )
     command.add_argument("--candidates", action="store_true", help="also time each of ours that fits")
     command.add_argument("--budget-seconds", type=float, default=1e9, help="start nothing after this; exit status 3")

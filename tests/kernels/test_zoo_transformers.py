@@ -10,6 +10,7 @@ from lacuna_kernels import Axis, Graph, Value, random_weights, walk
 from lacuna_kernels.errors import GraphError
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
+from lacuna_kernels.ops.norm import LayerNorm
 from lacuna_kernels.zoo import Part, gpt2, vit
 from tests.kernels.networks import small_chains
 
@@ -124,3 +125,8 @@ def test_vit_names_its_classes_and_its_probabilities_sum_to_one():
 def test_chains_that_do_not_fit_the_width_are_refused():
     with pytest.raises(GraphError, match="block1_up"):
         tiny_vit(kronecker=[Part.MLP], chains=replace(small_chains(16), up=[(2, 8, 4, 1)]))
+
+
+@pytest.mark.parametrize(("build", "eps"), [(vit, 1e-6), (gpt2, 1e-5)])
+def test_all_norms_have_the_eps_of_the_trained_networks(build: Builder, eps: float):
+    assert {node.eps for node in build().nodes if isinstance(node, LayerNorm)} == {eps}

@@ -13,6 +13,8 @@ GPT2_MEDIUM_CHAINS = Chains(
 )
 """For 1024 features; those of the MLP from arXiv 2405.15013, up transposed, and Monarch's for the attention."""
 
+NORM_EPS = 1e-5
+
 
 def gpt2(
     *,
@@ -29,9 +31,9 @@ def gpt2(
     kronecker  the parts of each block whose linear layers are chains of factors; by default none, a dense network
     """
     draft = Draft(embedded={"axis": "sequence", "dtype": "fp32", "shape": [tokens, width]})
-    block = Block(width, hidden, heads, "gelu_tanh", causal=True, chains=chains, kronecker=kronecker)
+    block = Block(width, hidden, heads, "gelu_tanh", causal=True, norm_eps=NORM_EPS, chains=chains, kronecker=kronecker)
     x = "embedded"
     for layer in range(1, layers + 1):
         x = block.add(draft, f"block{layer}", x)
-    draft.add("states", "layer_norm", x)
+    draft.add("states", "layer_norm", x, eps=NORM_EPS)
     return draft.graph(states={})

@@ -1,6 +1,6 @@
 """The block that transformers are made of, with dense or Kronecker-sparse linear layers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -41,23 +41,21 @@ class Block:
     heads: int
     activation: str
     causal: bool
+    norm_eps: float
     chains: Chains
     kronecker: Collection[Part]
 
     def add(self, draft: Draft, name: str, x: str) -> str:
         """Add the nodes of one block, named after it; returns the last."""
-        y = draft.add(f"{name}_norm1", "layer_norm", x)
-        y = draft.add(f"{name}_attention", "attention", *self._queries(draft, name, y), **self._heads)
+        y = draft.add(f"{name}_norm1", "layer_norm", x, eps=self.norm_eps)
+        queries = self._queries(draft, name, y)
+        y = draft.add(f"{name}_attention", "attention", *queries, heads=self.heads, causal=self.causal)
         y = self._linear(draft, f"{name}_project", y, Part.ATTENTION, self.width, self.chains.attention)
         x = draft.add(f"{name}_middle", "add", x, y)
-        y = draft.add(f"{name}_norm2", "layer_norm", x)
+        y = draft.add(f"{name}_norm2", "layer_norm", x, eps=self.norm_eps)
         y = self._linear(draft, f"{name}_up", y, Part.MLP, self.hidden, self.chains.up, self.activation)
         y = self._linear(draft, f"{name}_down", y, Part.MLP, self.width, self.chains.down)
         return draft.add(name, "add", x, y)
-
-    @property
-    def _heads(self) -> Mapping[str, int | bool]:
-        return {"heads": self.heads, "causal": self.causal}
 
     def _queries(self, draft: Draft, name: str, x: str) -> Sequence[str]:
         """Queries, keys and values: side by side from one dense layer, or from a chain each."""

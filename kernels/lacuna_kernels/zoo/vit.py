@@ -13,6 +13,9 @@ VIT_S16_CHAINS = Chains(
 )
 """For 384 features, from "Fast inference with Kronecker-sparse matrices", arXiv 2405.15013; down is up transposed."""
 
+NORM_EPS = 1e-6
+"""As the code of arXiv 2010.11929 and timm have it; torch's default is 1e-5."""
+
 
 def vit(
     classes: int | Sequence[str] = 1000,
@@ -36,10 +39,10 @@ def vit(
     x = draft.add("sequence", "image_to_sequence", x)
     x = draft.add("class_token", "prepend_token", x)
     x = draft.add("positions", "position_embedding", x)
-    block = Block(width, hidden, heads, "gelu", causal=False, chains=chains, kronecker=kronecker)
+    block = Block(width, hidden, heads, "gelu", causal=False, norm_eps=NORM_EPS, chains=chains, kronecker=kronecker)
     for layer in range(1, layers + 1):
         x = block.add(draft, f"block{layer}", x)
-    x = draft.add("norm", "layer_norm", x, eps=1e-6)
+    x = draft.add("norm", "layer_norm", x, eps=NORM_EPS)
     x = draft.add("pooled", "select_token", x, index=0)
     count, told = class_names(classes)
     x = draft.add("logits", "linear", x, out_features=count)
