@@ -103,3 +103,10 @@ def test_a_file_that_is_no_table_is_told_by_name(tmp_path: Path):
 
     with pytest.raises(DeviceError, match=r"GPU\.json is not a table"):
         read_table(tmp_path, "GPU")
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_name(tmp_path: Path):
+    (tmp_path / "tuned").write_text("a file where the folder should be")
+
+    with pytest.raises(DeviceError, match=r"GPU\.json cannot be written"):
+        write_table(tmp_path, "GPU", Table())

@@ -222,7 +222,7 @@ class CudaBackend:
         meter: Meter | None,
         progress: Progress,
     ) -> Path:
-        """Measure the ways that fit the Kronecker-sparse and dense layers of a network, and keep the table.
+        """Measure the ways that fit the Kronecker-sparse and dense layers of a network, and keep each in the table.
 
         costs     batches to measure for, in rows or points
         meter     joules that the GPU has used since some moment, for Objective.ENERGY
@@ -237,14 +237,15 @@ class CudaBackend:
             for layer in layers
             if isinstance(layer.node, LINEAR)
         ]
-        todo = list(tasks(chains, self._device))
-        entries = []
+        todo, folder = list(tasks(chains, self._device)), self._device.compiler.cache
+        path = write_table(folder, self.device.name, self._table)  # what cannot be kept is not measured
         for done, stages in enumerate(todo):
             progress(done, len(todo), str(stages[0]))
-            entries.append(self._builder.run(partial(measure, self._device, stages, objective, meter)).result())
+            entry = self._builder.run(partial(measure, self._device, stages, objective, meter)).result()
+            self._table = self._table.with_entries([entry])
+            write_table(folder, self.device.name, self._table)
         progress(len(todo), len(todo), "")
-        self._table = self._table.with_entries(entries)
-        return write_table(self._device.compiler.cache, self.device.name, self._table)
+        return path
 
     def close(self) -> None:
         """Close the programs that are still open, then the device."""

@@ -109,10 +109,14 @@ def read_table(folder: Path, gpu: str) -> Table:
 
 
 def write_table(folder: Path, gpu: str, table: Table) -> Path:
-    """Write the table of a kind of GPU, beside the old one and then in its place; returns where."""
+    """Write the table of a kind of GPU, beside the old one and then in its place; returns where. Raises DeviceError."""
     path = table_path(folder, gpu)
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(_File(format=1, gpu=gpu, entries=list(table.entries.values())).model_dump_json(indent=1) + "\n")
-    new.replace(path)
+    text = _File(format=1, gpu=gpu, entries=list(table.entries.values())).model_dump_json(indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text + "\n")
+        new.replace(path)
+    except OSError as error:
+        raise DeviceError(f"{path} cannot be written: {error}") from error
     return path
