@@ -1,6 +1,6 @@
-// What Hopper (sm_90a) adds, one function an instruction: barriers in shared memory that count bytes, bulk tensor copies
-// that complete on them, and products of a warpgroup (wgmma) on operands in shared memory.
-// Operand tiles are 128-byte rows, swizzled by 128 bytes, in memory that starts at multiples of 1024 bytes.
+// What Hopper (sm_90a) adds, one function an instruction: barriers in shared memory that count bytes, bulk tensor
+// copies that complete on them, and products of a warpgroup (wgmma) on operands in shared memory. Operand tiles are
+// 128-byte rows, swizzled by 128 bytes, in memory that starts at multiples of 1024 bytes.
 #pragma once
 
 #include <cstdint>
@@ -46,17 +46,27 @@ struct Coordinates {
     int x, y, z, w;  // fastest first
 };
 
+// Copies into shared memory, which complete on a barrier: of neighbouring bytes, or of a box.
+__device__ __forceinline__ void copy_in(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 __device__ __forceinline__ void copy_in(uint32_t to, const TensorMap& map, const Coordinates& at, uint32_t barrier) {
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3, %4, %5}], [%6];"
         ::"r"(to), "l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(barrier)
         : "memory");
 }
+
 // What is written is not read again soon: it need not stay in the second-level cache.
 __device__ __forceinline__ void copy_out(const TensorMap& map, const Coordinates& at, uint32_t from) {
     uint64_t written_once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(written_once));
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%1, %2, %3, %4}], [%5], %6;"
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint "
+                 "[%0, {%1, %2, %3, %4}], [%5], %6;"
                  ::"l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(from), "l"(written_once)
                  : "memory");
 }
@@ -76,8 +86,9 @@ __device__ __forceinline__ void barrier_of_warpgroup(int id) {
     asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
 }
 
-// An operand tile in shared memory. Rows of 64 elements along k: groups of 8 rows lie 1024 bytes apart, and k16 steps 32.
-// Rows of 64 elements across k: groups of 8 k lie 1024 bytes apart, the next 64 elements `apart` bytes, and k16 steps 2048.
+// An operand tile in shared memory.
+// Rows of 64 elements along k: groups of 8 rows lie 1024 bytes apart, k16 steps 32.
+// Rows of 64 elements across k: groups of 8 k lie 1024 bytes apart, the next 64 elements `apart`, k16 steps 2048.
 __device__ __forceinline__ uint64_t operand(uint32_t address, int apart = 16) {
     return uint64_t(1) << 62 | uint64_t(1024 >> 4) << 32 | uint64_t(apart >> 4) << 16 | (address & 0x3FFFF) >> 4;
 }
@@ -91,30 +102,37 @@ __device__ __forceinline__ void products_wait() {
 
 #define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
 #define ONES "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,"
+#define SUMS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define SUMS_16 ONES "%10,%11,%12,%13,%14,%15"
 #define SUMS_32 ONES TEN(1) TEN(2) "%30,%31"
 #define SUMS_64 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63"
 #define SUMS_96 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) "%90,%91,%92,%93,%94,%95"
 #define SUMS_128 \
-    ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120,%121,%122,%123,%124,%125,%126,%127"
+    ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11)                       \
+    "%120,%121,%122,%123,%124,%125,%126,%127"
 #define EIGHT(i) \
-    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
+#define REGISTERS_16 EIGHT(0), EIGHT(8)
 #define REGISTERS_32(i) EIGHT(i), EIGHT(i + 8), EIGHT(i + 16), EIGHT(i + 24)
 #define REGISTERS_64 REGISTERS_32(0), REGISTERS_32(32)
 #define REGISTERS_96 REGISTERS_64, REGISTERS_32(64)
 #define REGISTERS_128 REGISTERS_96, REGISTERS_32(96)
-#define PRODUCT(width, sums, registers, type, x_at, y_at, add_at, across_at)                                           \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                                  \
-                 "wgmma.mma_async.sync.aligned.m64n" #width "k16.f32." type "." type " {" sums "}, %" #x_at ", %" #y_at \
-                 ", p, 1, 1, 0, %" #across_at ";\n}"                                                                    \
-                 : registers                                                                                            \
+#define PRODUCT(width, sums, registers, type, x_at, y_at, add_at, across_at)                             \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                    \
+                 "wgmma.mma_async.sync.aligned.m64n" #width "k16.f32." type "." type " {" sums "}, %" #x_at \
+                 ", %" #y_at ", p, 1, 1, 0, %" #across_at ";\n}"                                          \
+                 : registers                                                                              \
                  : "l"(x), "l"(y), "r"(add), "n"(CROSS))
-#define PRODUCTS(type)                                                                                    \
-    if constexpr (N == 64) PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35);               \
-    if constexpr (N == 128) PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67);                \
-    if constexpr (N == 192) PRODUCT(192, SUMS_96, REGISTERS_96, type, 96, 97, 98, 99);                \
+#define PRODUCTS(type)                                                                    \
+    if constexpr (N == 16) PRODUCT(16, SUMS_8, EIGHT(0), type, 8, 9, 10, 11);             \
+    if constexpr (N == 32) PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19);      \
+    if constexpr (N == 64) PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35);   \
+    if constexpr (N == 128) PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67);    \
+    if constexpr (N == 192) PRODUCT(192, SUMS_96, REGISTERS_96, type, 96, 97, 98, 99);    \
     if constexpr (N == 256) PRODUCT(256, SUMS_128, REGISTERS_128, type, 128, 129, 130, 131)
 
-// d [64, N] = x [64, 16 k] y [16 k, N], plus d if `add`. Rows of x are along k; those of y too, or lie CROSS (across) k.
+// d [64, N] = x [64, 16 k] y [16 k, N], plus d if `add`. Rows of x are along k; those of y too, or lie CROSS it.
 // Thread t of the warpgroup has row t / 32 * 16 + t % 32 / 4 (+ 8 for the last two of every four sums) and columns
 // 8 i + t % 4 * 2 (+ 1) in d[4 i ...].
 template <int N, int CROSS>
@@ -125,6 +143,22 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
 template <int N, int CROSS>
 __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint64_t y, int add, __nv_bfloat16) {
     PRODUCTS("bf16");
+}
+
+// Two neighbours in a word.
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+    const __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+}
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&both);
+}
+__device__ __forceinline__ float2 unpack(uint32_t both, __half) {
+    return __half22float2(*reinterpret_cast<const __half2*>(&both));
+}
+__device__ __forceinline__ float2 unpack(uint32_t both, __nv_bfloat16) {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&both));
 }
 
 // Four 8x8 matrices between registers (a pair of neighbours of row lane / 4 each) and rows of 16 bytes, one a lane.

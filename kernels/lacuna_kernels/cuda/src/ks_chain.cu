@@ -3,7 +3,8 @@
 // so are the sums of the second factor with the bias, before the residual is added.
 //
 // A team of TEAM blocks (a cluster) takes TILE rows at a time. Its registers hold all weights of both factors, each
-// read once, as the 64-row operand of wgmma; rows of x and z are the other operand: products come out as [feature][row].
+// read once, as the 64-row operand of wgmma; rows of x and z are the other operand: products come out as
+// [feature][row].
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block. Then SHARE blocks with neighbouring l
@@ -79,7 +80,7 @@ __device__ __forceinline__ void meet_team() {
 // ---- shared memory ----
 __device__ __forceinline__ uint4 read_16_bytes(uint32_t from) {
     uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" 
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "r"(from)
                  : "memory");
@@ -130,11 +131,7 @@ __device__ __forceinline__ uint64_t z_operand(uint32_t address) {
 __device__ __forceinline__ int swizzled(int line, int chunk) { return (chunk ^ line >> 1 & 3) * 16; }
 
 // ---- elements ----
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-    const Element pair[2] = {from_float<Element>(low), from_float<Element>(high)};
-    const uint16_t(&bits)[2] = reinterpret_cast<const uint16_t(&)[2]>(pair);
-    return uint32_t(bits[0]) | uint32_t(bits[1]) << 16;
-}
+__device__ __forceinline__ uint32_t pack(float low, float high) { return pack(low, high, Element()); }
 
 __device__ __forceinline__ float unpack(uint32_t pair, int high) {
     const uint16_t bits = high ? pair >> 16 : pair & 0xffff;

@@ -2,9 +2,10 @@
 // rows from the first factor to the last, and what is between factors stays in the shared memory of the team.
 //
 // A factor is a*d units (i, l), each a dense b x c matrix. 16 columns j of a unit are an item: a warp computes it by
-// mma.m16n8k16, the values being the 16-row operand and 8 rows of x the other, over k upwards. A block owns whole units,
-// or several blocks share one. The values come packed as fragments, 16 bytes a lane, in the order of the items; each lane
-// copies its own into a ring of shared memory, across the ends of items and factors, so that values are there before x.
+// mma.m16n8k16, the values being the 16-row operand and 8 rows of x the other, over k upwards. A block owns whole
+// units, or several blocks share one. The values come packed as fragments, 16 bytes a lane, in the order of the items;
+// each lane copies its own into a ring of shared memory, across the ends of items and factors, so that values are there
+// before x.
 //
 // Shared memory holds x as atoms: 8 rows of one feature, 16 bytes; a block keeps the features that its items read, each
 // factor's in a buffer of its own. Who computes a feature sends it to the blocks that read it, which wait until all
@@ -15,6 +16,7 @@
 
 #include "activation.cuh"
 #include "element.cuh"
+#include "hopper.cuh"
 
 #ifndef TILES
 #undef ELEMENT
@@ -66,7 +68,6 @@ struct Program {
     Factor of[LONGEST];
 };
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 __device__ __forceinline__ int swizzled(int atom) { return (atom ^ (atom >> 3 & 7)) * ATOM; }
 
 __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
@@ -75,12 +76,6 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
         "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;}" ::"r"(barrier), "r"(parity) : "memory");
 }
-__device__ __forceinline__ void expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void make_barrier(uint32_t barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-}
 __device__ __forceinline__ uint32_t at_rank(uint32_t address, int rank) {
     uint32_t there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
@@ -88,43 +83,47 @@ __device__ __forceinline__ uint32_t at_rank(uint32_t address, int rank) {
 }
 __device__ __forceinline__ uint4 load_shared(uint32_t at) {
     uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at)
+                 : "memory");
     return v;
 }
 
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1, __half) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1, __nv_bfloat16) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
+__device__ __noinline__ float activate_any(float x, int activation, float slope) {
+    return activate(x, activation, slope);
 }
 
-__device__ __noinline__ float activate_any(float x, int activation, float slope) { return activate(x, activation, slope); }
-
-__device__ __forceinline__ int items_here(const Factor& f, int rank) { return max(0, min(f.share, f.items - rank * f.share)); }
+__device__ __forceinline__ int items_here(const Factor& f, int rank) {
+    return max(0, min(f.share, f.items - rank * f.share));
+}
 __device__ __forceinline__ int units_here(const Factor& f, int rank) {
     return f.spread > 1 ? rank * f.share < f.items : max(0, min(f.block_units, f.units - rank * f.block_units));
 }
 
-// The values of all items of a warp, factor after factor. A lane copies and reads its own 16 bytes of every fragment, so
-// that nobody else need be asked.
+// The values of all items of a warp, factor after factor. A lane copies and reads its own 16 bytes of every fragment,
+// so that nobody else need be asked.
 struct Ring {
     const Program& p;
     const char* from;  // this lane's bytes of the next fragment
     uint32_t slots;    // this lane's bytes of the first slot
     int factor, items, k, slot;  // slot: the next to be filled
 
-    __device__ __forceinline__ uint32_t oldest() const { return slots + (slot + 1 == STAGES ? 0 : slot + 1) * SLOT_BYTES; }
+    __device__ __forceinline__ uint32_t oldest() const {
+        return slots + (slot + 1 == STAGES ? 0 : slot + 1) * SLOT_BYTES;
+    }
 
     __device__ __forceinline__ void fill(int rank, int warp) {
         while (items == 0 && factor + 1 < p.factors) {
@@ -138,7 +137,9 @@ struct Ring {
 #pragma unroll
             for (int t = 0; t < BATCH; ++t)
                 if (t < k)
-                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(slots + slot * SLOT_BYTES + t * 512), "l"(from + t * 512) : "memory");
+                    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                                 ::"r"(slots + slot * SLOT_BYTES + t * 512), "l"(from + t * 512)
+                                 : "memory");
             from += min(k, BATCH) * 512;
             if ((k -= BATCH) <= 0) k = p.of[factor].k_tiles, --items;
         }
@@ -168,7 +169,8 @@ struct Ahead {
 };
 
 // Bring in the features that this block's items of the first factor read: a thread makes whole atoms.
-__device__ __forceinline__ void load_x(const Factor& f, const Element* x, int rows, int rank, int threads, char* atoms) {
+__device__ __forceinline__ void load_x(const Factor& f, const Element* x, int rows, int rank, int threads,
+                                       char* atoms) {
     const int units = units_here(f, rank), first = f.spread > 1 ? f.by_strips(rank * f.share) : rank * f.block_units;
     const Index width = f.width_in;
     if (f.d == 1 && f.c % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {  // 8 rows of 8 features
@@ -193,7 +195,8 @@ __device__ __forceinline__ void load_x(const Factor& f, const Element* x, int ro
 #pragma unroll
                 for (int r = 0; r < 4; ++r)
                     w[r] = __byte_perm(row[2 * r][k / 2], row[2 * r + 1][k / 2], k % 2 ? 0x7632 : 0x5410);
-                *reinterpret_cast<uint4*>(atoms + n * f.pitch + swizzled(atom + k)) = make_uint4(w[0], w[1], w[2], w[3]);
+                *reinterpret_cast<uint4*>(atoms + n * f.pitch + swizzled(atom + k)) =
+                    make_uint4(w[0], w[1], w[2], w[3]);
             }
         }
         return;
@@ -226,7 +229,8 @@ __device__ __forceinline__ void clear_padding(const Program& p, int threads, cha
         for (int task = threadIdx.x; task < f.block_units * padding; task += threads) {
             const int atom = task / padding * (f.k_tiles * 16) + f.c + task % padding;
             for (int n = 0; n < TILES; ++n)
-                *reinterpret_cast<uint4*>(shared + p.atoms + f.buffer + n * f.pitch + swizzled(atom)) = make_uint4(0, 0, 0, 0);
+                *reinterpret_cast<uint4*>(shared + p.atoms + f.buffer + n * f.pitch + swizzled(atom)) =
+                    make_uint4(0, 0, 0, 0);
         }
     }
 }
@@ -248,7 +252,8 @@ __device__ __forceinline__ void drain(const Factor& g, Element* y, int rows, int
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(v);
         } else {
 #pragma unroll 1
-            for (int e = 0; e < 8 && run + e < features; ++e) to[e] = *reinterpret_cast<const Element*>(from + swizzled(run + e));
+            for (int e = 0; e < 8 && run + e < features; ++e)
+                to[e] = *reinterpret_cast<const Element*>(from + swizzled(run + e));
         }
     }
 }
@@ -266,10 +271,11 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
     for (int factor = 1 + warp; factor < p.factors + p.drain; factor += p.warps) {  // how much comes from the team
         if (lane) continue;
         const Factor& f = p.of[factor];
-        const int features = factor < p.factors ? units_here(f, rank) * f.c : max(0, min(f.c, f.width_out - rank * f.c));
-        make_barrier(barriers + factor * 8);
+        const int features =
+            factor < p.factors ? units_here(f, rank) * f.c : max(0, min(f.c, f.width_out - rank * f.c));
+        barrier_init(barriers + factor * 8, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        expect(barriers + factor * 8, features * (ATOM * TILES));
+        barrier_expect(barriers + factor * 8, features * (ATOM * TILES));
     }
     __syncwarp();
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -372,8 +378,10 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
             }
 #pragma unroll
             for (int n = 0; n < TILES; ++n)
-                asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(staging + n * 16 * ATOM),
-                             "r"(pack(sums[n][0], sums[n][1], Element())), "r"(pack(sums[n][2], sums[n][3], Element())) : "memory");
+                asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};"
+                             ::"r"(staging + n * 16 * ATOM), "r"(pack(sums[n][0], sums[n][1], Element())),
+                             "r"(pack(sums[n][2], sums[n][3], Element()))
+                             : "memory");
             __syncwarp();
 #pragma unroll
             for (int n = lane / 16; n < TILES; n += 2) {
@@ -384,9 +392,11 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
                     int to_rank = item.place >> RANK_BIT;
                     const int last = to_rank + g.spread;
                     do {
-                        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
-                                         at_rank(to, to_rank)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w),
-                                     "r"(at_rank(barriers + (factor + 1) * 8, to_rank)) : "memory");
+                        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
+                                     "{%1,%2,%3,%4}, [%5];"
+                                     ::"r"(at_rank(to, to_rank)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w),
+                                     "r"(at_rank(barriers + (factor + 1) * 8, to_rank))
+                                     : "memory");
                     } while (++to_rank < last);
                 }
                 if (options & HAS_Y) {

@@ -1,5 +1,5 @@
-// A Kronecker-sparse factor on the tensor cores, fp16 or bf16 with fp32 sums (see ks_matmul.cuh): one block makes a tile
-// of y of TILE_N rows, TILE_B columns j and TILE_D neighbouring l, for one i.
+// A Kronecker-sparse factor on the tensor cores, fp16 or bf16 with fp32 sums (see ks_matmul.cuh): one block makes a
+// tile of y of TILE_N rows, TILE_B columns j and TILE_D neighbouring l, for one i.
 //
 // Both operands are matrices of rows [k][l] (x by n, the values by j), so both are brought in by the same copy, as they
 // lie: STAGES steps over k are under way. What a lane reads for (k, k + 1) and all TILE_D l is contiguous, and byte
@@ -32,7 +32,8 @@ constexpr int X_WORDS = TILE_N * PITCH;
 constexpr int STAGE_WORDS = X_WORDS + TILE_B * PITCH;
 constexpr int PITCH_Y = TILE_B * L + 4;  // floats a row, for the sums of a tile: [row][j][l], in place of the stages
 constexpr int VECTOR = 8;                // elements in 16 bytes
-static_assert(WARP_N % 16 == 0 && WARP_B % 8 == 0 && VECTOR % L == 0, "warps own whole fragments, and vectors whole runs");
+static_assert(WARP_N % 16 == 0 && WARP_B % 8 == 0, "warps own whole fragments");
+static_assert(VECTOR % L == 0, "vectors own whole runs");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= 4 * STAGES * STAGE_WORDS && SHARED_BYTES >= 4 * TILE_N * PITCH_Y, "too little memory");
 #endif
@@ -245,7 +246,8 @@ ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values,
             if (step < steps) {
                 uint32_t* stage = shared + step % STAGES * STAGE_WORDS;
                 const int k = step * TILE_K;
-                const Rest x_rest{p.width_in(), rows - at.row, c - k, d - at.l}, w_rest{Index(c) * d, b - at.j, c - k, d - at.l};
+                const Rest x_rest{p.width_in(), rows - at.row, c - k, d - at.l};
+                const Rest w_rest{Index(c) * d, b - at.j, c - k, d - at.l};
                 load<TILE_N>(stage, x_from + Index(k) * d, x_rest, d, vectors_in);
                 load<TILE_B>(stage + X_WORDS, w_from + Index(k) * d, w_rest, d, vectors_in);
             }

@@ -1,14 +1,15 @@
 // A Kronecker-sparse factor with d > 1, batch-size-first, 16 bits, on Hopper's tensor cores (see ks_matmul.cuh).
 //
-// x has l fastest, while the tensor cores want k fastest: the x of every l must become a plane [row][k] of its own. A block
-// takes L neighbouring l of one i and ROWS rows at a time, and keeps four kinds of threads busy at once:
-//   bring       two threads: bulk copies of x as it is (boxes of whole sectors) and of the packed weights, into two rings
+// x has l fastest, while the tensor cores want k fastest: the x of every l must become a plane [row][k] of its own. A
+// block takes L neighbouring l of one i and ROWS rows at a time, and keeps four kinds of threads busy at once:
+//   bring       two threads: bulk copies of x as it is (boxes of whole sectors) and of the packed weights, in two rings
 //   transpose   a warpgroup: 8 k of PLANES l of one row are 16-byte loads, byte permutes, and a 16-byte store to each
 //               plane, in the order of the matrices that the products read
-//   multiply    two warpgroups: weights [64 j][16 k] times planes [TILE rows][16 k], the sums of PLANES l in registers, so
-//               that a thread has neighbours of a row of y; they differ in l (OCTETS) or else in rows
+//   multiply    two warpgroups: weights [64 j][16 k] times planes [TILE rows][16 k], the sums of PLANES l in
+//               registers, so that a thread has neighbours of a row of y; they differ in l (OCTETS) or else in rows
 // Weights that fit stay in shared memory for all rows; otherwise they stream past for every tile, from the second-level
-// cache, as all blocks want the same ones at about the same time. Blocks of 64 j follow one another over the same planes.
+// cache, as all blocks want the same ones at about the same time. Blocks of 64 j follow one another over the same
+// planes.
 #include "ks_matmul.cuh"
 #include "planes.cuh"
 
@@ -28,10 +29,10 @@ constexpr int GROUPS = OCTETS ? 4 : 8;             // of 8 rows, that a warpgrou
 constexpr int UNITS = ROWS / 8 > GROUPS ? ROWS / 8 / GROUPS : 1;
 constexpr int SUBS = ROWS / 8 < GROUPS ? GROUPS / (ROWS / 8) : 1;  // steps of 16 k in a stage of x
 constexpr int HALF = PLANES * 2 * TILE * 16, SUB = 2 * HALF, X_STAGE = SUBS * SUB;  // bytes
-constexpr int PIECE = !WHOLE ? 2 * L : L == 3 ? 32 : L == 2 || L == 6 ? 64 : 128;   // bytes of a row side by side in a box
+constexpr int PIECE = !WHOLE ? 2 * L : L == 3 ? 32 : L == 2 || L == 6 ? 64 : 128;   // bytes of a row together in a box
 constexpr int W_GROUP = L * 256;                   // bytes of the weights for 8 j and 16 k
 constexpr bool PAIRS = L < 8 || L == 12;           // the two rows of a thread's sums are neighbouring j
-constexpr int OUT = PAIRS ? 2 * PLANES : PLANES, OUTS = PAIRS ? 1 : 2;  // elements that it writes side by side, how often
+constexpr int OUT = PAIRS ? 2 * PLANES : PLANES, OUTS = PAIRS ? 1 : 2;  // elements that it writes together, how often
 constexpr bool STAGED = L == 16 || L % 3 == 0;     // y is written through boxes: otherwise runs would be too short
 constexpr bool SPREAD = OCTETS;                    // rows and j are dealt out so that threads do not meet in a bank
 constexpr int ROW_STEP = SPREAD ? 4 : 1;           // from the first to the second column of a thread's sums
@@ -40,7 +41,8 @@ constexpr int SLAB = SLAB_GROUPS * 8 * 64 * L * 2; // bytes; there are two
 constexpr int THREADS = 512;                       // the transposers, those who bring, and two consumers
 constexpr int BRINGER_REGISTERS = 40;
 constexpr int MAX_STAGES = 40;                     // of a ring
-constexpr int Y_AT = 2048, RAW_AT = Y_AT + (STAGED ? 2 * SLAB : 0);  // shared memory: barriers, y, raw x, weights, planes
+// Shared memory: barriers, y, raw x, weights, planes.
+constexpr int Y_AT = 2048, RAW_AT = Y_AT + (STAGED ? 2 * SLAB : 0);
 
 using Output = Words<OUT / 2>;
 
@@ -55,8 +57,9 @@ struct Arguments {
     int raw_stages, x_stages, w_stages, tiles_per_item, chunks_together;
 };
 
-// What all threads agree on. Items are strips of tiles of one chunk (L neighbouring l of one i), neighbouring chunks fastest,
-// so that blocks which run together share rows; a block takes every gridDim-th. `chunks` is a multiple of chunks_together.
+// What all threads agree on. Items are strips of tiles of one chunk (L neighbouring l of one i), neighbouring chunks
+// fastest, so that blocks which run together share rows; a block takes every gridDim-th. `chunks` is a multiple of
+// chunks_together.
 struct Work : Arguments {
     int rows, tiles, chunks_l, chunks, strips, stages, steps, groups_j;
     bool resident, keeps;  // whether all weights of a chunk fit; whether a block never changes its chunk then
@@ -69,7 +72,8 @@ struct Work : Arguments {
         strips = (tiles + tiles_per_item - 1) / tiles_per_item;
         stages = (c + 16 * SUBS - 1) / (16 * SUBS), steps = (c + 15) / 16;
         groups_j = (b + 15) / 16 * 2;
-        resident = steps * ((groups_j + 7) / 8) == w_stages, keeps = resident && chunks_together == chunks && gridDim.x % chunks == 0;
+        resident = steps * ((groups_j + 7) / 8) == w_stages;
+        keeps = resident && chunks_together == chunks && gridDim.x % chunks == 0;
         w_bytes = min(groups_j, 8) * W_GROUP;
         w_at = shared + RAW_AT + raw_stages * X_STAGE, x_at = w_at + w_stages * w_bytes;
     }
@@ -97,7 +101,9 @@ struct Item {
     __device__ __forceinline__ int chunk(const Work& w) const { return group * w.chunks_together + among; }
     __device__ __forceinline__ bool is_there(const Work& w) const { return group * w.chunks_together < w.chunks; }
     __device__ __forceinline__ int first_tile(const Work& w) const { return strip * w.tiles_per_item; }
-    __device__ __forceinline__ int last_tile(const Work& w) const { return min((strip + 1) * w.tiles_per_item, w.tiles); }
+    __device__ __forceinline__ int last_tile(const Work& w) const {
+        return min((strip + 1) * w.tiles_per_item, w.tiles);
+    }
     __device__ __forceinline__ void enter(const Work& w) {
         while (strip >= w.strips && is_there(w)) strip -= w.strips, ++group;
     }
@@ -189,7 +195,8 @@ __device__ __forceinline__ void transpose(const Work& w) {
                 const int v = first + m * (BLOCKED ? 1 : 2);
                 const int offset = v / (PIECE / 16) * (ROWS * PIECE) + r * PIECE + v % (PIECE / 16) * 16;
                 asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(words[4 * m]), "=r"(words[4 * m + 1]), "=r"(words[4 * m + 2]), "=r"(words[4 * m + 3])
+                             : "=r"(words[4 * m]), "=r"(words[4 * m + 1]), "=r"(words[4 * m + 2]),
+                               "=r"(words[4 * m + 3])
                              : "r"(raw + swizzled<PIECE>(offset)));
             }
             const uint32_t plane = OCTETS ? planes : planes + r / TILE * (PLANES * TILE * 16) + r % TILE / 8 * 128;
@@ -199,7 +206,8 @@ __device__ __forceinline__ void transpose(const Work& w) {
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
                     const int e = 2 * m * PLANES + l, f = e + PLANES;  // k and k + 1 of this l, among the elements
-                    pairs[m] = __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
+                    const int order = (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400);
+                    pairs[m] = __byte_perm(words[e / 2], words[f / 2], order);
                 }
                 asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(plane + l * (OCTETS ? 2 : 1) * TILE * 16),
                              "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
@@ -214,7 +222,8 @@ __device__ __forceinline__ void transpose(const Work& w) {
 
 using Sums = float[PLANES][TILE / 2];
 
-// What a thread writes side by side of column (n, r) of the sums: of its first row and, if PAIRS, second, else of row h.
+// What a thread writes side by side of column (n, r) of the sums: of its first row and, if PAIRS, second, else of
+// row h.
 __device__ __forceinline__ Output outputs(const Sums& sums, int n, int r, int h) {
     Output out;
 #pragma unroll
@@ -299,8 +308,8 @@ __device__ __forceinline__ void write_direct(const Sums& sums, const Work& w, co
         }
 }
 
-// Through boxes [piece][row][PIECE] of 8 (or 16) rows by 64 j: of both consumers, which take turns with two, or one each.
-// `j_lane` is where the thread's j are among the 64, and `at` where the first box goes.
+// Through boxes [piece][row][PIECE] of 8 (or 16) rows by 64 j: of both consumers, which take turns with two, or one
+// each. `j_lane` is where the thread's j are among the 64, and `at` where the first box goes.
 __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, const TensorMap& y, unsigned char* shared,
                                             int who, int j_lane, Coordinates at) {
     const int lane = threadIdx.x % 32;
@@ -323,19 +332,22 @@ __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, con
                     for (int v = 0; v < Output::VECTORS; ++v) {
                         const int byte = first + v * 4 * Output::AT_ONCE;
                         const uint32_t offset = byte / PIECE * (SLAB_GROUPS * 8 * PIECE) + row * PIECE + byte % PIECE;
-                        *reinterpret_cast<Output::Vector*>(shared + (slab - w.shared) + swizzled<PIECE>(offset)) = out.vector[v];
+                        *reinterpret_cast<Output::Vector*>(shared + (slab - w.shared) + swizzled<PIECE>(offset)) =
+                            out.vector[v];
                     }
                 }
         publish_shared();
         named_barrier(OCTETS ? 1 : 1 + who, OCTETS ? 256 : 128);
-        if (leads) copy_out(y, at, slab);
+        if (leads) copy_group_out(y, at, slab);
     }
 }
 
 // The products for one tile and 64 j. The planes of x are given back if `free_x`, the weights if `free_w`.
-__device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ring& ws, int who, bool free_x, bool free_w) {
+__device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ring& ws, int who, bool free_x,
+                                         bool free_w) {
     const bool speaks = threadIdx.x % 32 == 0;
-    const uint32_t x_mine = w.x_at + who * (OCTETS ? HALF : PLANES * TILE * 16), w_mine = w.w_at + (OCTETS ? who * 8 * 256 : 0);
+    const uint32_t x_mine = w.x_at + who * (OCTETS ? HALF : PLANES * TILE * 16);
+    const uint32_t w_mine = w.w_at + (OCTETS ? who * 8 * 256 : 0);
     int done_x = 0, done_w = 0;
 #pragma unroll
     for (int p = 0; p < PLANES; ++p)
@@ -353,7 +365,8 @@ __device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ri
             const uint64_t weights = operand(w_mine + ws.stage * w.w_bytes, 128, W_GROUP);
 #pragma unroll
             for (int p = 0; p < PLANES; ++p)
-                multiply_add<TILE>(sums[p], weights + p * 16, x + p * (OCTETS ? 2 : 1) * TILE, stage + sub, Element());
+                multiply_add<TILE, 0>(sums[p], weights + p * 16, x + p * (OCTETS ? 2 : 1) * TILE, stage + sub,
+                                      Element());
             products_commit();
             products_wait<1>();
             if (stage + sub > 0 && speaks) {
@@ -376,8 +389,10 @@ __device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ri
 __device__ __forceinline__ void finish(Sums& sums, const Work& w, const TensorMap& y, unsigned char* shared, int who,
                                        int chunk, int tile, int j0) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-    const int j_lane = warp * 16 + (SPREAD ? lane / 8 % 2 + lane / 4 % 2 * 2 + lane / 16 * 4 : lane / 4 * (PAIRS ? 2 : 1));
-    const int first = tile * ROWS + (OCTETS ? 0 : who * TILE), l = w.l(chunk), i = w.i(chunk), octet = OCTETS ? who * 8 : 0;
+    const int spread = lane / 8 % 2 + lane / 4 % 2 * 2 + lane / 16 * 4;
+    const int j_lane = warp * 16 + (SPREAD ? spread : lane / 4 * (PAIRS ? 2 : 1));
+    const int first = tile * ROWS + (OCTETS ? 0 : who * TILE), octet = OCTETS ? who * 8 : 0;
+    const int l = w.l(chunk), i = w.i(chunk);
     const bool in_d = WHOLE || l + octet < w.d;
     Lane mine;
     mine.row = first + lane % 4 * (SPREAD ? 1 : 2);
@@ -387,7 +402,7 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const TensorMa
     if (w.bias) add_bias(sums, w, mine);
     if (w.residual) add_residual(sums, w, mine);
     if (w.activation != ACTIVATION_NONE) apply_activation(sums, w);
-    if (STAGED && (w.rows == w.rows_max || (tile + 1) * ROWS <= w.rows))  // boxes end with the matrix, not with the count
+    if (STAGED && (w.rows == w.rows_max || (tile + 1) * ROWS <= w.rows))  // boxes end with the matrix, not the count
         write_boxes(sums, w, y, shared, who, j_lane, {WHOLE ? 0 : l, first, WHOLE ? j0 * L * 2 / PIECE : j0, i});
     else
         write_direct(sums, w, mine);
@@ -418,9 +433,10 @@ __device__ __forceinline__ void consume(const Work& w, const TensorMap& y, unsig
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_planes(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
-                 const Element* __restrict__ weights, const float* __restrict__ bias, const Element* residual, Element* y,
-                 const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation, float negative_slope,
-                 int raw_stages, int x_stages, int w_stages, int tiles_per_item, int chunks_together) {
+                 const Element* __restrict__ weights, const float* __restrict__ bias, const Element* residual,
+                 Element* y, const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
+                 float negative_slope, int raw_stages, int x_stages, int w_stages, int tiles_per_item,
+                 int chunks_together) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const Arguments arguments{weights, bias, residual, y, count, rows, a, b, c, d, activation, negative_slope,
                               raw_stages, x_stages, w_stages, tiles_per_item, chunks_together};

@@ -1,5 +1,6 @@
 // A Kronecker-sparse factor by fused multiply-adds in fp32 (see ks_matmul.cuh): one block makes a tile of y of TILE_N
-// rows, TILE_B columns j and TILE_D neighbouring l, for one i. A thread makes THREAD_N rows by THREAD_B columns of one l.
+// rows, TILE_B columns j and TILE_D neighbouring l, for one i. A thread makes THREAD_N rows by THREAD_B columns of one
+// l.
 //
 // Threads of a warp differ in l first and j next: their columns of y lie side by side. Shared memory holds x as
 // [k, l][row], four rows of which a thread reads at once, and the values as [k][j, l]; the pitches keep banks apart.

@@ -4,9 +4,9 @@
 //
 // A block of WARPGROUPS consumers and one producer makes tiles of y of 64 * WARPGROUPS rows by TILE_B columns j, for
 // one (i, l), one tile after the other. The producer's first thread has the copy engine bring x and values in steps of
-// TILE_K, stages ahead. A warpgroup loads its 64 rows of x into registers, splits them there, and multiplies them by the values
-// in shared memory, which come split and in the order that the tensor cores read; finished sums go out through shared
-// memory, or one by one where rows end.
+// TILE_K, stages ahead. A warpgroup loads its 64 rows of x into registers, splits them there, and multiplies them by
+// the values in shared memory, which come split and in the order that the tensor cores read; finished sums go out
+// through shared memory, or one by one where rows end.
 //
 // Which row of x a lane holds, and which k and column its registers mean, is ours to choose if values are packed alike:
 // slot s of 8 along k is k = 2 s, or 2 (s - 4) + 1 from s = 4 on, so that no two lanes load from the same bank.
@@ -96,12 +96,6 @@ struct Work {
     }
 };
 
-__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
 // A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: so all are at
 // about the same memory at any time, though some multiprocessors get more of its speed. The counter ends as it began.
 __device__ __forceinline__ void produce(const TensorMap& x_map, const float* values, const Work& work,
@@ -127,7 +121,7 @@ __device__ __forceinline__ void produce(const TensorMap& x_map, const float* val
             }
             w.wait_empty();
             barrier_expect(w.full(), W_BYTES);
-            copy_bytes(shared + W_AT + w.stage * W_BYTES, from, W_BYTES, w.full());
+            copy_in(shared + W_AT + w.stage * W_BYTES, from, W_BYTES, w.full());
             w.next();
         }
     }

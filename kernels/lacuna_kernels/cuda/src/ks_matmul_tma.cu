@@ -143,7 +143,7 @@ struct Sums {
         return *reinterpret_cast<Part*>(of[panel / ACROSS] + panel % ACROSS * 32 + q * 8);
     }
 
-    // Copy a quarter of a panel out; registers have no addresses, so that the candidates are passed by one after the other.
+    // Copy a quarter of a panel out; registers have no addresses, so that candidates are passed one by one.
     __device__ __forceinline__ void select(Part& part, int panel, int quarter) const {
 #pragma unroll
         for (int p = 0; p < PANELS_OF_TILE; ++p) {
@@ -189,21 +189,6 @@ __device__ __forceinline__ void multiply(Sums& sums, Ring& ring, int steps, int 
     }
     products_wait<0>();
     release(before);
-}
-
-__device__ __forceinline__ uint32_t pair_of(float first, float second, __half) {
-    const __half2 pair = __floats2half2_rn(first, second);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ uint32_t pair_of(float first, float second, __nv_bfloat16) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ float2 floats_of(uint32_t pair, __half) {
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
-__device__ __forceinline__ float2 floats_of(uint32_t pair, __nv_bfloat16) {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
 
 // Bytes from the start of a swizzled panel to a run of 8 elements.
@@ -273,7 +258,8 @@ struct Outlet {
         barrier_of_warpgroup(id);
         if (residual && thread == 0) {
             barrier_expect(arrived, BATCH * SQUARE_BYTES);
-            for (int p = 0; p < BATCH; ++p) copy_in(shared_address(panel(p)), residuals, at(p).in_map(at(p).j), arrived);
+            for (int p = 0; p < BATCH; ++p)
+                copy_in(shared_address(panel(p)), residuals, at(p).in_map(at(p).j), arrived);
         }
     }
 
@@ -292,7 +278,7 @@ struct Outlet {
     __device__ static void store(const float* sums, uint32_t row) {
         uint32_t pairs[4];
 #pragma unroll
-        for (int part = 0; part < 4; ++part) pairs[part] = pair_of(sums[2 * part], sums[2 * part + 1], Element());
+        for (int part = 0; part < 4; ++part) pairs[part] = pack(sums[2 * part], sums[2 * part + 1], Element());
         store_matrices(row, pairs);
     }
 
@@ -315,7 +301,7 @@ struct Outlet {
             load_matrices(pairs, row_of(index, q));
 #pragma unroll
             for (int part = 0; part < 4; ++part) {
-                const float2 two = floats_of(pairs[part], Element());
+                const float2 two = unpack(pairs[part], Element());
                 sums[2 * part] += two.x, sums[2 * part + 1] += two.y;
             }
         }
@@ -402,9 +388,9 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
         const int row = (GROUPS_ROWS == 2 ? group : 0) * TILES_ROWS * 64;
         const int column = (GROUPS_ROWS == 2 ? 0 : group) * WIDTH;
         Outlet outlet{y_map, residual_map, bias, residual, y, activation, negative_slope,
-                      shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES, reinterpret_cast<float*>(shared + BIAS_AT) + group * BIASED,
-                      arrived + 8 * group, 1 + group, thread,
-                      shape.rows < rows, direct != 0};
+                      shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES,
+                      reinterpret_cast<float*>(shared + BIAS_AT) + group * BIASED,
+                      arrived + 8 * group, 1 + group, thread, shape.rows < rows, direct != 0};
         const bool plain = !bias && !residual && activation == ACTIVATION_NONE;
         const bool slow = activation != ACTIVATION_NONE && activation != ACTIVATION_RELU;
         while (true) {

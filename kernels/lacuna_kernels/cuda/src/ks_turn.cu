@@ -41,10 +41,12 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
     if (blockIdx.x == 0 && threadIdx.x == 0) *count_here = used;
     const Unit unit(Index(used) * a, c, group, chunk);
     if (unit.matrices <= 0) return;
-    const Vector* from = reinterpret_cast<const Vector*>(x + (Index(first) * a + unit.matrix) * c * d + Index(unit.start) * d);
+    const Index start = (Index(first) * a + unit.matrix) * c * d + Index(unit.start) * d;
+    const Vector* from = reinterpret_cast<const Vector*>(x + start);
     const int size = unit.size * d;
 #pragma unroll 4
-    for (int v = threadIdx.x; v < unit.matrices * size / VECTOR; v += THREADS) reinterpret_cast<Vector*>(tile)[v] = from[v];
+    for (int v = threadIdx.x; v < unit.matrices * size / VECTOR; v += THREADS)
+        reinterpret_cast<Vector*>(tile)[v] = from[v];
     __syncthreads();
 
     Element* to = t + unit.matrix * c * d + unit.start;
@@ -63,8 +65,8 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const Element* residual, Element* y,
-            const int* __restrict__ count, int first, int rows, int a, int b, int d, int group, int chunk, int activation,
-            float negative_slope) {
+            const int* __restrict__ count, int first, int rows, int a, int b, int d, int group, int chunk,
+            int activation, float negative_slope) {
     extern __shared__ __align__(16) Element tile[];  // [matrix][l][j], rows of `pitch`: an odd number of words
     const Unit unit(Index(rows_here(count, first, rows)) * a, b, group, chunk);
     if (unit.matrices <= 0) return;

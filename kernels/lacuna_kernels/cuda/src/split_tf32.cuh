@@ -33,8 +33,9 @@ __device__ __forceinline__ uint64_t blocks_descriptor(uint32_t address, int alon
 }
 
 // sums[64, COLUMNS] = (accumulate ? sums : 0) + a[64, 8] * b[COLUMNS, 8]^T for one warpgroup, in the background. A lane
-// holds (row lane / 4, k lane % 4), (row + 8, k), (row, k + 4), (row + 8, k + 4) of a, where row counts from 16 * warp, and
-// (row, column lane % 4 * 2), (row, column + 1), (row + 8, column), (row + 8, column + 1) of every 8 columns of sums.
+// holds (row lane / 4, k lane % 4), (row + 8, k), (row, k + 4), (row + 8, k + 4) of a, where row counts from 16 * warp,
+// and (row, column lane % 4 * 2), (row, column + 1), (row + 8, column), (row + 8, column + 1) of every 8 columns of
+// sums.
 template <int COLUMNS>
 struct Wgmma;
 
@@ -97,7 +98,6 @@ struct Wgmma<128> {
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
     }
 };
-
 
 template <>
 struct Wgmma<256> {
