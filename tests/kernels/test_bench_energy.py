@@ -1,0 +1,50 @@
+"""The benchmarks' reading of an energy counter, which moves some ten times a second; without a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bench import energy
+from bench.energy import _Ticks
+
+
+class Clock:
+    """Time that passes when it is told to, and a counter of 300 W (900 W at first) that moves every 0.1 s."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def millijoules(self) -> int:
+        tick = int(self.now * 10 + 1e-9)
+        return 90_000 * min(tick, 1) + 30_000 * max(tick - 1, 0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=found.perf_counter))
+    return found
+
+
+def look_for(clock: Clock, ticks: _Ticks, seconds: float) -> None:
+    for _ in range(round(seconds / 0.005)):
+        clock.now += 0.005
+        ticks.look()
+
+
+def test_power_is_what_the_counter_says_between_its_ticks_after_the_first(clock: Clock):
+    ticks = _Ticks(clock.millijoules)
+    look_for(clock, ticks, 0.57)
+    (t0, e0), (t1, e1) = ticks.ends()
+    assert t0 > 0.15
+    assert (t1 - t0, (e1 - e0) / 1000) == (pytest.approx(0.3, abs=0.011), 90)
+
+
+def test_a_counter_that_stands_still_is_said_to(clock: Clock):
+    ticks = _Ticks(lambda: 7)
+    look_for(clock, ticks, 1.0)
+    with pytest.raises(RuntimeError, match="moved 0 times"):
+        ticks.ends()
