@@ -10,6 +10,7 @@ from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.choose import candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import (
+    WATTS,
     Entry,
     Measurement,
     Objective,
@@ -60,6 +61,25 @@ def test_ways_that_were_not_measured_come_after_those_that_were():
 
     assert candidates(PROBLEM, H200, table)[0].name == ways[-1]
     assert table.cost([PROBLEM], ways[0]) == inf
+
+
+CHAIN = [Problem(KSPattern(*values), 1000, Precision.BF16) for values in ((64, 64, 64, 1), (1, 64, 64, 64))]
+"""That it is faster in two launches is a prediction by a small margin."""
+
+
+def test_joules_of_one_factor_do_not_weigh_against_seconds_of_a_chain():
+    apart = stages(CHAIN, H200)
+    measured = {apart[0].way.name: Measurement(seconds=1.0, joules=apart[0].seconds * WATTS)}
+    table = Table().with_entries([entry(CHAIN[0], measured, Objective.ENERGY)])
+
+    assert len(apart) == 2
+    assert stages(CHAIN, H200, table) == apart
+
+
+def test_an_entry_that_names_none_of_the_ways_does_not_rule_a_factor_out():
+    table = Table().with_entries([entry(CHAIN[0], {"gone": Measurement(seconds=1.0)})])
+
+    assert stages(CHAIN, H200, table) == stages(CHAIN, H200)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from torch import Tensor
 
@@ -130,7 +131,9 @@ def stages(problems: Sequence[Problem], limits: DeviceLimits, table: Table = MEA
 
 
 def _cost_of(table: Table, stage: Stage) -> float:
-    return _cost(table, stage.way.name, stage.problems, stage.seconds)[0]
+    """What was measured, else the prediction; a factor alone is never out of the question."""
+    cost, predicted = _cost(table, stage.way.name, stage.problems, stage.seconds)
+    return predicted if cost == inf and len(stage.problems) == 1 else cost
 
 
 def fused(problems: Sequence[Problem], start: int, end: int, limits: DeviceLimits) -> list[Stage]:

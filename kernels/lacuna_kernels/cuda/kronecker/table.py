@@ -45,6 +45,9 @@ class Entry(BaseModel):
     ways: dict[str, Measurement]
 
 
+WATTS = 500.0
+"""What a GPU draws at work, about: so joules stand beside predictions, which are in seconds."""
+
 Key = tuple[tuple[tuple[int, int, int, int], ...], Precision, Layout, int]
 
 
@@ -55,7 +58,7 @@ class Table:
     entries: Mapping[Key, Entry] = field(default_factory=dict)
 
     def cost(self, problems: Sequence[Problem], way: str) -> float | None:
-        """What the way costs in the unit of the entry's objective; None without an entry, infinity if not measured."""
+        """What the way costs, in seconds, by energy those of WATTS; None without an entry, infinity if not measured."""
         entry = self.entries.get(key_of(problems))
         if entry is None:
             return None
@@ -64,7 +67,7 @@ class Table:
             return inf
         if entry.objective is Objective.LATENCY:
             return found.seconds
-        return inf if found.joules is None else found.joules
+        return inf if found.joules is None else found.joules / WATTS
 
     def with_entries(self, entries: Sequence[Entry]) -> "Table":
         """The same with some entries added or replaced."""
