@@ -7,6 +7,13 @@
 #include "activation.cuh"
 #include "element.cuh"
 
+// Threads that a multiprocessor should have room for, with their registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int RESIDENT_THREADS = 256;  // 512 would spill
+#else
+constexpr int RESIDENT_THREADS = 512;
+#endif
+
 using Element = ELEMENT;
 using Index = long long;  // element counts may pass 2^31
 

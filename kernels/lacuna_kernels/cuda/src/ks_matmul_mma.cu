@@ -219,7 +219,7 @@ __device__ __forceinline__ void write_elements(const float* sums, const Epilogue
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_THREADS / THREADS)
 ks_matmul_mma(const Element* __restrict__ x, const Element* __restrict__ values, const float* __restrict__ bias,
               const Element* residual, Element* y, const int* __restrict__ count, int rows, int a, int b, int c, int d,
               int activation, float negative_slope) {

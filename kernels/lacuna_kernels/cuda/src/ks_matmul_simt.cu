@@ -24,7 +24,7 @@ constexpr int PITCH_W = (TILE_B + 1) * TILE_D;
 static_assert(THREADS % RUN == 0, "threads share rows evenly");
 static_assert(THREAD_N % 4 == 0 && TILE_N % THREAD_N == 0 && TILE_B % THREAD_B == 0, "a thread owns groups of 4 rows");
 
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_THREADS / THREADS)
 ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values, const float* __restrict__ bias,
                const Element* residual, Element* y, const int* __restrict__ count, int rows, int a, int b, int c, int d,
                int activation, float negative_slope) {
