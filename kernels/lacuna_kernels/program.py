@@ -15,7 +15,7 @@ class Options:
 
     precision     of every node that does not ask for another
     max_cost      the largest batch that may ever be run, in rows or points; more is CapacityExceeded
-    initial_cost  the batch that the first plan is made for
+    initial_cost  points that the first plan has room for; plans for rows grow from one
     """
 
     precision: Precision = Precision.FP32

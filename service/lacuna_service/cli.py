@@ -146,11 +146,13 @@ def tune(
         config = serving_config(folder, loaded)
         options = Options(Precision(precision) if precision else config.precision)
         costs = rows or plan_costs(config, loaded.graph)
-        with typer.progressbar(label=f"{folder} in {options.precision}", length=1, show_pos=True) as bar:
+        typer.echo(f"{folder} in {options.precision}, batches of {', '.join(map(str, costs))}")
+        with typer.progressbar(label="opening the GPU", length=1, show_pos=True) as bar:
 
             def progress(done: int, total: int, what: str) -> None:
                 bar.length, bar.label = total, what or "done"
                 bar.update(done - bar.pos)
+                bar.render_progress()  # also where update has nothing to add
 
             path = measure(loaded, options, costs, objective, index=device, meter=energy_counter, progress=progress)
     except (KernelsError, ServiceError) as error:

@@ -63,6 +63,8 @@ def test_a_model_is_tuned_for_all_that_is_served(folder: Path, tuner: Tuner) -> 
     (folder / "serving.toml").write_text("precision = 'bf16'\nmax_batch_cost = 100")
     result = tune(folder.parent)
     assert result.exit_code == 0, result.output
+    assert f"{folder} in bf16, batches of 1, 2, 4, 8, 16, 32, 64, 100\n" in result.output
+    assert all(f"layer {number}\n" in result.output for number in range(3))
     assert "written to cache/tuned/Some-GPU.json" in result.output
     assert tuner.asked == {
         "options": Options(Precision.BF16),
