@@ -78,7 +78,7 @@ class Function:
         self._handle, self._cluster = handle, cluster
 
     def launch(self, stream: int, shape: Shape, args: Sequence[Argument]) -> None:
-        """Enqueue on a stream; raises DeviceError with the driver's reason."""
+        """Enqueue on a stream; raises DeviceError with the driver's reason, or for an int of over 32 bits."""
         attributes = (_Attribute * 2)()
         attributes[0].id, attributes[0].value[0] = _PROGRAMMATIC_SERIALIZATION, 1
         attributes[1].id = _CLUSTER_DIMENSION
@@ -104,7 +104,11 @@ def _value(arg: Argument) -> Any:
         return ctypes.create_string_buffer(arg, len(arg))
     if isinstance(arg, np.int64):
         return ctypes.c_int64(int(arg))
-    return ctypes.c_float(arg) if isinstance(arg, float) else ctypes.c_int32(arg)
+    if isinstance(arg, float):
+        return ctypes.c_float(arg)
+    if not -(2**31) <= arg < 2**31:  # ctypes would drop the upper bits
+        raise DeviceError(f"a kernel's int has 32 bits, got {arg}")
+    return ctypes.c_int32(arg)
 
 
 def _check(code: int, what: str) -> None:

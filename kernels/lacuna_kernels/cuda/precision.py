@@ -1,4 +1,4 @@
-"""Of which type the elements are, by precision."""
+"""Precisions and the types of the elements that they are computed on."""
 
 import torch
 

@@ -89,7 +89,7 @@ def _matrix(problem: Problem, width: int) -> Tensor:
 def _launch(device: Device, stage: Stage, x: Tensor, y: Tensor) -> Callable[[], None]:
     factors = [(torch.randn(p.pattern.values, device="cuda") * p.pattern.c**-0.5).to(p.dtype) for p in stage.problems]
     packed = stage.way.pack(factors)
-    scratch = torch.zeros(stage.scratch_bytes, dtype=torch.uint8, device="cuda")
+    scratch = torch.empty(stage.scratch_bytes, dtype=torch.uint8, device="cuda")
     return lambda: stage.launch(device, packed, Operands(x, y, scratch=scratch))
 
 
