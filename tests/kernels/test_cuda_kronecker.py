@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from lacuna_kernels import Precision, gpu_count
 from lacuna_kernels.cuda.device import Device
@@ -12,14 +11,13 @@ from lacuna_kernels.cuda.kronecker.choose import candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums, Way
 from lacuna_kernels.cuda.kronecker_linear import Chain, Epilogue, ks_matmul
-from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error, turned
 
-LIMIT = {Precision.FP32: 1e-6, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
-"""Relative L2 error. Ways that split fp32 for the tensor cores must do better than plain sums: SPLIT_LIMIT."""
 SPLIT_LIMIT = 5e-7
+"""Ways that split fp32 for the tensor cores must do better than plain sums."""
 PRECISIONS, LAYOUTS = list(Precision), list(Layout)
 ROWS = [0, 1, 3, 64, 1000]
 PATTERNS = [
@@ -53,37 +51,6 @@ def device() -> Iterator[Device]:
     opened = Device()
     yield opened
     opened.close()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    if not expected.numel():
-        return 0.0
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300))
-
-
-def turned(matrix: Tensor, layout: Layout) -> Tensor:
-    """A matrix with one row a vector, as the layout has it."""
-    return matrix if layout is Layout.FIRST else matrix.T.contiguous()
-
-
-def operands(
-    pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout = Layout.FIRST
-) -> tuple[Tensor, Tensor]:
-    """Fresh random rows and values, values scaled so that y is of unit size."""
-    a, b, c, d = pattern
-    dtype = DTYPES[precision]
-    x = torch.randn(rows, a * c * d, device="cuda").to(dtype)
-    return turned(x, layout), (torch.randn(a, b, c, d, device="cuda") * c**-0.5).to(dtype)
-
-
-def product(x: Tensor, values: Tensor, layout: Layout = Layout.FIRST) -> Tensor:
-    """In float64, as the layout has it."""
-    rows = x.double() if layout is Layout.FIRST else x.double().T
-    return turned(reference.ks_matmul(rows, values.double()), layout)
-
-
-def poisoned(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, torch.nan, dtype=dtype, device="cuda")
 
 
 def ways(device: Device, pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout) -> list[Way]:

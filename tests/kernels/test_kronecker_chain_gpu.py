@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels import Precision, gpu_count
-from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.chain import CHAIN_WAYS, Team
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.kronecker_linear import ks_matmul
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
+from tests.kernels.factors import relative_error
 
 LIMIT = {Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 """Relative L2 error, as for one factor; the reference rounds between factors too."""
@@ -29,15 +30,11 @@ def device() -> Iterator[Device]:
     if not gpu_count():
         pytest.skip("no CUDA device, or no pycuda")
     opened = Device()
-    if opened.limits.architecture != "sm_90":
+    if not opened.limits.hopper:
         opened.close()
         pytest.skip("the kernel is for Hopper")
     yield opened
     opened.close()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
 def operands(way: Team, rows: int, precision: Precision) -> tuple[Tensor, list[Tensor]]:
@@ -131,14 +128,3 @@ def test_a_row_has_the_same_bits_in_any_batch(device, way):
     launch(device, way, x, factors, whole)
     launch(device, way, x[1000:1077].clone(), factors, part)
     assert torch.equal(whole[1000:1077], part)
-
-
-def test_other_patterns_layouts_and_types_are_declined():
-    way = CHAIN_WAYS[0]
-    limits = DeviceLimits(132, 232448, "sm_90")
-    problems = [Problem(pattern, 64, Precision.BF16) for pattern in (way.first, way.second)]
-    assert way.fits(problems, limits)
-    assert not way.fits(problems[::-1], limits)
-    assert not way.fits(problems[:1], limits)
-    assert not way.fits(problems, DeviceLimits(132, 232448, "sm_80"))
-    assert not way.fits([Problem(p.pattern, 64, Precision.FP32) for p in problems], limits)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.compiler import Compiler
 from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.kronecker.chain import CHAIN_WAYS as TEAMS
 from lacuna_kernels.cuda.kronecker.choose import VARIANTS, candidates, stages, sums_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import WAYS as TILE_WAYS
@@ -96,6 +97,23 @@ def test_the_stages_of_a_chain_take_every_factor_once_in_order(entries, precisio
     assert [stage.first for stage in found] == [
         sum(len(before.problems) for before in found[:index]) for index in range(len(found))
     ]
+
+
+@pytest.mark.parametrize("team", TEAMS, ids=lambda team: team.name)
+def test_a_team_of_blocks_takes_its_own_patterns_alone_in_16_bits_batch_size_first_on_hopper(team):
+    def fits(patterns: tuple[KSPattern, ...], *more: object, limits: DeviceLimits = H200) -> bool:
+        return team.fits([Problem(pattern, 64, *more) for pattern in patterns], limits)
+
+    mine = (team.first, team.second)
+
+    assert fits(mine, Precision.FP16)
+    assert fits(mine, Precision.BF16)
+    assert not fits(mine[::-1], Precision.BF16)
+    assert not fits(mine[:1], Precision.BF16)
+    assert not fits(mine, Precision.FP32)
+    assert not fits(mine, Precision.BF16, Layout.LAST)
+    assert not fits(mine, Precision.BF16, Layout.FIRST, False)
+    assert not fits(mine, Precision.BF16, limits=SMALL)
 
 
 @pytest.mark.parametrize("precision", Precision, ids=str)

@@ -1,6 +1,6 @@
 """Few rows on a GPU, every variant, against sums in float64, and a chain in one cluster against factor after factor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import LIMIT, operands, relative_error
 
-LIMIT = {Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 ROWS = [1, 8, 13, 40, 64, 130]
 PATTERNS = [
     (64, 64, 64, 1),
@@ -53,18 +53,6 @@ def device() -> Iterator[Device]:
         pytest.skip("for Hopper")
     yield opened
     opened.close()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300))
-
-
-def operands(pattern: Sequence[int], rows: int, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Fresh random rows and values, values scaled so that y is of unit size."""
-    a, b, c, d = pattern
-    dtype = DTYPES[precision]
-    values = torch.randn(a, b, c, d, device="cuda") * c**-0.5
-    return torch.randn(rows, a * c * d, device="cuda").to(dtype), values.to(dtype)
 
 
 def poisoned(rows: int, width: int, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lacuna_kernels.cuda.kronecker.way import Epilogue
 from lacuna_kernels.cuda.kronecker_linear import ks_matmul
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
-from tests.kernels.test_cuda_kronecker import LIMIT, operands, poisoned, product, relative_error
+from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error
 
 SIDES = [(48, 48), (64, 64), (16, 16), (80, 208), (200, 48), (96, 112), (128, 64)]
 """b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""

@@ -14,6 +14,7 @@ from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import relative_error
 
 LIMIT = {Precision.FP32: 5e-7, Precision.TF32: 5e-4}
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.precision} {way.name}")
@@ -53,10 +54,6 @@ class Case:
         operands = Operands(self.x.T.contiguous() if last else self.x, y, epilogue or Epilogue(), count, scratch)
         self.way.launch(device, self.problem, self.way.pack(self.values), operands)
         return y.T if last else y
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm())
 
 
 @ways

@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import turned
 
 LIMIT = {Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 
@@ -33,11 +34,6 @@ def device() -> Iterator[Device]:
     opened.close()
 
 
-def laid_out(matrix: Tensor, layout: Layout) -> Tensor:
-    """A matrix with one row a vector, as the layout has it."""
-    return matrix if layout is Layout.FIRST else matrix.T.contiguous()
-
-
 class Case:
     """Fresh random operands for a problem, y poisoned, and what y must be."""
 
@@ -46,8 +42,8 @@ class Case:
         dtype = self.problem.dtype
         self.rows = torch.randn(rows, self.problem.pattern.width_in, device="cuda").to(dtype)
         self.values = (torch.randn(pattern, device="cuda") * pattern[2] ** -0.5).to(dtype)
-        self.x = laid_out(self.rows, layout)
-        self.y = laid_out(
+        self.x = turned(self.rows, layout)
+        self.y = turned(
             torch.full((rows, self.problem.pattern.width_out), torch.nan, dtype=dtype, device="cuda"), layout
         )
 
@@ -61,7 +57,7 @@ class Case:
         """Relative L2 error of y, against float64."""
         if expected is None:
             expected = reference.ks_matmul(self.rows.double(), self.values.double())
-        return float((laid_out(self.y.double(), self.problem.layout) - expected).norm() / expected.norm())
+        return float((turned(self.y.double(), self.problem.layout) - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
@@ -103,7 +99,7 @@ def test_a_captured_launch_follows_the_count(device, way):
         Case((2, 64, 64, 1), 1200, Precision.BF16, way.layout),
         torch.zeros(1, dtype=torch.int32, device="cuda"),
     )
-    expected = laid_out(reference.ks_matmul(case.rows.double(), case.values.double()), way.layout)
+    expected = turned(reference.ks_matmul(case.rows.double(), case.values.double()), way.layout)
     case.launch(device, way, count=count)  # compiled before the capture
     packed = way.pack(case.values)
     torch.cuda.synchronize()
