@@ -57,8 +57,12 @@ def _draw(
         panel.set(title=f"batch-size-{layout}", xscale="log", xlim=limits, xlabel=labels[0])
         if line is None:
             panel.set_ylim(0, 1.05)
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
         else:
-            panel.set(yscale="log", ylim=(0.8 * min(map(y, records)), 1.25 * max(map(y, records))))
+            panel.set_yscale("log", base=2)
+            panel.set_ylim(0.8 * min(map(y, records)), 1.25 * max(map(y, records)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.axhline(line, color="black", linewidth=0.8)
     panels[0].set_ylabel(labels[1])
     panels[1].legend(loc="best", frameon=False)
