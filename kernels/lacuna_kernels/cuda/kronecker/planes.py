@@ -10,10 +10,10 @@ from torch import Tensor
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
-from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -24,7 +24,6 @@ _BARRIERS_BYTES = 2048
 _MOST_STAGES = 40
 _LEAST_RAW_BYTES, _WEIGHT_BYTES = 32 * 1024, 96 * 1024
 """What should be on its way from memory at any time, of x and of weights that stream."""
-_SWIZZLES = {32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,9 @@ class Planes:
         return self.steps * 16 * self.rows * self.depth * _SIZE
 
     @property
-    def piece_bytes(self) -> int:
-        """What is contiguous of a row in a box."""
-        return {3: 32, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
+    def _boxes(self) -> Boxes:
+        piece = {3: 32, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
+        return Boxes(_SIZE, self.depth, self.whole, piece)
 
     @property
     def pairs(self) -> bool:
@@ -194,8 +193,8 @@ class Planes:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, and threads that write whole vectors."""
         p = problem.pattern
         mine = p.d == self.depth if self.whole else p.d % 8 == 0 and p.d > 16
-        piece = self.piece_bytes // _SIZE if self.whole else 8
-        whole_out = p.b * p.d % (piece if self.box_rows else 8) == 0 and (p.b % 2 == 0 or not self.pairs)
+        whole_vectors = self._boxes.fits(p, p.b) if self.box_rows else p.b * p.d % 8 == 0
+        whole_out = whole_vectors and (p.b % 2 == 0 or not self.pairs)
         return (
             limits.hopper
             and limits.shared_bytes >= _SHARED_BYTES
@@ -204,7 +203,7 @@ class Planes:
             and problem.dtype in (torch.float16, torch.bfloat16)
             and min(p.b, p.c) >= 8
             and mine
-            and p.c * p.d % piece == 0
+            and self._boxes.fits(p, p.c)
             and whole_out
             and ceil(problem.rows / self.rows) * self.chunks(p) < 2**30
             and self.stages(p) is not None
@@ -266,8 +265,8 @@ class Planes:
         pattern = problem.pattern
         schedule = self.schedule(pattern, problem.rows, device.limits.multiprocessors)
         assert schedule is not None
-        x_map = self._map(operands.x, pattern, pattern.c, self.rows, self.steps * 16)
-        y_map = self._map(operands.y, pattern, pattern.b, self.box_rows, 64) if self.box_rows else x_map
+        x_map = self._boxes.map(operands.x, pattern, pattern.c, self.rows, self.steps * 16)
+        y_map = self._boxes.map(operands.y, pattern, pattern.b, self.box_rows, 64) if self.box_rows else x_map
         device.kernel(self.variant(problem.dtype))(
             (schedule.blocks, 1, 1),
             (_THREADS, 1, 1),
@@ -281,21 +280,6 @@ class Planes:
             schedule.tiles_per_item,
             schedule.chunks_together,
         )
-
-    def _map(self, matrix: Tensor, pattern: KSPattern, side: int, rows: int, side_box: int) -> bytes:
-        """Describe boxes of so many rows by side_box of k or j: [piece][row][bytes of a piece]."""
-        a, d, piece = pattern.a, pattern.d, self.piece_bytes
-        width = a * side * d * _SIZE
-        if self.whole:
-            sizes, strides = (
-                (piece // _SIZE, len(matrix), side * d * _SIZE // piece, a),
-                (width, piece, side * d * _SIZE),
-            )
-            box = (piece // _SIZE, rows, side_box * d * _SIZE // piece, 1)
-        else:
-            sizes, strides = (d, len(matrix), side, a), (width, d * _SIZE, side * d * _SIZE)
-            box = (self.depth, rows, side_box, 1)
-        return tensor_map(matrix, sizes, strides, box, _SWIZZLES[piece])
 
 
 def _groups(b: int) -> int:

@@ -27,6 +27,7 @@
 #include "activation.cuh"
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
+#include "team.cuh"
 
 constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
 constexpr int TILE = 32;                     // rows
@@ -54,45 +55,7 @@ constexpr int AT_Y_FULL = AT_Z_EMPTY + 16, AT_Y_EMPTY = AT_Y_FULL + 16, USED_BYT
 static_assert(SHARED_BYTES == USED_BYTES + 1024, "and what it takes to start at a multiple of 1024");
 #endif
 
-// ---- the team ----
-// The address of a place of this block's shared memory in another block.
-__device__ __forceinline__ uint32_t in_block(uint32_t address, int rank) {
-    uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-}
-
-__device__ __forceinline__ void arrive_there(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Store in a block of the team; the barrier there counts the bytes.
-__device__ __forceinline__ void store_there(uint32_t to, const uint4& v, uint32_t barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
-                 : "memory");
-}
-
-__device__ __forceinline__ void meet_team() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
 // ---- shared memory ----
-__device__ __forceinline__ uint4 read_16_bytes(uint32_t from) {
-    uint4 v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(from)
-                 : "memory");
-    return v;
-}
-
-__device__ __forceinline__ uint2 read_8_bytes(uint32_t from) {
-    uint2 v;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-    return v;
-}
-
 __device__ __forceinline__ void store_turned_matrices(uint32_t row, const uint32_t (&pairs)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(pairs[0]),
                  "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])

@@ -1,0 +1,113 @@
+"""Batch-size-first factors with d > 1 in 16 bits on Hopper, by teams of blocks: ks_matmul_exchange.cu."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.activation import ELEMENTS
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """By teams so composed."""
+
+    teams: Teams
+
+    @property
+    def name(self) -> str:
+        """How the teams are composed."""
+        return f"exchange {self.teams}"
+
+    @property
+    def packing(self) -> str:
+        """The order of the weights follows from who has which."""
+        return f"exchange {self.teams.blocks}x{self.teams.own} {self.teams.columns}"
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One a type of 16 bits."""
+        dtype = DTYPES[precision]
+        return (self._variant(dtype),) if dtype in (torch.float16, torch.bfloat16) else ()
+
+    def _variant(self, dtype: torch.dtype) -> Variant:
+        constants: dict[str, int | str] = {"ELEMENT": ELEMENTS[dtype], **self.teams.constants()}
+        name = "ks_matmul_exchange"
+        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES)
+
+    def sums(self, problem: Problem) -> Sums:
+        """As all on the tensor cores."""
+        return Sums.MMA
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """What the teams fit, in 16 bits."""
+        return problem.dtype in (torch.float16, torch.bfloat16) and self.teams.fits(problem, limits)
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The teams'."""
+        return self.teams.seconds(problem, limits)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """By chunk, block, columns, 16 k, then l and matrices [8 j][8 k], padded with zeros; see ks_matmul_exchange.cu.
+
+        Within 32 j, places 8 m + 2 t + e of the product are j = 8 t + 2 m + e: a thread's sums are 8 neighbouring j.
+        """
+        teams, (a, b, c, d) = self.teams, values.shape
+        pattern = KSPattern(a, b, c, d)
+        passes, steps, chunks = teams.passes(pattern), teams.steps(pattern), ceil(d / teams.depth)
+        padded = values.new_zeros(a, passes * teams.columns, steps * 16, chunks * teams.depth)
+        padded[:, :b, :c, :d] = values
+        # i pass part t m e step eight k chunk block l
+        split = padded.view(a, passes, teams.columns // PART, 4, 4, 2, steps, 2, 8, chunks, teams.blocks, teams.own)
+        return split.permute(0, 9, 10, 1, 6, 11, 7, 2, 4, 3, 5, 8).contiguous()
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        if not problem.rows:
+            return
+        teams, pattern = self.teams, problem.pattern
+        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
+        assert schedule is not None
+        device.kernel(self._variant(problem.dtype))(
+            (schedule.teams * teams.blocks, 1, 1),
+            (teams.threads, 1, 1),
+            teams.boxes.map(operands.x, pattern, pattern.c, teams.rows // teams.blocks, STAGE_K),
+            packed,
+            *arguments(problem, operands),
+            schedule.stages.raw,
+            schedule.stages.x,
+            schedule.stages.w,
+            schedule.stages.y,
+            schedule.together,
+        )
+
+
+WAYS = tuple(
+    Exchange(Teams(2, 0, *teams))
+    for teams in (
+        (8, 2, 64, 128, 2, False),
+        (8, 2, 64, 64, 2, False),
+        (4, 4, 64, 64, 2, False),
+        (8, 4, 64, 64, 2, False),
+        (8, 3, 64, 64, 3, True),
+        (4, 2, 64, 128, 2, True),
+        (4, 2, 64, 64, 2, True),
+        (2, 3, 64, 64, 3, True),
+        (2, 2, 64, 128, 2, True),
+        (2, 2, 64, 64, 2, True),
+        (2, 1, 128, 128, 2, True),
+        (2, 1, 128, 64, 2, True),
+    )
+)

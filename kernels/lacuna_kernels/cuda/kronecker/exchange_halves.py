@@ -1,0 +1,122 @@
+"""fp32 and tf32 batch-size-first with d > 1 on Hopper, by teams of blocks and halves: ks_matmul_exchange_halves.cu."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.halving import halves_of
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_HALVES = {Precision.FP32: 2, Precision.TF32: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeHalves:
+    """By teams so composed, in one of the two precisions."""
+
+    precision: Precision
+    teams: Teams
+
+    @property
+    def name(self) -> str:
+        """How the teams are composed."""
+        return f"exchange halves {self.teams}"
+
+    @property
+    def packing(self) -> str:
+        """The order of the weights follows from who has which, and how many halves they have."""
+        return f"exchange halves {self.teams.halves} {self.teams.blocks}x{self.teams.own} {self.teams.columns}"
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """One, for its precision."""
+        return (self._variant,) if precision is self.precision else ()
+
+    @property
+    def _variant(self) -> Variant:
+        constants = {"SPLIT": self.teams.halves, **self.teams.constants()}
+        name = "ks_matmul_exchange_halves"
+        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES)
+
+    def sums(self, problem: Problem) -> Sums:
+        """Those of ks_matmul_halves.cu."""
+        return Sums.HALVES if self.precision is Precision.FP32 else Sums.HALF
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """What the teams fit, in its precision."""
+        return problem.precision is self.precision and self.teams.fits(problem, limits)
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The teams'."""
+        return self.teams.seconds(problem, limits)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
+
+        Padded with zeros; see ks_matmul_exchange_halves.cu. Within 32 j, places 16 g + 8 m + 2 t + e of the product are
+        j = 16 g + 4 t + 2 m + e; within 8 k, 2 t + e are k = t + 4 e. Scales are by chunk, block, columns, l and j.
+        """
+        teams, (a, b, c, d) = self.teams, values.shape
+        pattern = KSPattern(a, b, c, d)
+        passes, steps, chunks = teams.passes(pattern), teams.steps(pattern), ceil(d / teams.depth)
+        parts, halves, scales = teams.columns // PART, *halves_of(values, teams.halves)
+        padded = halves.new_zeros(teams.halves, a, passes * teams.columns, steps * 16, chunks * teams.depth)
+        padded[:, :, :b, :c, :d] = halves
+        # half i pass part g t m e step eight e t chunk block l
+        split = padded.view(teams.halves, a, passes, parts, 2, 4, 2, 2, steps, 2, 2, 4, chunks, teams.blocks, teams.own)
+        ordered = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 3, 4, 6, 5, 7, 11, 10).contiguous()
+        padded_scales = scales.new_zeros(a, passes * teams.columns, chunks * teams.depth)
+        padded_scales[:, :b, :d] = scales
+        by_column = padded_scales.view(a, passes, teams.columns, chunks, teams.blocks, teams.own)
+        by_column = by_column.permute(0, 3, 4, 1, 5, 2).contiguous()
+        return torch.cat([ordered.view(torch.uint8).flatten(), by_column.view(torch.uint8).flatten()])
+
+    def _scales_at(self, pattern: KSPattern) -> int:
+        """Where the scales start among what `pack` returns."""
+        teams = self.teams
+        stages = teams.passes(pattern) * teams.steps(pattern)
+        return teams.chunks(pattern) * teams.blocks * stages * teams.weight_bytes
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        if not problem.rows:
+            return
+        teams, pattern = self.teams, problem.pattern
+        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
+        assert schedule is not None
+        device.kernel(self._variant)(
+            (schedule.teams * teams.blocks, 1, 1),
+            (teams.threads, 1, 1),
+            teams.boxes.map(operands.x, pattern, pattern.c, teams.rows // teams.blocks, STAGE_K),
+            packed,
+            packed[self._scales_at(pattern) :],
+            *arguments(problem, operands),
+            schedule.stages.raw,
+            schedule.stages.x,
+            schedule.stages.w,
+            schedule.stages.y,
+            schedule.together,
+        )
+
+
+WAYS = tuple(
+    ExchangeHalves(precision, Teams(4, halves, *teams))
+    for precision, halves in _HALVES.items()
+    for teams in (
+        (4, 2, 64, 64, 2, False),
+        (8, 2, 64, 64, 2, False),
+        (2, 2, 64, 64, 2, True),
+        (2, 1, 128, 64, 2, True),
+    )
+)

@@ -1,0 +1,211 @@
+"""Teams of blocks that take x apart for one another: what ks_matmul_exchange.cu and its sibling for fp32 share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.kronecker.boxes import Boxes
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+SHARED_BYTES = 227 * 1024
+STAGE_K = 32
+PART = 32
+_BARRIERS_BYTES = 2048
+_MOST_STAGES = 36
+_VECTOR_BYTES = 16
+_IDLE_TEAMS = {2: 0, 4: 2, 8: 1}
+"""Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """In shared memory: of x as it comes, of its planes, of weights, and of y on its way."""
+
+    raw: int
+    x: int
+    w: int
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How a launch is cut up.
+
+    teams     that share the work
+    together  neighbouring chunks that are done side by side, before the next ones
+    resident  whether the stages of weights are all weights of a chunk
+    """
+
+    teams: int
+    together: int
+    stages: Stages
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Teams:
+    """The constants of the kernels.
+
+    size     bytes of an element of x
+    halves   fp16 halves of an element in a plane; 0: it is as it is
+    blocks   of a team: each reads and writes rows / blocks of the rows
+    own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
+    rows     of a tile
+    columns  j of a product
+    groups   warpgroups that multiply: they differ in l, or in rows if there are more of them than l
+    whole    whether a chunk is all of d
+    """
+
+    size: int
+    halves: int
+    blocks: int
+    own: int
+    rows: int
+    columns: int
+    groups: int
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.rows}x{self.columns}"
+
+    @property
+    def depth(self) -> int:
+        """Neighbouring l of a chunk."""
+        return self.blocks * self.own
+
+    @property
+    def threads(self) -> int:
+        """Of a block: those that take x apart, those that bring and write, and those that multiply."""
+        return 256 + 128 * self.groups
+
+    @property
+    def raw_bytes(self) -> int:
+        """Of a stage of x as it comes: 32 k of all l of a block's rows."""
+        return STAGE_K * self.depth * self.rows // self.blocks * self.size
+
+    @property
+    def plane_bytes(self) -> int:
+        """Of a stage of x in planes: 32 k of all rows of a block's l, and if in halves their scales."""
+        scales = 2 * 4 if self.halves else 0
+        return self.rows * self.own * (STAGE_K * 2 * max(self.halves, 1) + scales)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a stage of weights: 16 k of a product's columns, for a block's l."""
+        return 16 * self.columns * self.own * 2 * max(self.halves, 1)
+
+    @property
+    def y_bytes(self) -> int:
+        """Of a stage of y: 32 j of all l of a block's rows."""
+        return PART * self.depth * self.rows // self.blocks * self.size
+
+    @property
+    def boxes(self) -> Boxes:
+        """How x comes."""
+        whole = 64 if self.size == 2 and self.depth in (2, 6) else 128
+        return Boxes(self.size, self.depth, self.whole, whole if self.whole else self.depth * self.size)
+
+    def passes(self, pattern: KSPattern) -> int:
+        """Over the planes of a tile."""
+        return ceil(pattern.b / self.columns)
+
+    def steps(self, pattern: KSPattern) -> int:
+        """Of 16 k of the weights; of whole stages of x, if in halves."""
+        return 2 * ceil(pattern.c / STAGE_K) if self.halves else ceil(pattern.c / 16)
+
+    def chunks(self, pattern: KSPattern) -> int:
+        """Chunks of neighbouring l, of all i."""
+        return pattern.a * ceil(pattern.d / self.depth)
+
+    def stages(self, pattern: KSPattern) -> Stages | None:
+        """As many as there is room for; None if there is none.
+
+        Planes are kept for as long as all columns take them. Weights that do not all fit want many bytes on their way.
+        """
+        passes, all_weights = self.passes(pattern), self.steps(pattern) * self.passes(pattern)
+        least_x = 2 if passes == 1 else max(2, ceil(pattern.c / STAGE_K))
+        if least_x > _MOST_STAGES:
+            return None
+        for w, raw, y in self._wanted(all_weights):
+            used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
+            left = SHARED_BYTES - _BARRIERS_BYTES - used
+            if left >= 0:
+                more = min(left // self.raw_bytes, 4 - raw)
+                x = least_x + (left - more * self.raw_bytes) // self.plane_bytes
+                return Stages(raw + more, min(x, 2 * least_x, _MOST_STAGES), w, y)
+        return None
+
+    def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
+        """Stages of weights, raw x and y, the best first."""
+        if all_weights <= _MOST_STAGES:
+            yield from ((all_weights, raw, y) for raw in (3, 2) for y in (4, 2))
+        for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
+            w = min(_MOST_STAGES, max(3, on_their_way // self.weight_bytes), all_weights - 1)
+            if w >= 2:
+                yield from ((w, raw, y) for raw in (3, 2) for y in (4, 3, 2))
+
+    def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
+        """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
+        stages = self.stages(pattern)
+        if stages is None:
+            return None
+        tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
+        most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
+
+        def rounds(together: int) -> tuple[int, int]:
+            busy = most // together * together
+            return ceil(tiles * together / busy) * (chunks // together), -min(together * self.depth, 64)
+
+        together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
+        teams = min(most // together * together, tiles * together)
+        return Schedule(teams, together, stages, stages.w == self.steps(pattern) * self.passes(pattern))
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
+        p = problem.pattern
+        mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
+        return (
+            limits.hopper
+            and limits.shared_bytes >= SHARED_BYTES
+            and problem.layout is Layout.FIRST
+            and problem.aligned
+            and mine
+            and p.b % 8 == 0
+            and (ceil(p.c / STAGE_K) if self.halves else self.steps(p)) >= self.columns // PART
+            and self.boxes.fits(p, p.c)
+            and ceil(problem.rows / self.rows) * self.chunks(p) < 2**30
+            and self.stages(p) is not None
+        )
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The slowest of device memory, the weights' way, shared memory and products; and a start."""
+        p = problem.pattern
+        schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
+        assert schedule is not None
+        products = {0: 1, 1: 1, 2: 3}[self.halves]
+        tiles = ceil(problem.rows / self.rows) * self.chunks(p)
+        x, y = (self.rows * self.own * self.size * side for side in (p.c, p.b))
+        stages = self.passes(p) * self.steps(p)
+        weights = stages * self.weight_bytes
+        read = products * stages * self.own * (self.rows + self.rows * self.columns // 64) * 32
+        shared = (3 * x + 2 * y + read + (0 if schedule.resident else weights)) / 128
+        arithmetic = products * stages * self.own * self.rows * self.columns / 128
+        streamed = 0 if schedule.resident else weights
+        clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared, 1.4 * arithmetic)
+        return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
+
+    def constants(self) -> dict[str, int]:
+        """For the compiler."""
+        return {
+            "TEAM": self.blocks,
+            "OWN_L": self.own,
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "GROUPS": self.groups,
+            "WHOLE": int(self.whole),
+            "APART_REGISTERS": 88,
+            "BRING_REGISTERS": 80,
+            "MULTIPLY_REGISTERS": 104 if self.groups == 3 else 168,
+        }

@@ -1,0 +1,196 @@
+// What ks_matmul_exchange.cu (16 bits) and ks_matmul_exchange_halves.cu (fp32) share: how teams of blocks share the work,
+// where things are in a block's memory, and the threads that bring x and weights. See the first for the idea.
+#pragma once
+
+#include "ks_matmul.cuh"
+#include "planes.cuh"
+#include "team.cuh"
+
+constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
+constexpr bool BY_ROWS = OWN_L < GROUPS;                // whether warpgroups differ in rows; else they differ in l
+constexpr int MINE = BY_ROWS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup that multiplies
+constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
+constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
+constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x
+constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
+constexpr int PIECE = !WHOLE ? L * SIZE : SIZE == 2 && (L == 2 || L == 6) ? 64 : 128;  // of a row together in a box
+constexpr int PLANE = ROWS * 16, W_PLANE = COLUMNS * 16;           // 8 k of an l, or of a half of it
+constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
+constexpr int W_STAGE = OWN_L * 2 * HALVES * W_PLANE;
+constexpr int PART = 32, PARTS = COLUMNS / PART;                   // j that are exchanged at once
+constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
+constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
+constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;  // threads that take a stage apart; crews take turns
+constexpr int WRITERS = 2;                                         // warps
+constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
+constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
+static_assert(ROWS == 64 * (BY_ROWS ? GROUPS : 1) && (BY_ROWS || OWN_L % GROUPS == 0), "products of 64 rows");
+static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
+static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
+
+struct Arguments {
+    const char* weights;
+    Epilogue out;
+    const int* count;
+    int rows_max, a, b, c, d;
+    int raw_stages, x_stages, w_stages, y_stages, together;
+};
+
+// What all threads agree on. `together` neighbouring chunks (L l of one i) are done side by side, by teams that are a
+// multiple of it, before the next ones: a team stays with a chunk for all its tiles.
+struct Work : Arguments {
+    int rows, tiles, chunks_l, units, stages, steps, passes, rank, team, teams;
+    bool resident;  // whether all weights of a chunk fit
+    uint32_t shared, raw_at, x_at, w_at, y_at;
+
+    __device__ __forceinline__ Work(const Arguments& arguments, uint32_t at) : Arguments(arguments), shared(at) {
+        rows = rows_in_use(count, rows_max);
+        tiles = (rows + ROWS - 1) / ROWS;
+        chunks_l = (d + L - 1) / L, units = tiles * a * chunks_l;
+        stages = (c + STAGE_K - 1) / STAGE_K, steps = (c + WEIGHT_K - 1) / WEIGHT_K * (WEIGHT_K / 16);
+        passes = (b + COLUMNS - 1) / COLUMNS;
+        rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, teams = gridDim.x / TEAM;
+        resident = steps * passes == w_stages;
+        raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
+        y_at = w_at + w_stages * W_STAGE;
+    }
+
+    __device__ __forceinline__ uint32_t barrier(int kind, int stage) const {
+        return shared + 8 * (kind * MAX_STAGES + stage);
+    }
+    __device__ __forceinline__ uint32_t full_raw(int stage) const { return barrier(0, stage); }
+    __device__ __forceinline__ uint32_t empty_raw(int stage) const { return barrier(1, stage); }
+    __device__ __forceinline__ uint32_t full_x(int stage) const { return barrier(2, stage); }
+    __device__ __forceinline__ uint32_t empty_x(int stage) const { return barrier(3, stage); }
+    __device__ __forceinline__ uint32_t full_w(int stage) const { return barrier(4, stage); }
+    __device__ __forceinline__ uint32_t empty_w(int stage) const { return barrier(5, stage); }
+    __device__ __forceinline__ uint32_t full_y(int stage) const { return barrier(6, stage); }
+    __device__ __forceinline__ uint32_t empty_y(int stage) const { return barrier(6, stage + MAX_Y_STAGES); }
+
+    // Parts of 32 j of a pass that are there.
+    __device__ __forceinline__ int parts(int pass) const {
+        return min(PARTS, (b - pass * COLUMNS + PART - 1) / PART);
+    }
+};
+
+// The tiles of a team, one after another.
+struct Tile {
+    int unit, chunk, tile;
+
+    __device__ __forceinline__ explicit Tile(const Work& w) : unit(w.team) { find(w); }
+    __device__ __forceinline__ void next(const Work& w) { unit += w.teams, find(w); }
+    __device__ __forceinline__ bool is_there(const Work& w) const { return unit < w.units; }
+    __device__ __forceinline__ void find(const Work& w) {
+        const int group = unit / (w.tiles * w.together), rest = unit % (w.tiles * w.together);
+        chunk = group * w.together + rest % w.together, tile = rest / w.together;
+    }
+    __device__ __forceinline__ bool ends_chunk(const Work& w) const {
+        Tile after = *this;
+        after.next(w);
+        return after.is_there(w) && after.chunk != chunk;
+    }
+    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
+    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
+};
+
+// The sums that a warpgroup has: of one pass over a tile.
+struct Pass {
+    int chunk, tile, pass;
+    bool is_there = false;
+
+    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
+    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
+};
+
+struct Ring {
+    int stage = 0;
+    uint32_t phase = 0;
+
+    __device__ __forceinline__ void next(int stages, bool flip = true) {
+        if (++stage == stages) stage = 0, phase ^= flip;
+    }
+};
+
+struct Rings {
+    Ring x, w, y;
+};
+
+// A thread that multiplies.
+struct Consumer {
+    int who, lane, warp;
+
+    __device__ __forceinline__ int first_l() const { return BY_ROWS ? 0 : who * MINE; }  // of the block's
+    __device__ __forceinline__ int first_row() const { return BY_ROWS ? who * 64 : 0; }
+
+    // Give back a stage of planes to all blocks that fill it; one thread says first how much is to come.
+    __device__ __forceinline__ void give_back_x(const Work& w, int stage) const {
+        if (who == 0 && warp == 0 && lane == 0) barrier_expect(w.full_x(stage), X_STAGE);
+        __syncwarp();
+        if (lane < TEAM) arrive_there(in_block(w.empty_x(stage), lane));
+    }
+};
+
+__device__ __forceinline__ void start_barriers(const Work& w) {
+    for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
+    for (int s = 0; s < w.x_stages; ++s) barrier_init(w.full_x(s), 1), barrier_init(w.empty_x(s), TEAM * GROUPS * 4);
+    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS * 4);
+    for (int s = 0; s < w.y_stages; ++s) barrier_init(w.full_y(s), 1), barrier_init(w.empty_y(s), TEAM * WRITERS);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    publish_shared();
+    for (int s = 0; s < w.x_stages; ++s) barrier_expect(w.full_x(s), X_STAGE);
+    for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_STAGE);
+}
+
+__device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
+    Ring ring;
+    for (Tile at(w); at.is_there(w); at.next(w))
+        for (int stage = 0; stage < w.stages; ++stage) {
+            barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
+            barrier_expect(w.full_raw(ring.stage), RAW_STAGE);
+            const int k = stage * (WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K);
+            copy_in(w.raw_at + ring.stage * RAW_STAGE, x, {at.l(w), at.tile * ROWS + w.rank * OWN_ROWS, k, at.i(w)},
+                    w.full_raw(ring.stage));
+            ring.next(w.raw_stages);
+        }
+}
+
+__device__ __forceinline__ void bring_weights(const Work& w) {
+    Ring ring;
+    int brought = -1;
+    for (Tile at(w); at.is_there(w); at.next(w)) {
+        if (w.resident && at.chunk == brought) continue;
+        brought = at.chunk;
+        const int stages = w.steps * w.passes;
+        const char* from = w.weights + (Index(at.chunk) * TEAM + w.rank) * stages * W_STAGE;
+        for (int stage = 0; stage < stages; ++stage, from += W_STAGE) {
+            barrier_wait(w.empty_w(ring.stage), ring.phase ^ 1);
+            barrier_expect(w.full_w(ring.stage), W_STAGE);
+            copy_in(w.w_at + ring.stage * W_STAGE, from, W_STAGE, w.full_w(ring.stage));
+            ring.next(w.w_stages);
+        }
+    }
+}
+
+// Where a unit of a stage of x is: neighbouring threads have neighbouring rows, then the other 8 of 16 k.
+struct Unit {
+    int row, eight, run;  // of the block's rows, of 8 k, of RUN l
+
+    __device__ __forceinline__ explicit Unit(int unit)
+        : row(unit % 8 + unit / 16 % (OWN_ROWS / 8) * 8),
+          eight(unit / 8 % 2 + unit / (2 * OWN_ROWS) % STEPS * 2),
+          run(unit / (2 * OWN_ROWS * STEPS)) {}
+
+    // The address of vector m of the 8 k by RUN l: a vector is VECTOR l of one k, or they follow one another.
+    __device__ __forceinline__ uint32_t vector(uint32_t raw, int m) const {
+        const int v = RUN == VECTOR ? (eight * 8 + m) * RUNS + run : eight * (8 * RUN / VECTOR) + m;
+        return raw + swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
+    }
+};
+
+template <int REGISTERS>
+__device__ __forceinline__ void take_registers() {
+    if constexpr (REGISTERS < START_REGISTERS)
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+    else if constexpr (REGISTERS > START_REGISTERS)
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}

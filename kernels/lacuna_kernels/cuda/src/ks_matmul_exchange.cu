@@ -1,0 +1,329 @@
+// A Kronecker-sparse factor with d > 1, batch-size-first, 16 bits, on Hopper (see ks_matmul.cuh), for wide blocks.
+//
+// x has l fastest, while the tensor cores want k fastest: the x of every l must become a plane [row][k] of its own. One
+// block has no room for the planes of all l of a whole sector of memory with so many rows that weights are read
+// seldom (ks_matmul_planes.cu tries). So a team of TEAM blocks (a cluster) takes L neighbouring l of one i and ROWS
+// rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
+// which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
+//   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
+//   take apart  a warpgroup: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
+//               of each l, in the block that owns it, in the order of the matrices that the products read
+//   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
+//               the columns before are sent to the owners of the rows while the tensor cores work on the next
+//   write       two warps: 8 j of RUN l of one row are put back in the order of y
+// Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level cache.
+// Planes are kept until all columns have been multiplied by them.
+//
+// With a residual, the sums with the bias are rounded to ELEMENT before the residual is added.
+#ifndef TEAM
+#define ELEMENT __half
+#define TEAM 8        // blocks of a cluster
+#define OWN_L 2       // l of a block
+#define ROWS 64       // of a tile
+#define COLUMNS 128   // j of a product
+#define GROUPS 2      // warpgroups that multiply
+#define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
+#define APART_REGISTERS 88
+#define BRING_REGISTERS 64
+#define MULTIPLY_REGISTERS 176
+#endif
+
+constexpr int HALVES = 1, WEIGHT_K = 16;  // a value is itself; the steps of 16 k of the weights are as many as c needs
+constexpr bool HALVES_SCALED = false;
+
+#include "exchange.cuh"
+
+// ---- take apart ----
+// A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
+__device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f) {
+    return __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
+}
+
+__device__ __forceinline__ void take_apart(const Work& w) {
+    const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
+    if (crew >= CREWS) return;
+    int left = 0;
+    for (Tile at(w); at.is_there(w); at.next(w)) left += w.stages;
+    Ring in, out;
+    for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
+#pragma unroll 1
+    for (; left > 0; left -= CREWS) {
+        barrier_wait(w.full_raw(in.stage), in.phase);
+        barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
+#pragma unroll 1
+        for (int unit = thread; unit < UNITS; unit += CREW) {
+            const Unit at(unit);
+            uint32_t words[RUN * 4];
+#pragma unroll
+            for (int m = 0; m < RUN; ++m) {
+                const uint4 vector = read_16_bytes(at.vector(w.raw_at + in.stage * RAW_STAGE, m));
+                words[4 * m] = vector.x, words[4 * m + 1] = vector.y, words[4 * m + 2] = vector.z;
+                words[4 * m + 3] = vector.w;
+            }
+            const uint32_t to = w.x_at + out.stage * X_STAGE + at.eight / 2 * STEP + at.eight % 2 * PLANE +
+                                (w.rank * OWN_ROWS + at.row) * 16;
+#pragma unroll
+            for (int r = 0; r < RUN; ++r) {
+                const int l = at.run * RUN + r;
+                uint32_t pairs[4];
+#pragma unroll
+                for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
+                store_there(in_block(to + l % OWN_L * 2 * PLANE, l / OWN_L),
+                            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
+                            in_block(w.full_x(out.stage), l / OWN_L));
+            }
+        }
+        barrier_arrive(w.empty_raw(in.stage));
+        for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
+    }
+}
+
+// ---- multiply ----
+using Sums = float[MINE][COLUMNS / 2];
+
+// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = 32 q + 8 t + 2 m + e, so that a thread has runs of 8 j.
+__device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
+    const int i = of.i(w), l = of.l(w) + w.rank * OWN_L + me.first_l();
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int j = of.pass * COLUMNS + n / 4 * 32 + me.lane % 4 * 8 + n % 4 * 2 + e;
+#pragma unroll
+            for (int m = 0; m < MINE; ++m) {
+                const bool there = j < w.b && l + m < w.d;
+                const float add = there ? w.out.bias[(Index(i) * w.b + j) * w.d + l + m] : 0.0f;
+                sums[m][4 * n + e] += add, sums[m][4 * n + 2 + e] += add;
+            }
+        }
+}
+
+// One at a time, the others moving up, as registers cannot be indexed in a loop and code for all would be long.
+__device__ __forceinline__ void apply_activation(Sums& sums, const Work& w) {
+#pragma unroll 1
+    for (int turn = 0; turn < COLUMNS / 2; ++turn)
+#pragma unroll
+        for (int m = 0; m < MINE; ++m) {
+            const float first = activate(sums[m][0], w.out.activation, w.out.negative_slope);
+#pragma unroll
+            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[m][n] = sums[m][n + 1];
+            sums[m][COLUMNS / 2 - 1] = first;
+        }
+}
+
+__device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
+    if (w.out.bias) add_bias(sums, w, me, of);
+    if (w.out.activation != ACTIVATION_NONE && !w.out.residual) apply_activation(sums, w);
+}
+
+// Where y of an l, a row of the block's and 8 j lies among what is exchanged: so that neither those who store nor those
+// who read meet in a bank.
+__device__ __forceinline__ uint32_t y_offset(int l, int row, int eight) {
+    return ((l * OWN_ROWS + (RUN == 8 ? row ^ (l / 8 & 1) : row)) * 4 + eight) * 16;
+}
+
+// Send 32 j of all rows, each to the block that owns it.
+__device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
+    barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int row = me.first_row() + me.warp * 16 + h * 8 + me.lane / 4, owner = row / OWN_ROWS;
+        const uint32_t full = in_block(w.full_y(ring.stage), owner);
+#pragma unroll
+        for (int m = 0; m < MINE; ++m) {
+            const int l = w.rank * OWN_L + me.first_l() + m;
+            const float* from = sums[m] + 16 * q + 2 * h;
+            store_there(in_block(w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.lane % 4), owner),
+                        make_uint4(pack(from[0], from[1], Element()), pack(from[4], from[5], Element()),
+                                   pack(from[8], from[9], Element()), pack(from[12], from[13], Element())),
+                        full);
+        }
+    }
+    ring.next(w.y_stages);
+}
+
+// One pass over the planes of a tile, which are given back if `free_x`; the weights are if `free_w`. Meanwhile what was
+// done before is sent.
+__device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, Rings& rings, const Consumer& me,
+                                         const Pass& before, bool free_x, bool free_w) {
+    const uint32_t x_mine = w.x_at + me.first_l() * 2 * PLANE + me.first_row() * 16;
+    const uint32_t w_mine = w.w_at + me.first_l() * 2 * W_PLANE;
+    Ring &xs = rings.x, &ws = rings.w;
+    const auto give_back = [&](int x_stage, int w_stage) {
+        if (free_w && me.lane == 0) barrier_arrive(w.empty_w(w_stage));
+        if (free_x && x_stage >= 0) me.give_back_x(w, x_stage);
+    };
+    int w_before = 0, x_before = -1;
+    const auto step = [&](int s) {
+        if (s % STEPS == 0) {
+            barrier_wait(w.full_x(xs.stage), xs.phase);
+            publish_shared();
+        }
+        barrier_wait(w.full_w(ws.stage), ws.phase);
+        products_begin();
+        const uint64_t x = operand(x_mine + xs.stage * X_STAGE + s % STEPS * STEP, PLANE, 128);
+        const uint64_t weights = operand(w_mine + ws.stage * W_STAGE, W_PLANE, 128);
+#pragma unroll
+        for (int m = 0; m < MINE; ++m)
+            multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16), s, Element());
+        products_commit();
+        products_wait<1>();
+        if (s > 0) give_back(x_before, w_before);
+        const bool last_of_stage = s % STEPS == STEPS - 1 || s == w.steps - 1;
+        w_before = ws.stage, x_before = last_of_stage ? xs.stage : -1;
+        ws.next(w.w_stages, free_w);
+        if (last_of_stage) xs.next(w.x_stages);
+    };
+    if (before.is_there) finish(done, w, me, before);
+#pragma unroll
+    for (int m = 0; m < MINE; ++m)
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 2; ++n) asm volatile("" : "=f"(sums[m][n]));  // the first product overwrites them
+    const int parts = before.is_there ? w.parts(before.pass) : 0;
+    int s = 0;
+#pragma unroll
+    for (int q = 0; q < PARTS; ++q) {
+        step(s++);
+        if (q < parts) send(done, q, w, rings.y, me);
+    }
+#pragma unroll 1
+    for (; s < w.steps; ++s) step(s);
+    products_wait<0>();
+    give_back(x_before, w_before);
+}
+
+__device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
+    Sums even, odd;
+    Rings rings;
+    Pass before, now;
+    Tile at(w);
+    Ring start;
+    int pass = 0;
+    const auto turn = [&](Sums& sums, Sums& done) {
+        if (!at.is_there(w)) return false;
+        if (pass == 0) start = rings.x;
+        rings.x = start;
+        const bool last = pass + 1 == w.passes;
+        multiply(sums, done, w, rings, me, before, last, !w.resident || at.ends_chunk(w));
+        before = {at.chunk, at.tile, pass, true};
+        ++pass;
+        if (last) pass = 0, at.next(w);
+        return true;
+    };
+    const auto end = [&](Sums& done) {
+        if (!before.is_there) return;
+        finish(done, w, me, before);
+#pragma unroll
+        for (int q = 0; q < PARTS; ++q)
+            if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
+    };
+#pragma unroll 1
+    while (true) {
+        if (!turn(even, odd)) return end(odd);
+        if (!turn(odd, even)) return end(even);
+    }
+}
+
+// ---- write ----
+constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
+
+// Add the residual to rounded sums, and activate: vectors are `apart` elements from one to the next, and take turns, so
+// that the code is there once.
+__device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Work& w, const Element* from, Index apart) {
+#pragma unroll 1
+    for (int turn = 0; turn < VECTORS; ++turn, from += apart) {
+        const uint4 residual = *reinterpret_cast<const uint4*>(from);
+        const uint32_t sums[4] = {vectors[0].x, vectors[0].y, vectors[0].z, vectors[0].w};
+        const uint32_t more[4] = {residual.x, residual.y, residual.z, residual.w};
+        uint32_t words[4];
+#pragma unroll
+        for (int v = 0; v < 4; ++v) {
+            const float2 a = unpack(sums[v], Element()), b = unpack(more[v], Element());
+            words[v] = pack(activate(a.x + b.x, w.out.activation, w.out.negative_slope),
+                            activate(a.y + b.y, w.out.activation, w.out.negative_slope), Element());
+        }
+#pragma unroll
+        for (int v = 0; v + 1 < VECTORS; ++v) vectors[v] = vectors[v + 1];
+        vectors[VECTORS - 1] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+}
+
+// Write 32 j, from j on, of the block's rows.
+__device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j, int stage, int thread) {
+    constexpr int PIECES = OWN_ROWS * 8 * RUNS;  // 4 j by RUN l of a row
+    const uint32_t from = w.y_at + stage * Y_STAGE;
+    const Index pitch = Index(w.a) * w.b * w.d, apart = RUN == 8 ? w.d : 8;  // vectors are the 8 l of a j, or go on
+    const int rows = w.rows - at.tile * ROWS - w.rank * OWN_ROWS, left_l = w.d - at.l(w), left_j = w.b - j;
+    const Index start = (at.tile * ROWS + w.rank * OWN_ROWS) * pitch + (Index(at.i(w)) * w.b + j) * w.d + at.l(w);
+#pragma unroll 1
+    for (int piece = thread; piece < PIECES; piece += WRITERS * 32) {
+        const int octet = piece % RUNS, four = piece / RUNS % 8, row = piece / RUNS / 8;
+        if (row >= rows || 4 * four >= left_j || (!WHOLE && 8 * octet >= left_l)) continue;
+        uint32_t words[RUN * 2];
+#pragma unroll
+        for (int r = 0; r < RUN; ++r) {
+            const uint2 both = read_8_bytes(from + y_offset(octet * 8 + r, row, four / 2) + four % 2 * 8);
+            words[2 * r] = both.x, words[2 * r + 1] = both.y;
+        }
+        uint4 vectors[VECTORS];
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const int e = 8 * v + 2 * m, f = e + 1;  // in the order (j, l)
+                pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
+            }
+            vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        }
+        const Index to = start + row * pitch + Index(4 * four) * w.d + 8 * octet;
+        if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart);
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<uint4*>(w.out.y + to + v * apart) = vectors[v];
+    }
+}
+
+__device__ __forceinline__ void write(const Work& w, int thread) {
+    Ring ring;
+    for (Tile at(w); at.is_there(w); at.next(w))
+        for (int pass = 0; pass < w.passes; ++pass) {
+            const int parts = w.parts(pass);
+            for (int q = 0; q < parts; ++q) {
+                barrier_wait(w.full_y(ring.stage), ring.phase);
+                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
+                write_part(w, at, pass * COLUMNS + q * PART, ring.stage, thread);
+                __syncwarp();
+                if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
+                ring.next(w.y_stages);
+            }
+        }
+}
+
+extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
+ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
+               const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
+               int rows, int a, int b, int c, int d, int activation, float negative_slope, int raw_stages, int x_stages,
+               int w_stages, int y_stages, int together) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
+                              raw_stages, x_stages, w_stages, y_stages, together};
+    const uint32_t at = shared_address(shared);
+    const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) start_barriers(Work(arguments, at));
+    __syncthreads();
+    meet_team();
+    if (role == 0) {
+        take_registers<APART_REGISTERS>();
+        take_apart(Work(arguments, at));
+    } else if (role == 1) {
+        take_registers<BRING_REGISTERS>();
+        if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
+        if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
+        if (warp >= 2) write(Work(arguments, at), threadIdx.x % 128 - 64);
+    } else {
+        take_registers<MULTIPLY_REGISTERS>();
+        consume(Work(arguments, at), {role - 2, lane, warp});
+    }
+    __syncwarp();
+    meet_team();  // nobody leaves while others still store or arrive here
+}

@@ -1,0 +1,99 @@
+"""How factors are cut up for teams of blocks that exchange rows, without a GPU."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lacuna_kernels import Precision
+from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.kronecker import exchange, exchange_halves
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+WAYS = (*exchange.WAYS, *exchange_halves.WAYS)
+H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
+side = st.integers(1, 140).map(lambda eighths: 8 * eighths)
+patterns = st.builds(KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 4, 6, 8, 12, 16, 24, 32, 40, 128]))
+
+
+def depth(way):
+    return way.teams.depth if way.teams.whole else 40
+
+
+def values(way, pattern):
+    count = pattern.nonzeros
+    exact = torch.float32 if way.teams.size == 4 else torch.float64
+    return torch.arange(1, count + 1, dtype=exact).view(pattern.values)
+
+
+@settings(deadline=None)
+@given(patterns, st.integers(1, 10**6), st.sampled_from(Precision))
+def test_stages_fit_shared_memory_and_teams_are_not_more_than_run_at_once(pattern, rows, precision):
+    problem = Problem(pattern, rows, precision)
+    for way in (way for way in WAYS if way.fits(problem, H200)):
+        teams = way.teams
+        schedule = teams.schedule(pattern, rows, H200.multiprocessors)
+        assert schedule is not None
+        stages = schedule.stages
+        used = stages.raw * teams.raw_bytes + stages.x * teams.plane_bytes
+        used += stages.w * teams.weight_bytes + stages.y * teams.y_bytes
+
+        assert used <= 225 * 1024
+        assert min(stages.raw, stages.x, stages.y) >= 2
+        assert stages.w >= 2 or schedule.resident
+        assert max(stages.raw, stages.x, stages.w) <= 36
+        assert stages.y <= 8
+        assert pattern.b <= teams.columns or stages.x >= -(-pattern.c // 32)
+        assert teams.chunks(pattern) % schedule.together == 0 == schedule.teams % schedule.together
+        assert schedule.together <= schedule.teams <= H200.multiprocessors // teams.blocks
+        assert way.seconds(problem, H200) > 0
+
+
+@pytest.mark.parametrize("way", exchange.WAYS, ids=lambda way: way.name)
+def test_every_value_is_packed_once_and_the_rest_is_zero(way):
+    given = values(way, KSPattern(2, 72, 40, depth(way)))
+
+    packed = way.pack(given)
+
+    assert torch.equal(packed[packed != 0].sort().values, given.flatten())
+    assert packed.numel() * 2 % way.teams.weight_bytes == 0
+
+
+@pytest.mark.parametrize("way", exchange_halves.WAYS, ids=lambda way: way.name)
+def test_halves_are_packed_in_stages_with_a_scale_for_every_column(way):
+    pattern = KSPattern(2, 72, 40, depth(way))
+    teams, given = way.teams, torch.randn(pattern.values)
+
+    packed = way.pack(given)
+
+    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.steps(pattern)
+    halves = packed[: stages * teams.weight_bytes].view(torch.float16).double()
+    scales = packed[stages * teams.weight_bytes :].view(torch.float32)
+    assert int((scales != 0).sum()) == 2 * 72 * depth(way)
+    largest = given.abs().amax(2)
+    ratio = scales[scales != 0].sort().values / largest.flatten().sort().values
+    assert bool((halves.abs() <= 2**15).all())
+    assert 0.4 < float(ratio.min()) <= float(ratio.max()) < 2.1
+
+
+def test_ways_of_equal_packing_pack_alike():
+    for way in WAYS:
+        for other in (other for other in WAYS if other.packing == way.packing):
+            given = torch.randn(2, 48, 32, way.teams.depth)
+            assert torch.equal(way.pack(given), other.pack(given))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_exchanges_are_for_aligned_rows_and_whole_vectors_on_hopper(way):
+    precision = getattr(way, "precision", Precision.BF16)
+    fitting = Problem(KSPattern(1, 128, 128, way.teams.depth), 100, precision)
+
+    assert way.fits(fitting, H200)
+    assert not way.fits(fitting, DeviceLimits(132, 232_448, "sm_80"))
+    assert not way.fits(Problem(fitting.pattern, 100, precision, Layout.LAST), H200)
+    assert not way.fits(Problem(fitting.pattern, 100, precision, aligned=False), H200)
+    assert not way.fits(Problem(KSPattern(1, 128, 128, 1), 100, precision), H200)
+    assert not way.fits(Problem(KSPattern(1, 132, 128, way.teams.depth), 100, precision), H200)
+    others = {Precision.FP32, Precision.FP16} - {precision}
+    assert not all(way.fits(Problem(fitting.pattern, 100, other), H200) for other in others)

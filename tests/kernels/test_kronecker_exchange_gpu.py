@@ -1,0 +1,134 @@
+"""Factors with d > 1 by teams of blocks, on a Hopper GPU: all shapes of team, tile and rest that the kernels know."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker import exchange, exchange_halves, halves
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
+from lacuna_kernels.cuda.kronecker.way import Epilogue, Way
+from lacuna_kernels.cuda.kronecker_linear import ks_matmul
+from lacuna_kernels.ops.activation import Activation, activate
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error
+
+SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256)]
+"""b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
+CASES = [(way, precision) for way in exchange.WAYS for precision in (Precision.FP16, Precision.BF16)]
+CASES += [(way, way.precision) for way in exchange_halves.WAYS]
+PLAIN: dict[Precision, Way] = {
+    **dict.fromkeys((Precision.FP16, Precision.BF16), MMA_TILES[1]),
+    **{way.precision: way for way in halves.WAYS},
+}
+"""Whose bits they must have."""
+
+each_case = pytest.mark.parametrize("way, precision", CASES, ids=str)
+each_way = pytest.mark.parametrize("way, precision", CASES[::2], ids=str)
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[Device]:
+    if not gpu_count():
+        pytest.skip("no CUDA device, or no pycuda")
+    opened = Device()
+    if not opened.limits.hopper:
+        opened.close()
+        pytest.skip("not a Hopper GPU")
+    yield opened
+    opened.close()
+
+
+def depths(way: exchange.Exchange | exchange_halves.ExchangeHalves) -> list[int]:
+    depth = way.teams.depth
+    return [depth] if way.teams.whole else [depth, depth + 8, 4 * depth]
+
+
+def fits(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precision: Precision) -> bool:
+    return way.fits(Problem(KSPattern(*pattern), rows, precision), device.limits)
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+@each_case
+def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(device, way, precision, sides):
+    for d in depths(way):
+        for rows in (1, way.teams.rows, 5 * way.teams.rows + 3):
+            pattern = (2, *sides, d)
+            if not fits(way, device, pattern, rows, precision):
+                continue
+            x, values = operands(pattern, rows, precision)
+            expected = product(x, values)
+            y, plain = (poisoned(*expected.shape, dtype=x.dtype) for _ in range(2))
+
+            ks_matmul(device, x, values, y, way=way)
+            ks_matmul(device, x, values, plain, way=PLAIN[precision])
+
+            assert relative_error(y, expected) < LIMIT[precision]
+            assert torch.equal(y, plain)
+
+
+@each_case
+def test_many_rows_and_chunks_are_shared_among_all_teams(device, way, precision):
+    for a, b, c in ((3, 64, 64), (5, 128, 96), (40, 64, 128)):
+        pattern, rows = (a, b, c, depths(way)[-1]), 9001
+        if not fits(way, device, pattern, rows, precision):
+            continue
+        x, values = operands(pattern, rows, precision)
+        y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
+
+        ks_matmul(device, x, values, y, way=way)
+
+        for part in (slice(0, 300), slice(4400, 4700), slice(rows - 300, rows)):
+            assert relative_error(y[part], product(x[part], values)) < LIMIT[precision]
+        assert not bool(y.isnan().any())
+
+
+@pytest.mark.parametrize("activation", [None, *Activation], ids=str)
+@each_way
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, way, precision, activation):
+    for d in depths(way):
+        pattern, rows = (2, 72, 64, d), way.teams.rows + 5
+        x, values = operands(pattern, rows, precision)
+        bias = torch.randn(KSPattern(*pattern).width_out, device="cuda")
+        sums = product(x, values) + bias.double()
+        for residual in (False, True):
+            y = torch.randn(rows, len(bias), device="cuda").to(x.dtype)
+            expected = activate(sums + y.double() if residual else sums, activation, 0.2)
+
+            ks_matmul(device, x, values, y, Epilogue(bias, y if residual else None, activation, 0.2), way=way)
+
+            assert relative_error(y, expected) < LIMIT[precision]
+
+
+@each_way
+def test_rows_past_the_count_do_not_matter_and_are_not_written(device, way, precision):
+    for d in depths(way):
+        pattern, rows = (2, 64, 80, d), 3 * way.teams.rows
+        given, values = operands(pattern, rows, precision)
+        for used in (0, 1, way.teams.rows, 2 * way.teams.rows + 1, rows):
+            x = given.clone()
+            x[used:] = torch.nan
+            y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
+
+            ks_matmul(device, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
+
+            assert relative_error(y[:used], product(x[:used], values)) < LIMIT[precision]
+            assert bool(y[used:].isnan().all())
+
+
+@each_way
+def test_what_is_not_a_number_stays_in_its_row_and_block(device, way, precision):
+    for d in depths(way):
+        pattern = (2, 64, 72, d)
+        x, values = operands(pattern, way.teams.rows + 1, precision)
+        x[3, 0] = torch.nan
+        y = poisoned(len(x), KSPattern(*pattern).width_out, dtype=x.dtype)
+
+        ks_matmul(device, x, values, y, way=way)
+
+        assert torch.equal(y.isnan(), product(x, values).isnan())
