@@ -41,10 +41,11 @@ def test_stages_fit_shared_memory_and_teams_are_not_more_than_run_at_once(patter
 
         assert used <= 225 * 1024
         assert min(stages.raw, stages.x, stages.y) >= 2
+        assert stages.raw % teams.crews == 0 == stages.x % teams.crews
         assert stages.w >= 2 or schedule.resident
         assert max(stages.raw, stages.x, stages.w) <= 36
         assert stages.y <= 8
-        assert pattern.b <= teams.columns or stages.x >= -(-pattern.c // 32)
+        assert teams.times(pattern, stages) in (1, teams.passes(pattern))
         assert teams.chunks(pattern) % schedule.together == 0 == schedule.teams % schedule.together
         assert schedule.together <= schedule.teams <= H200.multiprocessors // teams.blocks
         assert way.seconds(problem, H200) > 0

@@ -18,16 +18,20 @@ from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_e
 
 SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256)]
 """b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
-CASES = [(way, precision) for way in exchange.WAYS for precision in (Precision.FP16, Precision.BF16)]
-CASES += [(way, way.precision) for way in exchange_halves.WAYS]
+CASES = [
+    pytest.param(way, precision, id=f"{way.name} {precision}")
+    for way in (*exchange.WAYS, *exchange_halves.WAYS)
+    for precision in Precision
+    if way.variants(precision)
+]
 PLAIN: dict[Precision, Way] = {
     **dict.fromkeys((Precision.FP16, Precision.BF16), MMA_TILES[1]),
     **{way.precision: way for way in halves.WAYS},
 }
 """Whose bits they must have."""
 
-each_case = pytest.mark.parametrize("way, precision", CASES, ids=str)
-each_way = pytest.mark.parametrize("way, precision", CASES[::2], ids=str)
+each_case = pytest.mark.parametrize("way, precision", CASES)
+each_way = pytest.mark.parametrize("way, precision", CASES[::2])
 
 pytestmark = pytest.mark.gpu
 

@@ -102,6 +102,17 @@ class Teams:
         return PART * self.depth * self.rows // self.blocks * self.size
 
     @property
+    def crews(self) -> int:
+        """Of threads that take stages of x apart in turn: a stage must always be the same crew's."""
+        return 2 if self.rows // self.blocks * (self.depth // self._run) <= 16 else 1
+
+    @property
+    def _run(self) -> int:
+        """Neighbouring l that a thread takes at once."""
+        vector = _VECTOR_BYTES // self.size
+        return vector if self.depth % vector == 0 else self.depth
+
+    @property
     def boxes(self) -> Boxes:
         """How x comes."""
         whole = 64 if self.size == 2 and self.depth in (2, 6) else 128
@@ -122,29 +133,34 @@ class Teams:
     def stages(self, pattern: KSPattern) -> Stages | None:
         """As many as there is room for; None if there is none.
 
-        Planes are kept for as long as all columns take them. Weights that do not all fit want many bytes on their way.
+        Planes are best kept for as long as all columns take them. Weights that do not all fit want many bytes on their
+        way.
         """
-        passes, all_weights = self.passes(pattern), self.steps(pattern) * self.passes(pattern)
-        least_x = 2 if passes == 1 else max(2, ceil(pattern.c / STAGE_K))
-        if least_x > _MOST_STAGES:
-            return None
-        for w, raw, y in self._wanted(all_weights):
-            used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
-            left = SHARED_BYTES - _BARRIERS_BYTES - used
-            if left >= 0:
-                more = min(left // self.raw_bytes, 4 - raw)
-                x = least_x + (left - more * self.raw_bytes) // self.plane_bytes
-                return Stages(raw + more, min(x, 2 * least_x, _MOST_STAGES), w, y)
+        all_weights = self.steps(pattern) * self.passes(pattern)
+        whole = _round_up(ceil(pattern.c / STAGE_K), self.crews)
+        for least_x in (2,) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
+            for w, raw, y in self._wanted(all_weights) if least_x <= _MOST_STAGES else ():
+                used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
+                left = SHARED_BYTES - _BARRIERS_BYTES - used
+                if left >= 0:
+                    more = min(left // self.raw_bytes, 4 - raw) // self.crews * self.crews
+                    x = least_x + (left - more * self.raw_bytes) // self.plane_bytes // self.crews * self.crews
+                    return Stages(raw + more, min(x, 2 * least_x, _MOST_STAGES), w, y)
         return None
+
+    def times(self, pattern: KSPattern, stages: Stages) -> int:
+        """How often the x of a tile comes: once if its planes are kept for all passes."""
+        return 1 if stages.x >= ceil(pattern.c / STAGE_K) else self.passes(pattern)
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
+        raws = (4 if self.crews == 2 else 3, 2)
         if all_weights <= _MOST_STAGES:
-            yield from ((all_weights, raw, y) for raw in (3, 2) for y in (4, 2))
+            yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
             w = min(_MOST_STAGES, max(3, on_their_way // self.weight_bytes), all_weights - 1)
             if w >= 2:
-                yield from ((w, raw, y) for raw in (3, 2) for y in (4, 3, 2))
+                yield from ((w, raw, y) for raw in raws for y in (4, 3, 2))
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
@@ -188,6 +204,7 @@ class Teams:
         tiles = ceil(problem.rows / self.rows) * self.chunks(p)
         x, y = (self.rows * self.own * self.size * side for side in (p.c, p.b))
         stages = self.passes(p) * self.steps(p)
+        x *= self.times(p, schedule.stages)
         weights = stages * self.weight_bytes
         read = products * stages * self.own * (self.rows + self.rows * self.columns // 64) * 32
         shared = (3 * x + 2 * y + read + (0 if schedule.resident else weights)) / 128
@@ -197,7 +214,8 @@ class Teams:
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
 
     def constants(self) -> dict[str, int]:
-        """For the compiler."""
+        """For the compiler. Registers of all 128 threads of each kind together: 512 a lane, 480 for five kinds."""
+        apart, bring, multiply = (88, 80, 168) if self.groups == 2 else (104, 88, 96) if self.columns == 32 else (88, 80, 104)
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
@@ -205,7 +223,11 @@ class Teams:
             "COLUMNS": self.columns,
             "GROUPS": self.groups,
             "WHOLE": int(self.whole),
-            "APART_REGISTERS": 88,
-            "BRING_REGISTERS": 80,
-            "MULTIPLY_REGISTERS": 104 if self.groups == 3 else 168,
+            "APART_REGISTERS": apart,
+            "BRING_REGISTERS": bring,
+            "MULTIPLY_REGISTERS": multiply,
         }
+
+
+def _round_up(number: int, to: int) -> int:
+    return ceil(number / to) * to

@@ -2,8 +2,9 @@
 // where things are in a block's memory, and the threads that bring x and weights. See the first for the idea.
 #pragma once
 
+#include "hopper.cuh"
 #include "ks_matmul.cuh"
-#include "planes.cuh"
+#include "layout.cuh"
 #include "team.cuh"
 
 constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
@@ -20,7 +21,8 @@ constexpr int W_STAGE = OWN_L * 2 * HALVES * W_PLANE;
 constexpr int PART = 32, PARTS = COLUMNS / PART;                   // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
-constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;  // threads that take a stage apart; crews take turns
+constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;  // threads that take a stage apart; crews take turns,
+                                                                     // a stage of a ring is always the same crew's
 constexpr int WRITERS = 2;                                         // warps
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
@@ -41,6 +43,7 @@ struct Arguments {
 struct Work : Arguments {
     int rows, tiles, chunks_l, units, stages, steps, passes, rank, team, teams;
     bool resident;  // whether all weights of a chunk fit
+    bool keeps;     // whether all planes of a tile fit, for all passes; otherwise x comes once more for each
     uint32_t shared, raw_at, x_at, w_at, y_at;
 
     __device__ __forceinline__ Work(const Arguments& arguments, uint32_t at) : Arguments(arguments), shared(at) {
@@ -50,7 +53,7 @@ struct Work : Arguments {
         stages = (c + STAGE_K - 1) / STAGE_K, steps = (c + WEIGHT_K - 1) / WEIGHT_K * (WEIGHT_K / 16);
         passes = (b + COLUMNS - 1) / COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, teams = gridDim.x / TEAM;
-        resident = steps * passes == w_stages;
+        resident = steps * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         y_at = w_at + w_stages * W_STAGE;
     }
@@ -67,6 +70,9 @@ struct Work : Arguments {
     __device__ __forceinline__ uint32_t full_y(int stage) const { return barrier(6, stage); }
     __device__ __forceinline__ uint32_t empty_y(int stage) const { return barrier(6, stage + MAX_Y_STAGES); }
 
+    // How often the x of a tile comes.
+    __device__ __forceinline__ int times() const { return keeps ? 1 : passes; }
+
     // Parts of 32 j of a pass that are there.
     __device__ __forceinline__ int parts(int pass) const {
         return min(PARTS, (b - pass * COLUMNS + PART - 1) / PART);
@@ -75,12 +81,13 @@ struct Work : Arguments {
 
 // The tiles of a team, one after another.
 struct Tile {
-    int unit, chunk, tile;
+    int unit, chunk = 0, tile = 0;
 
     __device__ __forceinline__ explicit Tile(const Work& w) : unit(w.team) { find(w); }
     __device__ __forceinline__ void next(const Work& w) { unit += w.teams, find(w); }
     __device__ __forceinline__ bool is_there(const Work& w) const { return unit < w.units; }
     __device__ __forceinline__ void find(const Work& w) {
+        if (!is_there(w)) return;
         const int group = unit / (w.tiles * w.together), rest = unit % (w.tiles * w.together);
         chunk = group * w.together + rest % w.together, tile = rest / w.together;
     }
@@ -135,8 +142,7 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.x_stages; ++s) barrier_init(w.full_x(s), 1), barrier_init(w.empty_x(s), TEAM * GROUPS * 4);
     for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS * 4);
     for (int s = 0; s < w.y_stages; ++s) barrier_init(w.full_y(s), 1), barrier_init(w.empty_y(s), TEAM * WRITERS);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    publish_shared();
+    barriers_are_ready();
     for (int s = 0; s < w.x_stages; ++s) barrier_expect(w.full_x(s), X_STAGE);
     for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_STAGE);
 }
@@ -144,7 +150,8 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
 __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
     Ring ring;
     for (Tile at(w); at.is_there(w); at.next(w))
-        for (int stage = 0; stage < w.stages; ++stage) {
+        for (int again = 0; again < w.times() * w.stages; ++again) {
+            const int stage = again % w.stages;
             barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
             barrier_expect(w.full_raw(ring.stage), RAW_STAGE);
             const int k = stage * (WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K);
@@ -186,11 +193,3 @@ struct Unit {
         return raw + swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
     }
 };
-
-template <int REGISTERS>
-__device__ __forceinline__ void take_registers() {
-    if constexpr (REGISTERS < START_REGISTERS)
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-    else if constexpr (REGISTERS > START_REGISTERS)
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-}

@@ -16,6 +16,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The block's dynamic shared memory, which starts at a multiple of 1024 bytes.
+__device__ __forceinline__ uint32_t dynamic_shared() {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    return shared_address(memory);
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
@@ -26,6 +32,11 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Barriers that were initialised become visible to the cluster and to copies.
+__device__ __forceinline__ void barriers_are_ready() {
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // Wait until the phase of this parity is over.
@@ -98,6 +109,16 @@ __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_g
 template <int PENDING>
 __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// A sum that the first product overwrites: to the compiler it has a value.
+__device__ __forceinline__ void is_overwritten(float& sum) { asm volatile("" : "=f"(sum)); }
+
+// Take so many registers, or leave all but so many, of START with which the kernel was started.
+template <int REGISTERS, int START>
+__device__ __forceinline__ void take_registers() {
+    if constexpr (REGISTERS < START) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+    if constexpr (REGISTERS > START) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
 #define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"

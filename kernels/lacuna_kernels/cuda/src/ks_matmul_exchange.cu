@@ -12,7 +12,7 @@
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
 //   write       two warps: 8 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level cache.
-// Planes are kept until all columns have been multiplied by them.
+// Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every pass.
 //
 // With a residual, the sums with the bias are rounded to ELEMENT before the residual is added.
 #ifndef TEAM
@@ -43,7 +43,7 @@ __device__ __forceinline__ void take_apart(const Work& w) {
     const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
     if (crew >= CREWS) return;
     int left = 0;
-    for (Tile at(w); at.is_there(w); at.next(w)) left += w.stages;
+    for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;
     for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
 #pragma unroll 1
@@ -178,7 +178,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
 #pragma unroll
     for (int m = 0; m < MINE; ++m)
 #pragma unroll
-        for (int n = 0; n < COLUMNS / 2; ++n) asm volatile("" : "=f"(sums[m][n]));  // the first product overwrites them
+        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[m][n]);
     const int parts = before.is_there ? w.parts(before.pass) : 0;
     int s = 0;
 #pragma unroll
@@ -202,9 +202,9 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
     const auto turn = [&](Sums& sums, Sums& done) {
         if (!at.is_there(w)) return false;
         if (pass == 0) start = rings.x;
-        rings.x = start;
+        if (w.keeps) rings.x = start;
         const bool last = pass + 1 == w.passes;
-        multiply(sums, done, w, rings, me, before, last, !w.resident || at.ends_chunk(w));
+        multiply(sums, done, w, rings, me, before, last || !w.keeps, !w.resident || at.ends_chunk(w));
         before = {at.chunk, at.tile, pass, true};
         ++pass;
         if (last) pass = 0, at.next(w);
@@ -304,24 +304,23 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
                int rows, int a, int b, int c, int d, int activation, float negative_slope, int raw_stages, int x_stages,
                int w_stages, int y_stages, int together) {
-    extern __shared__ __align__(1024) unsigned char shared[];
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    const uint32_t at = shared_address(shared);
+    const uint32_t at = dynamic_shared();
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();
     if (role == 0) {
-        take_registers<APART_REGISTERS>();
+        take_registers<APART_REGISTERS, START_REGISTERS>();
         take_apart(Work(arguments, at));
     } else if (role == 1) {
-        take_registers<BRING_REGISTERS>();
+        take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
         if (warp >= 2) write(Work(arguments, at), threadIdx.x % 128 - 64);
     } else {
-        take_registers<MULTIPLY_REGISTERS>();
+        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), {role - 2, lane, warp});
     }
     __syncwarp();

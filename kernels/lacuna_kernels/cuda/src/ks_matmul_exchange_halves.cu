@@ -74,7 +74,7 @@ __device__ __forceinline__ void take_apart(const Work& w) {
     const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
     if (crew >= CREWS) return;
     int left = 0;
-    for (Tile at(w); at.is_there(w); at.next(w)) left += w.stages;
+    for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;
     for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
 #pragma unroll 1
@@ -199,7 +199,7 @@ __device__ __forceinline__ void start_products(Sums& t, uint32_t x_at, uint32_t 
 __device__ __forceinline__ void add_products(Sums& sums, const Sums& t, uint32_t scales, bool first) {
     float back[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) asm volatile("ld.shared.f32 %0, [%1];" : "=f"(back[h]) : "r"(scales + 32 * h) : "memory");
+    for (int h = 0; h < 2; ++h) back[h] = read_float(scales + 32 * h);
 #pragma unroll
     for (int n = 0; n < COLUMNS / 2; ++n) sums[n] = fmaf(t[n], back[n / 2 % 2], first ? 0.0f : sums[n]);
 }
@@ -255,10 +255,10 @@ __device__ __forceinline__ void consume(const Work& w, const float* __restrict__
     const auto turn = [&](Sums& sums, Sums& done) {
         if (!at.is_there(w)) return false;
         if (pass == 0) first = rings.x;
-        rings.x = first;
+        if (w.keeps) rings.x = first;
         const bool last = pass + 1 == w.passes;
         if (before.is_there) finish(done, w, scales, me, before);
-        multiply(sums, done, w, rings, mine, me, before.is_there ? w.parts(before.pass) : 0, last,
+        multiply(sums, done, w, rings, mine, me, before.is_there ? w.parts(before.pass) : 0, last || !w.keeps,
                  !w.resident || at.ends_chunk(w));
         before = {at.chunk, at.tile, pass, true};
         ++pass;
@@ -338,24 +338,23 @@ ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* _
                           float* y, const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
                           float negative_slope, int raw_stages, int x_stages, int w_stages, int y_stages,
                           int together) {
-    extern __shared__ __align__(1024) unsigned char shared[];
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    const uint32_t at = shared_address(shared);
+    const uint32_t at = dynamic_shared();
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();
     if (role == 0) {
-        take_registers<APART_REGISTERS>();
+        take_registers<APART_REGISTERS, START_REGISTERS>();
         take_apart(Work(arguments, at));
     } else if (role == 1) {
-        take_registers<BRING_REGISTERS>();
+        take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
         if (warp >= 2) write(Work(arguments, at), threadIdx.x % 128 - 64);
     } else {
-        take_registers<MULTIPLY_REGISTERS>();
+        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), scales, {role - 2, lane, warp});
     }
     __syncwarp();

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "hopper.cuh"
+#include "layout.cuh"
 
 __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -18,18 +19,6 @@ __device__ __forceinline__ void copy_group_out(const TensorMap& map, const Coord
 }
 
 __device__ __forceinline__ void copies_out_are_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
-// Where 16 bytes lie in a box whose rows are BYTES wide, in the order that the copy engine swizzles them.
-template <int BYTES>
-__device__ __forceinline__ uint32_t swizzled(uint32_t offset) {
-    return offset ^ ((offset >> 7 & (BYTES / 16 - 1)) << 4);
-}
-
-// An operand in shared memory, made of matrices [8 rows][8 k] of 128 bytes each: how far the next 8 k and the next 8
-// rows are.
-__device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t next_k, uint32_t next_rows) {
-    return uint64_t(address >> 4 & 0x3fff) | uint64_t(next_k >> 4) << 16 | uint64_t(next_rows >> 4) << 32;
-}
 
 // N words that lie side by side at a multiple of their vectors' size, as few vectors as may be.
 template <int N>

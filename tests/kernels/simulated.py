@@ -1,0 +1,123 @@
+"""Kernels of Hopper GPUs run on the CPU: their sources, with tests/kernels/simulation in place of its instructions.
+
+It shows that threads wait for one another as they must, that copies and products are where they should be, and that
+sums are right to a few roundings. It knows nothing of speed, of the memory model, or of the order of sums in a product.
+"""
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.compiler import SOURCES, Compiler, Variant
+from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.launch import Argument, Dim3
+from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle
+
+SIMULATION = Path(__file__).parent / "simulation"
+SHARED = ("exchange.cuh", "layout.cuh", "ks_matmul.cuh", "activation.cuh", "element.cuh")
+
+
+class TensorMap(ctypes.Structure):
+    """As simulation/hopper.cuh has it."""
+
+    _fields_ = (
+        ("address", ctypes.c_void_p),
+        ("sizes", ctypes.c_long * 4),
+        ("strides", ctypes.c_long * 3),
+        ("box", ctypes.c_int * 4),
+        ("swizzle_bytes", ctypes.c_int),
+        ("element_bytes", ctypes.c_int),
+        ("padding", ctypes.c_char * 40),
+    )
+
+
+def tensor_map(
+    tensor: Tensor,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    box: Sequence[int],
+    swizzle: Swizzle = Swizzle.NONE,
+    promotion: Promotion = Promotion.NONE,
+) -> bytes:
+    """As cuda/tensor_map.py, with the driver's limits."""
+    assert len(sizes) == len(box) == len(strides) + 1 == 4
+    assert all(stride % 16 == 0 for stride in strides)
+    assert all(1 <= side <= 256 for side in box)
+    assert box[0] * tensor.element_size() % 16 == 0
+    fields = (
+        tensor.data_ptr(),
+        (ctypes.c_long * 4)(*sizes),
+        (ctypes.c_long * 3)(*strides),
+        (ctypes.c_int * 4)(*box),
+        16 << swizzle.value if swizzle else 0,
+        tensor.element_size(),
+    )
+    return bytes(TensorMap(*fields))
+
+
+class SimulatedDevice:
+    """In place of a Device: as many multiprocessors as a test wants, and one order of events for each seed."""
+
+    def __init__(self, folder: Path, multiprocessors: int, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.limits = DeviceLimits(multiprocessors, 232_448, "sm_90")
+
+    def kernel(self, variant: Variant) -> "SimulatedKernel":
+        library = self.folder / f"{abs(hash(variant))}.so"
+        if not library.exists():
+            compile_for_the_cpu(variant, library)
+        return SimulatedKernel(ctypes.CDLL(str(library)), variant, self.seed)
+
+
+class SimulatedKernel:
+    """A kernel of a SimulatedDevice."""
+
+    def __init__(self, library: ctypes.CDLL, variant: Variant, seed: int) -> None:
+        library.launch.restype = ctypes.c_char_p
+        self._library, self._variant, self._seed = library, variant, seed
+
+    def __call__(self, grid: Dim3, block: Dim3, *args: Argument) -> None:
+        values = [_value(arg) for arg in args]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        cluster, shared_bytes = dict(self._variant.constants)["TEAM"], self._variant.dynamic_shared_bytes
+        late_products = self._seed % 2
+        failure = self._library.launch(grid[0], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
+        assert failure is None, failure.decode()
+
+
+def compile_for_the_cpu(variant: Variant, library: Path) -> None:
+    """By nvcc, which knows where CUDA's headers are, as C++."""
+    nvcc = Compiler().nvcc
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    folder = library.with_suffix("")
+    folder.mkdir()
+    for source in (*(SOURCES / name for name in (variant.source, *SHARED)), *SIMULATION.iterdir()):
+        (folder / source.name).write_text(source.read_text())
+    defines = [f"-D{name}={value}" for name, value in variant.constants]
+    defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']
+    options = ["-x", "c++", "-std=c++17", "-O2", "-shared", "-Xcompiler=-fPIC,-w"]
+    command = [str(nvcc), *options, *defines, "-o", str(library), str(folder / "launch.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _value(arg: Argument) -> Any:
+    if isinstance(arg, Tensor) or arg is None:
+        return ctypes.c_void_p(0 if arg is None else arg.data_ptr())
+    if isinstance(arg, bytes):
+        return ctypes.create_string_buffer(arg, len(arg))
+    return ctypes.c_float(arg) if isinstance(arg, float) else ctypes.c_int32(int(arg))
+
+
+def guarded(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A poisoned matrix [rows, width], and the memory that it lies in the middle of."""
+    guard = 4096
+    memory = torch.full((rows * width + 2 * guard,), torch.nan, dtype=dtype)
+    return memory[guard:-guard].view(rows, width), memory

@@ -1,0 +1,173 @@
+// Stands in for src/hopper.cuh where kernels run on a CPU: the same functions, and what else CUDA has that they use.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_functions.h>
+#include <vector_types.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "machine.cuh"
+
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __cluster_dims__
+#undef __grid_constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
+
+using std::max;
+using std::min;
+
+struct Dimensions {
+    int x;
+};
+#define threadIdx Dimensions{machine::current->index}
+#define blockIdx Dimensions{machine::first_block + machine::current->block}
+#define gridDim Dimensions{machine::grid}
+
+inline void __syncthreads() { machine::meet(machine::part("threads ", 1 << 20), machine::block_threads); }
+inline void __syncwarp() { machine::meet(machine::part("warp ", machine::WARP), machine::WARP); }
+
+inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
+    auto& values = machine::cluster->blocks[machine::current->block].shuffled;
+    values[machine::current->index] = value;
+    __syncwarp();
+    const uint32_t other = values[machine::current->index ^ mask];
+    __syncwarp();
+    return other;
+}
+
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t order) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; ++i) out |= uint32_t(bytes >> 8 * (order >> 4 * i & 7) & 0xff) << 8 * i;
+    return out;
+}
+
+inline uint32_t __vmaxu2(uint32_t a, uint32_t b) { return max(a & 0xffff, b & 0xffff) | max(a >> 16, b >> 16) << 16; }
+
+template <class To, class From>
+inline To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From), "alike");
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
+}
+inline uint32_t __float_as_uint(float value) { return bits_as<uint32_t>(value); }
+inline float __uint_as_float(uint32_t value) { return bits_as<float>(value); }
+
+// ---- what hopper.cuh has ----
+struct alignas(64) TensorMap {
+    unsigned char* from;
+    long sizes[4], strides[3];  // in elements, fastest first; in bytes
+    int box[4], swizzle_bytes, element_bytes;
+};
+static_assert(sizeof(TensorMap) == 128, "as the driver's");
+
+struct Coordinates {
+    int x, y, z, w;
+};
+
+inline uint32_t dynamic_shared() { return 0; }
+
+inline void barrier_init(uint32_t barrier, int arrivals) {
+    auto& barriers = machine::cluster->blocks[machine::current->block].barriers;
+    if (!barriers.emplace(barrier, machine::Barrier{arrivals, arrivals}).second) machine::fail("a barrier made twice");
+}
+inline void barriers_are_ready() {}
+inline void barrier_arrive(uint32_t barrier) { machine::arrive(machine::barrier_at(barrier)); }
+inline void barrier_expect(uint32_t address, int bytes) {
+    machine::Barrier& barrier = machine::barrier_at(address);
+    barrier.bytes += bytes;
+    machine::arrive(barrier);
+}
+inline void barrier_wait(uint32_t address, uint32_t parity) {
+    const machine::Barrier& barrier = machine::barrier_at(address);
+    machine::wait_until([&barrier, parity] { return barrier.phase != (parity & 1); }, "barrier " + std::to_string(address));
+}
+
+inline void copy_in(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16) machine::fail("a bulk copy of no whole 16 bytes");
+    unsigned char* there = machine::at(to, bytes, 16);
+    machine::send(bytes, machine::barrier_at(barrier), [=] { memcpy(there, from, bytes); });
+}
+
+inline void copy_in(uint32_t to, const TensorMap& map, const Coordinates& at, uint32_t barrier) {
+    const int bytes = map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element_bytes;
+    unsigned char* start = machine::at(to, bytes, 128);
+    const TensorMap m = map;
+    const long first[4] = {at.x, at.y, at.z, at.w};
+    machine::send(bytes, machine::barrier_at(barrier), [=] {
+        for (int element = 0; element < bytes / m.element_bytes; ++element) {
+            const unsigned char* from = m.from;
+            bool inside = true;
+            for (int axis = 0, rest = element; axis < 4; rest /= m.box[axis++]) {
+                const long place = first[axis] + rest % m.box[axis];
+                inside &= 0 <= place && place < m.sizes[axis];
+                from += place * (axis ? m.strides[axis - 1] : m.element_bytes);
+            }
+            uint32_t offset = to + element * m.element_bytes;
+            if (m.swizzle_bytes) offset ^= (offset >> 7 & (m.swizzle_bytes / 16 - 1)) << 4;
+            unsigned char* there = start - to + offset;
+            inside ? memcpy(there, from, m.element_bytes) : memset(there, 0, m.element_bytes);
+        }
+    });
+}
+
+inline void publish_shared() {}
+inline void is_overwritten(float& sum) { sum = NAN; }
+template <int REGISTERS, int START>
+inline void take_registers() {}
+
+inline void products_begin() {}
+inline void products_commit() {
+    machine::current->committed.push_back(std::move(machine::current->products));
+    machine::current->products.clear();
+}
+template <int PENDING>
+inline void products_wait() {
+    auto& committed = machine::current->committed;
+    for (; committed.size() > PENDING; committed.pop_front())
+        for (const auto& product : committed.front()) product();
+    machine::meet(machine::part("warpgroup ", machine::WARPGROUP), machine::WARPGROUP);
+}
+
+inline float as_float(__half value) { return __half2float(value); }
+inline float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+// Operands are made of matrices [8][8 k], see layout.cuh; what the thread has of the product is as in src/hopper.cuh.
+template <int N, int CROSS, class T>
+inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, T) {
+    static_assert(CROSS == 0, "rows along k");
+    float* d = sums;
+    const auto& shared = machine::cluster->blocks[machine::current->block].shared;
+    const int thread = machine::current->index % machine::WARPGROUP;
+    const auto product = [=, &shared] {
+        const auto element = [&shared](uint64_t operand, int row, int k) {
+            const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
+            const uint32_t next_rows = (operand >> 32 & 0x3fff) << 4;
+            T value;
+            memcpy(&value, &shared.at(start + k / 8 * next_k + row / 8 * next_rows + row % 8 * 16 + k % 8 * 2), sizeof(T));
+            return as_float(value);
+        };
+        for (int n = 0; n < N / 2; ++n) {
+            const int row = thread / 32 * 16 + thread % 32 / 4 + n / 2 % 2 * 8, column = n / 4 * 8 + thread % 4 * 2 + n % 2;
+            if (!add) d[n] = 0.0f;
+            for (int k = 0; k < 16; ++k) d[n] += element(x, row, k) * element(y, column, k);
+        }
+    };
+    if (machine::late_products)
+        machine::current->products.push_back(product);
+    else
+        product();
+}
+
+inline uint32_t pack(float low, float high, __half) { return bits_as<uint32_t>(__floats2half2_rn(low, high)); }
+inline uint32_t pack(float low, float high, __nv_bfloat16) { return bits_as<uint32_t>(__floats2bfloat162_rn(low, high)); }
+inline float2 unpack(uint32_t both, __half) { return __half22float2(bits_as<__half2>(both)); }
+inline float2 unpack(uint32_t both, __nv_bfloat16) { return __bfloat1622float2(bits_as<__nv_bfloat162>(both)); }

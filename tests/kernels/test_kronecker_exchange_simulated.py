@@ -1,0 +1,90 @@
+"""Factors with d > 1 by teams of blocks, every composition of a team, run on the CPU: tests/kernels/simulated.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lacuna_kernels import Precision
+from lacuna_kernels.cuda.kronecker import boxes, exchange, exchange_halves
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
+from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.ops.activation import Activation, activate
+from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
+from tests.kernels.factors import LIMIT, relative_error
+from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
+
+WAYS = [pytest.param(way, Precision.FP16, id=way.name) for way in exchange.WAYS]
+WAYS += [pytest.param(way, way.precision, id=f"{way.name} {way.precision}") for way in exchange_halves.WAYS]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("simulated")
+
+
+@pytest.fixture(autouse=True)
+def simulated_copies(monkeypatch):
+    monkeypatch.setattr(boxes, "tensor_map", tensor_map)
+
+
+def multiply(folder: Path, way, problem, seed, epilogue=PLAIN, count=None, multiprocessors=24):
+    """Fresh random operands; return y, the exact sums, and whether the memory around y is untouched."""
+    pattern, rows, dtype = problem.pattern, problem.rows, DTYPES[problem.precision]
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, pattern.width_in, generator=generator).to(dtype)
+    values = (torch.randn(pattern.values, generator=generator) * pattern.c**-0.5).to(dtype)
+    y, memory = guarded(rows, pattern.width_out, dtype)
+    used = rows if count is None else count
+    x[used:] = torch.nan
+    if epilogue.residual is not None:
+        y.copy_(epilogue.residual)
+        epilogue = Epilogue(epilogue.bias, y, epilogue.activation, epilogue.negative_slope)
+    on_device = None if count is None else torch.tensor([count], dtype=torch.int32)
+    device = SimulatedDevice(folder, multiprocessors, seed)
+    way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, on_device))
+    outside = (len(memory) - y.numel()) // 2
+    assert bool(memory[:outside].isnan().all() and memory[-outside:].isnan().all())
+    return y, ks_matmul(x[:used].double(), values.double())
+
+
+def shapes(way):
+    """Several passes and a rest in both sides; rows that miss the tile; a rest of l; weights that stream."""
+    d = way.teams.depth
+    yield (1, 200, 128, d), 2 * way.teams.rows + 1
+    yield (3, 8 * 9, 160, d if way.teams.whole else d + 8), 5
+    yield (1, 256, 384, d), 3
+
+
+@pytest.mark.parametrize("way, precision", WAYS)
+def test_a_factor_agrees_with_float64_and_writes_nothing_else(folder, way, precision):
+    for seed, (pattern, rows) in enumerate(shapes(way)):
+        problem = Problem(KSPattern(*pattern), rows, precision)
+        assert way.teams.stages(problem.pattern) is not None
+        y, expected = multiply(folder, way, problem, seed)
+        assert relative_error(y, expected) < LIMIT[precision]
+
+
+@pytest.mark.parametrize("way, precision", WAYS[::3])
+def test_the_epilogue_and_the_count(folder, way, precision):
+    rows, pattern = way.teams.rows + 3, KSPattern(1, 72, 128, way.teams.depth)
+    problem = Problem(pattern, rows, precision)
+    bias, residual = torch.randn(pattern.width_out), torch.randn(rows, pattern.width_out).to(DTYPES[precision])
+    for seed, (added, activation) in enumerate(((None, Activation.GELU), (residual, Activation.LEAKY_RELU))):
+        y, sums = multiply(folder, way, problem, seed, Epilogue(bias, added, activation, 0.2))
+        expected = sums + bias.double() + (0 if added is None else added.double())
+        assert relative_error(y, activate(expected, activation, 0.2)) < 1.2 * LIMIT[precision]
+    for count in (0, rows - 4):
+        y, sums = multiply(folder, way, problem, count, count=count)
+        assert relative_error(y[:count], sums) < LIMIT[precision]
+        assert bool(y[count:].isnan().all())
+
+
+@pytest.mark.parametrize("way, precision", WAYS[::2])
+def test_teams_share_many_tiles_whatever_comes_first(folder, way, precision):
+    pattern = KSPattern(2, 64, 128, way.teams.depth)
+    problem = Problem(pattern, 5 * way.teams.rows, precision)
+    for seed in range(2):
+        y, expected = multiply(folder, way, problem, seed, multiprocessors=5 * way.teams.blocks)
+        assert relative_error(y, expected) < LIMIT[precision]
