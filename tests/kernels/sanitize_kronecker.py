@@ -5,7 +5,7 @@ import torch
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
-from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
+from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, UNMEASURED, WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import ChainWay, Epilogue, Operands, Way
 from lacuna_kernels.ops.activation import Activation
@@ -16,6 +16,8 @@ SOURCES = {
     "ks_chain.cu",
     "ks_few_rows.cu",
     "ks_matmul_columns.cu",
+    "ks_matmul_exchange.cu",
+    "ks_matmul_exchange_halves.cu",
     "ks_matmul_halves.cu",
     "ks_matmul_last.cu",
     "ks_matmul_mma.cu",
@@ -28,6 +30,7 @@ SOURCES = {
 
 PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8), (1, 65, 33, 9)]
 PATTERNS += [(1, 48, 32, d) for d in (2, 3, 4, 6, 8, 12, 16, 32)]
+PATTERNS += [(1, 72, 64, d) for d in (2, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
 ROWS = 72
 CHAINS = [[(3, 40, 24, 1), (1, 24, 40, 3)], [(16, 64, 256, 1), (1, 64, 64, 16)]]
@@ -65,7 +68,7 @@ def main() -> None:
             for precision in Precision:
                 for layout in Layout:
                     problem = Problem(KSPattern(*pattern), ROWS, precision, layout)
-                    for way in WAYS:
+                    for way in (*WAYS, *UNMEASURED):
                         if way.fits(problem, device.limits):
                             multiply(device, way, problem)
         for tall in tf32.WAYS:  # whole tiles leave otherwise than those that rows end in

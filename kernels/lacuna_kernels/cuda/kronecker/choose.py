@@ -7,7 +7,18 @@ from math import inf
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker import chain, few_rows, halves, last, planes, tf32, tiles, tma
+from lacuna_kernels.cuda.kronecker import (
+    chain,
+    exchange,
+    exchange_halves,
+    few_rows,
+    halves,
+    last,
+    planes,
+    tf32,
+    tiles,
+    tma,
+)
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.turned import Turned
@@ -32,12 +43,15 @@ WAYS: tuple[Way, ...] = (
     *planes.WAYS,
     *(Turned(way) for way in INNER),
 )
-"""All there are."""
+"""All that are chosen among."""
+
+UNMEASURED: tuple[Way, ...] = (*exchange.WAYS, *exchange_halves.WAYS)
+"""Right where they were simulated on a CPU, but not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
 
-_EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *CHAIN_WAYS)
+_EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *UNMEASURED, *CHAIN_WAYS)
 VARIANTS = tuple(dict.fromkeys(v for way in _EVERY for precision in Precision for v in way.variants(precision)))
 """All that they may ask the compiler for."""
 

@@ -214,8 +214,10 @@ class Teams:
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
 
     def constants(self) -> dict[str, int]:
-        """For the compiler. Registers of all 128 threads of each kind together: 512 a lane, 480 for five kinds."""
-        apart, bring, multiply = (88, 80, 168) if self.groups == 2 else (104, 88, 96) if self.columns == 32 else (88, 80, 104)
+        """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
+        apart, bring, multiply = 88, 80, 168
+        if self.groups == 3:  # 480 for the five warpgroups
+            apart, bring, multiply = (104, 88, 96) if self.columns == 32 else (88, 80, 104)
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
