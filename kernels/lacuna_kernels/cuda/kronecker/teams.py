@@ -15,7 +15,7 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_IDLE_TEAMS = {2: 0, 4: 2, 8: 1}
+_IDLE_TEAMS = {1: 0, 2: 0, 4: 2, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
@@ -115,7 +115,7 @@ class Teams:
     @property
     def boxes(self) -> Boxes:
         """How x comes."""
-        whole = 64 if self.size == 2 and self.depth in (2, 6) else 128
+        whole = 128 if STAGE_K // 2 * self.depth * self.size % 128 == 0 else 64
         return Boxes(self.size, self.depth, self.whole, whole if self.whole else self.depth * self.size)
 
     def passes(self, pattern: KSPattern) -> int:

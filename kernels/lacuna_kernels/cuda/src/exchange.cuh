@@ -14,7 +14,7 @@ constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
 constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
-constexpr int PIECE = !WHOLE ? L * SIZE : SIZE == 2 && (L == 2 || L == 6) ? 64 : 128;  // of a row together in a box
+constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
 constexpr int PLANE = ROWS * 16, W_PLANE = COLUMNS * 16;           // 8 k of an l, or of a half of it
 constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
 constexpr int W_STAGE = OWN_L * 2 * HALVES * W_PLANE;

@@ -114,6 +114,12 @@ __device__ __forceinline__ void products_wait() {
 // A sum that the first product overwrites: to the compiler it has a value.
 __device__ __forceinline__ void is_overwritten(float& sum) { asm volatile("" : "=f"(sum)); }
 
+// Hide where a number comes from, so that what follows from it is computed again and takes no registers meanwhile.
+__device__ __forceinline__ int hidden(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
 // Take so many registers, or leave all but so many, of START with which the kernel was started.
 template <int REGISTERS, int START>
 __device__ __forceinline__ void take_registers() {

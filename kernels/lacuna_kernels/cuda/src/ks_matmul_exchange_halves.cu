@@ -47,11 +47,12 @@ __device__ __forceinline__ void measure(const float (&x)[8][RUN], float (&scale)
     }
 #pragma unroll
     for (int r = 0; r < RUN; r += 2) {
-        uint32_t both = __byte_perm(top[r], top[r + 1], 0x7632);
+        const bool second = r + 1 < RUN;
+        uint32_t both = __byte_perm(top[r], top[second ? r + 1 : r], 0x7632);
         both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 8));
         const uint32_t low = both << 16 & EXPONENT, high = both & EXPONENT;
         scale[r] = __uint_as_float(UP - low), back[r] = __uint_as_float(low - DOWN);
-        scale[r + 1] = __uint_as_float(UP - high), back[r + 1] = __uint_as_float(high - DOWN);
+        if (second) scale[r + 1] = __uint_as_float(UP - high), back[r + 1] = __uint_as_float(high - DOWN);
     }
 }
 
@@ -83,7 +84,7 @@ __device__ __forceinline__ void take_apart(const Work& w) {
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
 #pragma unroll 1
         for (int unit = thread; unit < UNITS; unit += CREW) {
-            const Unit at(unit);
+            const Unit at(hidden(unit));
             float x[8][RUN];
 #pragma unroll
             for (int m = 0; m < 2 * RUN; ++m) {
