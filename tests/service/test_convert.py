@@ -278,6 +278,26 @@ def test_the_choices_are_all_that_there_are() -> None:
     assert f"--source <{'|'.join(SOURCES)}>" in text
 
 
+def test_the_lines_of_the_readme_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.factors.0": torch.ones(4, 4, 4, 1), "b.factors.0": torch.ones(1, 4, 4, 4)}, "factors.pt")
+    net, x = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8)), torch.randn(5, 256)
+    torch.save(net.state_dict(), "trained.pt")
+    save_file({"x": x}, "in.safetensors")
+    save_file({"linear2": net(x).detach()}, "out.safetensors")
+    section = README.split("\n## Weights you have\n")[1].split("\n## ")[0]
+    lines = [line.split("#")[0].split()[1:] for line in section.splitlines() if line.startswith("    lacuna ")]
+
+    for words in lines[:-2]:
+        done = lacuna(*words)
+        assert done.exit_code == 0, done.output
+
+    check, serve = lines[-2:]
+    assert (check[0], serve) == ("check", ["serve", "--repository", "models"])
+    assert "FAIL  linear2: max abs error" in lacuna(*check).output  # as factorised weights miss
+    assert lacuna("check", "models/DENSE", *check[2:]).exit_code == 0
+
+
 def test_the_readme_names_options_that_there_are() -> None:
     section = README.split("\n## Weights you have\n")[1].split("\n## ")[0]
     section = re.sub(r"train_digits.py --dense|lacuna (check|serve) .*", "", section)
