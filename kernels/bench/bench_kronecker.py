@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import kronecker_chains as chains
 from bench.energy import Meter
+from bench.gpu import need_gpu
 from bench.kronecker_grid import (
     FEW_PATTERNS,
     LONG_ROOF_MS,
@@ -74,6 +75,7 @@ def main() -> None:
             sys.exit(f"there are no results at {options.results}: run measure first, on a GPU")
         print(report(Results(options.results), options.results.with_suffix("")))
         return
+    need_gpu()
     device = Device()
     with torch.cuda.stream(device.stream), torch.no_grad():
         complete = _measure(device, options)

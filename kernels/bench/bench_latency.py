@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.gpu import need_gpu
 from lacuna_kernels import Batch, Model, Options, Precision, Value, collate, load_model, open_backend, random_weights
 from lacuna_kernels.cuda.backend import CudaProgram
 from lacuna_kernels.zoo import minkunet
@@ -29,6 +30,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--steps", action="store_true", help="also time every step of the plan by itself")
     options = parser.parse_args()
+    if options.device == "cuda":
+        need_gpu()
 
     scans = itertools.cycle([read(path) for path in options.scans])
     batches = [collate(list(itertools.islice(scans, options.batch))) for _ in options.scans]

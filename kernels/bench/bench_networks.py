@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from bench.energy import Meter
+from bench.gpu import need_gpu
 from bench.timing import captured, elapsed_ms
 from lacuna_kernels import Graph, Options, Precision, Value, Weights, random_weights
 from lacuna_kernels.cuda.backend import CudaBackend
@@ -91,6 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.networks) - set(NETWORKS):
         parser.error(f"no such network: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    need_gpu()
     backend = CudaBackend()
     print(f"{backend.device.name}, torch {torch.__version__}")
     dense: dict[str, Any] = {}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench import timing
+from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
 from lacuna_kernels.cuda.device import Device
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp16")
     parser.add_argument("--tiles", action="store_true", help="try other tiles too")
     options = parser.parse_args()
+    need_gpu()
     device, dtype = Device(), DType(options.dtype).torch
     points = torch.from_numpy(np.fromfile(options.scan, np.float32).reshape(-1, options.columns))
     front = Frontend(device, points, options.clouds, options.voxel, dtype)

@@ -25,7 +25,7 @@ def open_backend(kind: DeviceKind = "auto", index: int = 0) -> Backend:
     """
     if kind == "cpu" or (kind == "auto" and not gpu_count()):
         return CpuBackend()
-    _need_gpu()
+    check_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  pycuda needs a driver to be imported
 
     backend: Backend = CudaBackend(index)
@@ -55,7 +55,7 @@ def tune(
         raise Unsupported("there is nothing to tune: the model has neither linear nor kronecker_linear nodes")
     if objective == "energy" and meter is None:
         raise ValueError("tuning by energy needs a meter")
-    _need_gpu()
+    check_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  see open_backend
     from lacuna_kernels.cuda.kronecker.table import Objective  # noqa: PLC0415
 
@@ -67,9 +67,13 @@ def tune(
         backend.close()
 
 
-def _need_gpu() -> None:
-    if not gpu_count():
-        raise DeviceError("no CUDA device: torch finds none, or pycuda is not installed (pip install lacuna[gpu])")
+def check_gpu() -> None:
+    """Raise DeviceError, which says what is missing, unless there is a GPU that can be used."""
+    if not torch.cuda.device_count():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
+        raise DeviceError(f"no CUDA device: torch {torch.__version__} (built for {build}) finds none")
+    if not find_spec("pycuda"):
+        raise DeviceError("no CUDA device is used without pycuda (pip install '.[gpu]' in a checkout of Lacuna)")
 
 
 def gpu_count() -> int:

@@ -69,8 +69,10 @@ def check_weights(graph: Graph, weights: Weights) -> dict[str, Tensor]:
         weight = weights[name]
         if tuple(weight.shape) != shape:
             raise WeightError(f"weight {name!r} has shape {list(weight.shape)}, the graph needs {list(shape)}")
-        if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
-            raise WeightError(f"weight {name!r} must be finite floating-point numbers")
+        if not weight.is_floating_point() or weight.element_size() == 1:  # fp8 is nothing without its scale
+            raise WeightError(f"weight {name!r} is {weight.dtype}, it must be fp32, fp16, bf16 or fp64")
+        if not bool(torch.isfinite(weight).all()):
+            raise WeightError(f"weight {name!r} must be finite")
     return {name: weights[name].float() for name in wanted}
 
 

@@ -60,7 +60,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise BadRequest(f"{path} is no safetensors file: {error}") from error
+        how = f"safetensors.torch.save_file({{name: tensor, ...}}, '{path.stem}.safetensors') writes one"
+        raise BadRequest(f"{path} is no safetensors file ({error}); {how}") from error
 
 
 def version_folder(folder: Path) -> Path:
@@ -99,12 +100,16 @@ def compare(
 ) -> list[Comparison]:
     """Compare every expected tensor; sites are matched by their coordinates where both sides give them."""
     ours, expected = _sites_in_order(ours, expected), _sites_in_order(expected, expected)
-    return [_compare(name, ours.get(name), wanted, tolerance, agreement) for name, wanted in expected.items()]
+    unknown = f"the model has no such output; it gives {', '.join(ours)}"
+    return [
+        _compare(name, ours[name], wanted, tolerance, agreement)
+        if name in ours
+        else Comparison(name, passed=False, problem=unknown)
+        for name, wanted in expected.items()
+    ]
 
 
-def _compare(name: str, ours: Tensor | None, expected: Tensor, tolerance: float, agreement: float) -> Comparison:
-    if ours is None:
-        return Comparison(name, passed=False, problem="the model has no such output")
+def _compare(name: str, ours: Tensor, expected: Tensor, tolerance: float, agreement: float) -> Comparison:
     if ours.shape != expected.shape:
         return Comparison(name, passed=False, problem=f"shape {list(ours.shape)}, expected {list(expected.shape)}")
     if not ours.is_floating_point():

@@ -96,8 +96,9 @@ def check(
     try:
         folder = checking.version_folder(model)
         chosen = Precision(precision) if precision else checking.serving_config(folder, load_model(folder)).precision
-        if device == "cpu" or (device == "auto" and not gpu_count()):
-            chosen = Precision.FP32  # whatever is asked for
+        if chosen is not Precision.FP32 and (device == "cpu" or (device == "auto" and not gpu_count())):
+            typer.echo(f"a CPU computes in fp32, not in {chosen}")
+            chosen = Precision.FP32
         limit = checking.TOLERANCE[chosen] if tolerance is None else tolerance
         wanted = checking.read_tensors(expected)
         ours = checking.answer(folder, checking.read_tensors(inputs), device, chosen)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -22,8 +22,9 @@ To = Annotated[Path, typer.Option(help="The folder to write, NAME/VERSION, such 
 Layers = Annotated[
     str | None,
     typer.Option(
-        help="Layers of the checkpoint and functions, in order, such as 'fc1 relu norm fc2 softmax'. By default all "
-        "layers in the order of the file (of a safetensors file: by name), with --activation between the linear ones."
+        help="Layers and functions (those of --activation, softmax, argmax) in order: 'fc1 relu norm fc2 softmax'. "
+        "A layer is called what stands before .weight, .factors.0 and the like in the file. By default all layers "
+        "in the order of the file (of a safetensors file: by name), with --activation between the linear ones."
     ),
 ]
 Between = Annotated[
@@ -43,7 +44,10 @@ def kronecker(
     activation: Between = None,
     patterns: Annotated[
         list[str] | None,
-        typer.Option(help="Patterns of ksmm's layers, right-most first: 'a,b,c,d a,b,c,d', or 'LAYER=a,b,c,d ...'."),
+        typer.Option(
+            help="Patterns of ksmm's layers, right-most first: 'a,b,c,d a,b,c,d' for all, or for each its own: "
+            "--patterns 'fc1=a,b,c,d a,b,c,d' --patterns 'fc2=a,b,c,d'."
+        ),
     ] = None,
     layout: Annotated[
         Literal["values", "bmm", "kernel", "dense"] | None,
@@ -86,7 +90,7 @@ def kronecker(
 
 @app.command()
 def dense(
-    source: Annotated[Path, typer.Argument(help="A model folder with linear nodes, or a checkpoint of an MLP.")],
+    source: Annotated[Path, typer.Argument(help="A model folder with linear nodes, or a checkpoint.")],
     to: To,
     chain: Annotated[
         str,
@@ -101,7 +105,11 @@ def dense(
         typer.Option(help="Layers with a larger relative error stay dense. Any error is taken by default.", min=0),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Layers to factorise; wildcards may be used. All by default.")
+        list[str] | None,
+        typer.Option(
+            help="Layer to factorise, by its name in the network, such as linear0 (the table has all); wildcards may "
+            "be used, and the option again. All by default."
+        ),
     ] = None,
     layers: Layers = None,
     activation: Between = None,
@@ -112,6 +120,8 @@ def dense(
 
     if source.is_dir() and (layers is not None or activation is not None):
         raise typer.BadParameter("--layers and --activation are for checkpoints; a model folder has its graph")
+    if not source.exists():
+        raise typer.BadParameter(f"{source} does not exist; give a model folder (NAME, NAME/VERSION) or a checkpoint")
     reports: list[LayerReport] = []
     with _told():
         _check_target(to)
@@ -132,6 +142,8 @@ def dense(
         _write(sparse, to, options)
     for line in table(reports):
         typer.echo(line)
+    if all(report.kept for report in reports):
+        typer.echo(f"NO LAYER WAS FACTORISED: {to} is as dense as {source}; the table says why", err=True)
 
 
 def _network(
@@ -146,11 +158,22 @@ def _network(
     from lacuna_kernels import convert  # noqa: PLC0415  see above
 
     found = convert.Layers(convert.read_checkpoint(checkpoint), hints, source)
-    if layers is not None:
-        return convert.sequence(found, layers.split(), in_features)
-    if checkpoint.suffix.lower() == ".safetensors" and len(found) > 1:
+    if layers is None and checkpoint.suffix.lower() == ".safetensors" and len(found) > 1:
         typer.echo(f"the file keeps no order of layers; by name: {' '.join(found)} (--layers tells another)", err=True)
-    return convert.sequence(found, convert.in_order(found, activation), in_features)
+    steps = layers.split() if layers is not None else convert.in_order(found, activation)
+    model = convert.sequence(found, steps, in_features)
+    if not set(steps) & set(get_args(Activation)) and len(linear := _linear(model)) > 1:
+        typer.echo(
+            f"WARNING: no activation stands between the {len(linear)} linear layers; --activation relu puts one behind "
+            "each but the last, --layers where it says",
+            err=True,
+        )
+    return model
+
+
+def _linear(model: "Model") -> list[str]:
+    """The names of the linear nodes, dense or Kronecker-sparse."""
+    return [node.name for node in model.graph.nodes if node.op in ("linear", "kronecker_linear")]
 
 
 def table(reports: Sequence["LayerReport"]) -> list[str]:
@@ -227,9 +250,9 @@ def _write(model: "Model", to: Path, options: Path | None = None) -> None:
 
 
 def _by_layer(given: Sequence[str] | None) -> Mapping[str, str]:
-    """LAYER=TEXT, or TEXT for every layer, which is under the name ""."""
-    split = [text.rpartition("=") for text in given or ()]
-    return {layer: text for layer, _, text in split}
+    """LAYER=TEXT, one or more in a string, or TEXT for every layer, which is under the name ""."""
+    entries = [entry for text in given or () for entry in re.split(r"(?<=\d)\s+(?=\S+=)", text)]
+    return {layer: text for layer, _, text in (entry.rpartition("=") for entry in entries)}
 
 
 def _number(text: str) -> int:

@@ -1,5 +1,6 @@
 """Running the application with uvicorn: one process, signals that drain it, and its exit status."""
 
+import errno
 import logging
 import math
 import signal
@@ -47,7 +48,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and not self.should_exit:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
 
@@ -62,6 +63,13 @@ def run(settings: Settings) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure(settings.log_level, settings.log_format)
     failures: list[str] = []
+    try:
+        sockets = _listen(settings.host, settings.port)
+    except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        more = "; --port or LACUNA_PORT gives another port, 0 one that is free" if taken else ""
+        logger.critical("the server cannot listen on %s port %d: %s%s", settings.host, settings.port, error, more)
+        return 1
 
     def stop() -> None:
         failures.append("engine")
@@ -73,8 +81,6 @@ def run(settings: Settings) -> int:
     server = _Server(
         uvicorn.Config(
             app,
-            host=settings.host,
-            port=settings.port,
             http=_Protocol,
             ws="none",
             lifespan="on",
@@ -86,10 +92,16 @@ def run(settings: Settings) -> int:
         )
     )
     try:
-        server.run()
-    except SystemExit:  # uvicorn's, with a status of its own, where it cannot listen; it has logged why
+        server.run(sockets)
+    except SystemExit:  # uvicorn's, with a status of its own, where the application does not start; it has logged why
         return 1
     return 1 if failures else 0
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """A socket for every address of a host, before anything is loaded; raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [socket.create_server(address, family=family) for family, _, _, _, address in found]
 
 
 def engine_config(settings: Settings) -> EngineConfig:

@@ -101,12 +101,23 @@ def test_half_precision_factors_become_fp32():
 
     model = convert({"factors.0": values})
 
-    assert torch.equal(model.weights["kronecker.factors.0"], values.float())
+    assert torch.equal(model.weights["linear.factors.0"], values.float())
 
 
 def test_factors_that_do_not_say_their_pattern_need_it_told():
     with pytest.raises(ConversionError, match=r"layer 'fc'.*\[6, 5, 2\] does not say its pattern; give --patterns"):
         convert({"fc.factors.0": torch.ones(6, 5, 2)})
+
+
+@pytest.mark.parametrize(("chain", "message"), [("1,2,2,1 1,2,2,1", "has 1 factors, 2"), ("1,2,3,1", "is none of")])
+def test_patterns_for_every_layer_that_do_not_fit_one_are_told_apart(chain, message):
+    told = "these are given for every layer: give each its own, --patterns 'fc=a,b,c,d ...'"
+    state = {"fc.factors.0": torch.ones(1, 2, 2, 1)}
+
+    for name in ("", "fc"):
+        with pytest.raises(ConversionError, match=message) as caught:
+            convert(state, Hints(patterns={name: parse_chain(chain)}))
+        assert (told in str(caught.value)) == (name == "")
 
 
 @pytest.mark.parametrize(
@@ -482,7 +493,8 @@ def test_a_layer_of_no_known_kind_is_told_with_its_keys():
     ("tensor", "message"),
     [
         (torch.ones(4, 4, dtype=torch.complex64), "is complex; only real factors can be served"),
-        (torch.ones(4, 4, dtype=torch.int8), "is torch.int8, not floating-point numbers"),
+        (torch.ones(4, 4, dtype=torch.int8), "is torch.int8, not fp16, bf16, fp32 or fp64"),
+        (torch.ones(4, 4).to(torch.float8_e4m3fn), "is torch.float8_e4m3fn, not fp16, .* by their scales"),
         (torch.ones(4, 4, device="meta"), "has no numbers"),
         (torch.ones(0, 4), "has no numbers"),
         (torch.eye(4).to_sparse(), "is sparse"),

@@ -116,17 +116,26 @@ def test_a_network_that_cannot_be_is_refused(steps, message):
         (["a.b", "a_b"], ["a_b", "a_b_2"]),
         (["x", "0"], ["x_2", "linear0"]),
         (["l" * 500, "é"], ["l" * 100, "linear_"]),
+        (["", "2"], ["linear", "linear2"]),
     ],
 )
 def test_layers_of_any_name_become_nodes_of_their_own(names, nodes):
     first, second = torch.randn(2, 4, 4)
-    layers = Layers({f"{names[0]}.weight": first, f"{names[1]}.weight": second}, Hints())
+    layers = Layers({f"{names[0]}.weight".lstrip("."): first, f"{names[1]}.weight": second}, Hints())
     x = torch.randn(3, 4)
 
     model = sequence(layers, names)
 
     assert [n.name for n in model.graph.nodes] == nodes
     assert_close(outputs(model, x), x @ first.T @ second.T, tolerance(terms=4, layers=2))
+
+
+def test_a_layer_without_a_name_of_letters_is_called_linear_or_norm():
+    state = nn.Sequential(nn.BatchNorm1d(4), nn.LayerNorm(4), nn.Linear(4, 4)).state_dict()
+
+    model = sequence(Layers(state | {"3.factors.0": torch.ones(2, 2, 2, 1)}, Hints()), ["0", "1", "2", "3"])
+
+    assert [n.name for n in model.graph.nodes] == ["norm0", "norm1", "linear2", "linear3"]
 
 
 def test_a_layer_may_be_used_again_and_two_may_share_their_weights(tmp_path: Path):
@@ -284,6 +293,7 @@ def test_a_network_without_linear_layers_is_refused():
     ("text", "options", "message"),
     [
         ("monarck", {}, "is no chain"),
+        ("butterfly", {}, "is no chain: there are monarch, square-dyadic, balanced-2 to balanced-64, and patterns"),
         ("balanced-1", {}, "is no chain"),
         ("balanced-²", {}, "is no chain"),
         ("balanced-65", {}, "is no chain"),

@@ -51,8 +51,9 @@ def test_half_precision_weights_are_read_as_fp32(folder: Path) -> None:
         ({"y__bias": None}, r"weight 'y.bias' \[2\] is missing"),
         ({"z__bias": torch.ones(2)}, "weight 'z.bias' belongs to no node"),
         ({"y__bias": torch.ones(3)}, r"has shape \[3\], the graph needs \[2\]"),
-        ({"y__bias": torch.ones(2, dtype=torch.int32)}, "must be finite floating-point numbers"),
-        ({"y__bias": torch.tensor([1.0, float("nan")])}, "must be finite floating-point numbers"),
+        ({"y__bias": torch.ones(2, dtype=torch.int32)}, "is torch.int32, it must be fp32, fp16, bf16 or fp64"),
+        ({"y__bias": torch.ones(2).to(torch.float8_e5m2)}, "is torch.float8_e5m2, it must be fp32"),
+        ({"y__bias": torch.tensor([1.0, float("nan")])}, "must be finite"),
     ],
 )
 def test_wrong_weights_are_refused_by_name(folder: Path, changes: dict[str, torch.Tensor | None], words: str) -> None:

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import get_args
+from textwrap import dedent
+from typing import Any, get_args
 
 import pytest
 
@@ -34,6 +35,18 @@ def test_the_table_says_which_ops_have_kernels_of_our_own() -> None:
     ours = {name for listed, by in rows() if by == "ours" for name in listed}
 
     assert ours == {name for op in OWN for name in names(op)}
+
+
+def test_the_lines_of_python_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = README.read_text().partition("\n\n    ")[2].partition("\n\n`")[0]
+    monkeypatch.chdir(README.parents[1])
+    scope: dict[str, Any] = {}
+
+    exec(dedent(f"    {block}").replace("auto", "cpu"), scope)
+
+    assert scope["labels"].shape == (1000,)
+    scope["program"].close()
+    scope["backend"].close()
 
 
 def test_the_files_that_the_readme_names_exist() -> None:

@@ -67,6 +67,13 @@ def test_labels_that_differ_fail(tmp_path: Path, rows_model: Path, rows_input: T
     assert check(tmp_path, rows_model, rows_input, expected, "--agreement", "0.95").exit_code == 0
 
 
+def test_an_output_that_there_is_not_is_told_with_those_that_there_are(
+    tmp_path: Path, rows_model: Path, rows_input: Tensors
+) -> None:
+    result = check(tmp_path, rows_model, rows_input, {"nothing": torch.ones(1)})
+    assert "FAIL  nothing: the model has no such output; it gives label, probabilities\n" in result.output
+
+
 @pytest.mark.parametrize("expected", [{"nothing": torch.ones(1)}, {"label": torch.zeros(3)}, {}])
 def test_what_cannot_be_compared_fails(
     expected: Tensors, tmp_path: Path, rows_model: Path, rows_input: Tensors
@@ -107,6 +114,7 @@ def test_no_model_and_no_safetensors_cannot_be_told(tmp_path: Path, rows_model: 
     assert lacuna("check", tmp_path, "--inputs", "x", "--expected", "x").exit_code == 2
     result = lacuna("check", rows_model, "--inputs", tmp_path / "x", "--expected", tmp_path / "x")
     assert result.exit_code == 2 and "no safetensors file" in result.output
+    assert "safetensors.torch.save_file({name: tensor, ...}, 'x.safetensors') writes one" in result.output
 
 
 def test_broken_serving_toml_cannot_be_told(tmp_path: Path, rows_model: Path, rows_input: Tensors) -> None:
@@ -120,6 +128,7 @@ def test_a_cpu_is_judged_as_fp32_whatever_serving_toml_asks_for(
 ) -> None:
     (rows_model / "serving.toml").write_text("precision = 'fp16'")
     result = check(tmp_path, rows_model, rows_input, outputs(rows_model, rows_input), "--device", "cpu")
+    assert "a CPU computes in fp32, not in fp16\n" in result.output
     assert "in fp32: passes up to a relative L2 of 0.0001" in result.output
 
 

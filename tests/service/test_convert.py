@@ -153,6 +153,7 @@ def test_a_version_that_exists_is_not_touched(dense: Path, tmp_path: Path) -> No
         ("dense", ["--chain", "monarck"], "no chain"),
         ("dense", ["--layers", "0 relu 9"], "'9' is no layer"),
         ("kronecker", ["--patterns", "1,2"], "no chain"),
+        ("kronecker", ["--patterns", "0=1,2,3,4 9=1,2,3,4"], "'9' is no layer"),
         ("kronecker", ["--out-features", "0=x"], "LAYER=N"),
         ("kronecker", ["--decreasing-stride", "fc"], "'fc' is no layer"),
         ("dense", ["--only", "fc"], "'fc' is no linear layer"),
@@ -182,6 +183,52 @@ def test_a_model_folder_takes_no_layers(tmp_path: Path) -> None:
     done = lacuna("convert", "dense", source, "--to", tmp_path / "tiny" / "2", "--activation", "relu")
 
     assert done.exit_code == 2 and "are for checkpoints" in done.output
+
+
+def test_what_is_not_there_is_told_with_what_is_taken(tmp_path: Path) -> None:
+    told = {"dense": "a model folder (NAME, NAME/VERSION) or a checkpoint", "kronecker": "a checkpoint is .safetensors"}
+    for command, words in told.items():
+        done = lacuna("convert", command, tmp_path / "none", "--to", tmp_path / "net" / "1")
+
+        assert done.exit_code == 2 and words in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    "patterns", [["a=4,5,2,3 b=4,4,2,1 1,4,4,4"], ["a=4,5,2,3", "b=4,4,2,1 1,4,4,4"], ["b=4,4,2,1  1,4,4,4\ta=4,5,2,3"]]
+)
+def test_patterns_of_several_layers_are_told_one_by_one_or_together(tmp_path: Path, patterns: list[str]) -> None:
+    state = {
+        "a.factors.0": torch.randn(12, 5, 2),
+        "b.factors.0": torch.randn(4, 4, 2),
+        "b.factors.1": torch.randn(4, 4, 4),
+    }
+    torch.save(state, tmp_path / "net.pt")
+    told = [part for text in patterns for part in ("--patterns", text)]
+
+    done = lacuna("convert", "kronecker", tmp_path / "net.pt", "--to", tmp_path / "net" / "1", "--layers", "b", *told)
+
+    assert done.exit_code == 0, done.output
+    assert "b  kronecker_linear  row [n, 16] fp32  4,4,2,1 1,4,4,4" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["dense", "kronecker"])
+def test_linear_layers_without_an_activation_are_warned_of(dense: Path, tmp_path: Path, command: str) -> None:
+    for number, options in enumerate(([], ["--layers", "0 2 softmax"]), start=1):
+        done = lacuna("convert", command, dense, "--to", tmp_path / "net" / str(number), *options)
+
+        assert done.exit_code == 0 and f"no activation stands between the {4 - number} linear layers" in done.stderr
+
+    for number, options in enumerate((["--activation", "relu"], ["--layers", "0 relu 2"], ["--layers", "0"]), start=3):
+        done = lacuna("convert", command, dense, "--to", tmp_path / "net" / str(number), *options)
+
+        assert done.exit_code == 0 and "WARNING" not in done.stderr
+
+
+def test_a_network_that_stays_dense_is_told(dense: Path, tmp_path: Path) -> None:
+    for number, rank in enumerate((1, 99), start=1):
+        done = lacuna("convert", "dense", dense, "--to", tmp_path / "net" / str(number), "--rank", rank)
+
+        assert done.exit_code == 0 and ("NO LAYER WAS FACTORISED" in done.stderr) == (rank == 99)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(dense: Path) -> None:
@@ -229,6 +276,26 @@ def test_the_choices_are_all_that_there_are() -> None:
 
     assert f"--activation <{'|'.join(ACTIVATIONS)}>" in text
     assert f"--source <{'|'.join(SOURCES)}>" in text
+
+
+def test_the_lines_of_the_readme_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a.factors.0": torch.ones(4, 4, 4, 1), "b.factors.0": torch.ones(1, 4, 4, 4)}, "factors.pt")
+    net, x = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8)), torch.randn(5, 256)
+    torch.save(net.state_dict(), "trained.pt")
+    save_file({"x": x}, "in.safetensors")
+    save_file({"linear2": net(x).detach()}, "out.safetensors")
+    section = README.split("\n## Weights you have\n")[1].split("\n## ")[0]
+    lines = [line.split("#")[0].split()[1:] for line in section.splitlines() if line.startswith("    lacuna ")]
+
+    for words in lines[:-2]:
+        done = lacuna(*words)
+        assert done.exit_code == 0, done.output
+
+    check, serve = lines[-2:]
+    assert (check[0], serve) == ("check", ["serve", "--repository", "models"])
+    assert "FAIL  linear2: max abs error" in lacuna(*check).output  # as factorised weights miss
+    assert lacuna("check", "models/DENSE", *check[2:]).exit_code == 0
 
 
 def test_the_readme_names_options_that_there_are() -> None:

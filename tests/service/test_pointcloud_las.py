@@ -182,5 +182,6 @@ def test_sizes_of_gigabytes_in_a_small_file_cost_no_memory():
 
 def test_without_lazrs_laz_names_what_to_install_and_las_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "lazrs", None)
-    assert refusal(UnsupportedMedia, LAZ6, "laz") == "LAZ is read by an optional package: pip install lacuna[formats]"
+    told = "LAZ is read by an optional package: pip install '.[formats]' in a checkout of Lacuna"
+    assert refusal(UnsupportedMedia, LAZ6, "laz") == told
     assert read(LAS, "las", XYZI).shape == (200, 4)

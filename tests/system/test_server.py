@@ -73,7 +73,8 @@ def test_a_signal_while_models_load_exits_0(repository: Path) -> None:
 def test_without_a_repository_the_server_says_so_and_exits_1(tmp_path: Path) -> None:
     with started(tmp_path / "nowhere") as running:
         assert running.process.wait(60) == 1
-        assert any("nowhere" in line["message"] for line in running.log())
+        messages = [line["message"] for line in running.log()]
+    assert any("nowhere" in message for message in messages) and "listening" not in messages
 
 
 def test_an_empty_repository_is_warned_of(tmp_path: Path) -> None:
@@ -81,10 +82,23 @@ def test_an_empty_repository_is_warned_of(tmp_path: Path) -> None:
         assert [line for line in running.log() if line["level"] == "warning" and str(tmp_path) in line["message"]]
 
 
-def test_a_taken_port_is_said_and_exits_1(server: Running, repository: Path) -> None:
+def test_a_taken_port_is_said_once_and_exits_1(server: Running, repository: Path) -> None:
     with started(repository, "--port", server.address.split(":")[1]) as running:
         assert running.process.wait(60) == 1
-        assert any("address already in use" in line["message"] for line in running.log())
+        (line,) = running.log()
+    assert "Address already in use" in line["message"] and "--port" in line["message"]
+
+
+def test_a_host_that_there_is_not_is_said_and_exits_1(repository: Path) -> None:
+    with started(repository, "--host", "203.0.113.7") as running:
+        assert running.process.wait(60) == 1
+        (line,) = running.log()
+    assert "cannot listen on 203.0.113.7 port 0" in line["message"] and "--port" not in line["message"]
+
+
+def test_a_host_may_be_a_name(repository: Path) -> None:
+    with serving(repository, "--host", "localhost") as running:
+        assert httpx.get(f"{running.url}/v2/health/ready").status_code == 200
 
 
 def test_a_wrong_setting_is_said_and_exits_2(repository: Path) -> None:

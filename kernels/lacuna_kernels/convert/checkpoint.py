@@ -32,7 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     readers = {".safetensors": _safetensors, ".npz": _npz, ".json": _lazylinop_json}
     if not path.is_file():
-        raise ConversionError(f"{path} is no file")
+        raise ConversionError(f"{path} is no file; a checkpoint is .safetensors, .npz, .json or a file of torch.save")
     tensors = readers.get(path.suffix.lower(), _torch)(path)
     if not tensors:
         raise ConversionError(f"{path} holds no tensors")

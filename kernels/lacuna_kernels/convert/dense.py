@@ -68,6 +68,11 @@ def chain_rule(text: str, rank: int = 1, blocks: int | None = None) -> Rule:
         return lambda out, width: balanced(out, width, int(count), rank)
     if rank != 1:
         raise ConversionError("patterns say their rank themselves; give a rank with monarch, square-dyadic, balanced-N")
+    if text.strip() and "," not in text:
+        raise ConversionError(
+            f"{text!r} is no chain: there are monarch, square-dyadic, balanced-2 to balanced-{MOST_FACTORS}, and "
+            "patterns such as '64,64,64,1 1,64,256,16'"
+        )
     chain = parse_chain(text)
     if not chain:
         raise ConversionError("the chain is empty")

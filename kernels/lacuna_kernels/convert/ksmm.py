@@ -40,12 +40,20 @@ def read(name: str, leaves: Tensors, hints: Hints) -> Layer:
     factors = numbered(leaves, STEMS) or []
     chain = hints.chain(name) or [None] * len(factors)
     if len(chain) != len(factors):
-        raise ConversionError(f"layer {name!r} has {len(factors)} factors, {len(chain)} patterns are given")
+        raise ConversionError(
+            f"layer {name!r} has {len(factors)} factors, {len(chain)} patterns are given{_for_all(name, hints)}"
+        )
     try:
         values = [_values(f, pattern, hints.layout) for f, pattern in zip(factors, chain, strict=True)]
     except ConversionError as error:
-        raise ConversionError(f"layer {name!r}: {error}") from error
+        raise ConversionError(f"layer {name!r}: {error}{_for_all(name, hints)}") from error
     return kronecker_layer(name, values, leaves, hints)
+
+
+def _for_all(name: str, hints: Hints) -> str:
+    """What may be amiss if a layer has the patterns that are for every layer."""
+    shared = "" in hints.patterns and name not in hints.patterns
+    return f"; these are given for every layer: give each its own, --patterns '{name}=a,b,c,d ...'" if shared else ""
 
 
 def _values(factor: Tensor, pattern: KSPattern | None, layout: str | None) -> Tensor:
@@ -54,7 +62,8 @@ def _values(factor: Tensor, pattern: KSPattern | None, layout: str | None) -> Te
         if factor.ndim != 4 or factor.layout is not torch.strided:
             raise ConversionError(
                 f"a factor of shape {list(factor.shape)} does not say its pattern; give --patterns "
-                "'a,b,c,d a,b,c,d ...', the right-most factor first, as KSLinear got them"
+                "'a,b,c,d a,b,c,d ...', or 'LAYER=a,b,c,d ...' for each layer, the right-most factor first, as "
+                "KSLinear got them"
             )
         pattern = KSPattern(*factor.shape)
     stored, shape = STORED.get(factor.layout, DENSE_LAYOUTS), tuple(factor.shape)

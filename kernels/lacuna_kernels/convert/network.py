@@ -143,4 +143,4 @@ def absorbed(places: Sequence[int], values: Tensor, width: int) -> Tensor | None
 def node_name(layer: str, op: str) -> str:
     """A layer's name as a node's: of few characters, without dots as in the names of weights, a letter first."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", layer)[-100:]
-    return name if name[:1].isalpha() else f"{op.partition('_')[0]}{name}"
+    return name if name[:1].isalpha() else f"{op.rpartition('_')[2]}{name}"  # linear0, norm1

@@ -86,8 +86,10 @@ def _unreadable(leaf: str, tensor: Tensor, *, sparse: bool) -> str | None:
     """Why a tensor of a layer cannot be taken, if it cannot."""
     if tensor.is_complex():
         return "is complex; only real factors can be served"
-    if tensor.is_floating_point() == (leaf in WHOLE):
-        return f"is {tensor.dtype}, not {'whole' if leaf in WHOLE else 'floating-point'} numbers"
+    fp8 = tensor.is_floating_point() and tensor.element_size() == 1  # whose scales are elsewhere
+    if fp8 or tensor.is_floating_point() == (leaf in WHOLE):
+        floats = "fp16, bf16, fp32 or fp64; multiply quantised weights by their scales"
+        return f"is {tensor.dtype}, not {'whole numbers' if leaf in WHOLE else floats}"
     if tensor.is_meta or not tensor.numel():
         return "has no numbers"
     if leaf == "bias" and tensor.ndim != 1 and tensor.shape[1:] != (1,):

@@ -117,7 +117,8 @@ def _lazrs(function: str, *arguments: Any) -> None:
     try:
         run: Callable[..., None] = getattr(importlib.import_module("lazrs"), function)
     except ModuleNotFoundError:
-        raise UnsupportedMedia("LAZ is read by an optional package: pip install lacuna[formats]") from None
+        text = "LAZ is read by an optional package: pip install '.[formats]' in a checkout of Lacuna"
+        raise UnsupportedMedia(text) from None
     try:
         run(*arguments)
     except (KeyboardInterrupt, SystemExit):

@@ -7,7 +7,7 @@
 | ply | Stanford polygons: ascii, binary | model/x-ply, model/ply, application/x-ply, application/ply |
 | npy | NumPy array, by position or structured | application/x-npy, application/npy, application/vnd.npy |
 | las | ASPRS LAS 1.0 to 1.4 | application/vnd.las, application/x-las |
-| laz | compressed LAS, by `lacuna[formats]` | application/vnd.laszip, application/vnd.laz, application/x-laz |
+| laz | compressed LAS, by the extra `formats` | application/vnd.laszip, application/vnd.laz, application/x-laz |
 
 Names and units of columns: see `columns`. Every reader checks what a file declares against its length before it makes
 anything of that size, and fails with a ServiceError only. A cloud of no points is a cloud. Values that are not finite
