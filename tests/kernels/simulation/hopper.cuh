@@ -149,17 +149,24 @@ inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, 
     const auto& shared = machine::cluster->blocks[machine::current->block].shared;
     const int thread = machine::current->index % machine::WARPGROUP;
     const auto product = [=, &shared] {
-        const auto element = [&shared](uint64_t operand, int row, int k) {
+        const auto read = [&shared](uint64_t operand, int row, float (&values)[16]) {
             const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
-            const uint32_t next_rows = (operand >> 32 & 0x3fff) << 4;
-            T value;
-            memcpy(&value, &shared.at(start + k / 8 * next_k + row / 8 * next_rows + row % 8 * 16 + k % 8 * 2), sizeof(T));
-            return as_float(value);
+            const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * 16;
+            for (int k = 0; k < 16; ++k) {
+                T value;
+                memcpy(&value, &shared.at(place + k / 8 * next_k + k % 8 * 2), sizeof(T));
+                values[k] = as_float(value);
+            }
         };
-        for (int n = 0; n < N / 2; ++n) {
-            const int row = thread / 32 * 16 + thread % 32 / 4 + n / 2 % 2 * 8, column = n / 4 * 8 + thread % 4 * 2 + n % 2;
-            if (!add) d[n] = 0.0f;
-            for (int k = 0; k < 16; ++k) d[n] += element(x, row, k) * element(y, column, k);
+        float rows[2][16], column[16];
+        for (int h = 0; h < 2; ++h) read(x, thread / 32 * 16 + thread % 32 / 4 + 8 * h, rows[h]);
+        for (int n = 0; n < N / 2; n += n % 4 ? 3 : 1) {  // sums n and n + 2 are of one column
+            read(y, n / 4 * 8 + thread % 4 * 2 + n % 2, column);
+            for (int h = 0; h < 2; ++h) {
+                float sum = add ? d[n + 2 * h] : 0.0f;
+                for (int k = 0; k < 16; ++k) sum += rows[h][k] * column[k];
+                d[n + 2 * h] = sum;
+            }
         }
     };
     if (machine::late_products)

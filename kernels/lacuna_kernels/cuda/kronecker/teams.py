@@ -170,9 +170,12 @@ class Teams:
         tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
         most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
 
-        def rounds(together: int) -> tuple[int, int]:
+        line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
+
+        def rounds(together: int) -> tuple[float, int]:
             busy = most // together * together
-            return ceil(tiles * together / busy) * (chunks // together), -min(together * self.depth, 64)
+            count = ceil(tiles * together / busy) * (chunks // together)
+            return count * (1 if together * self.depth >= line else 1.5), -together
 
         together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
         teams = min(most // together * together, tiles * together)

@@ -52,7 +52,7 @@ __device__ __forceinline__ void take_apart(const Work& w) {
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
 #pragma unroll 1
         for (int unit = thread; unit < UNITS; unit += CREW) {
-            const Unit at(hidden(unit));
+            const Unit at(RUNS == 3 ? hidden(unit) : unit);  // or else it would spill
             uint32_t words[RUN * 4];
 #pragma unroll
             for (int m = 0; m < RUN; ++m) {

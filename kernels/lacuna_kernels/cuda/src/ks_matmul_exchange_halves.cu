@@ -84,7 +84,7 @@ __device__ __forceinline__ void take_apart(const Work& w) {
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
 #pragma unroll 1
         for (int unit = thread; unit < UNITS; unit += CREW) {
-            const Unit at(hidden(unit));
+            const Unit at(unit);
             float x[8][RUN];
 #pragma unroll
             for (int m = 0; m < 2 * RUN; ++m) {
