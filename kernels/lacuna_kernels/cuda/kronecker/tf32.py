@@ -9,8 +9,9 @@ from torch import Tensor
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments, counter_place
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
+from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -79,6 +80,7 @@ class Tf32:
             "X_STAGES": self.x_stages,
             "W_STAGES": self.w_stages,
             "Y_COLUMNS": self.y_columns,
+            "COUNTERS": COUNTERS,
         }
         name = "ks_matmul_tf32"
         return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), self.shared_bytes)
@@ -157,7 +159,7 @@ class Tf32:
             packed,
             *arguments(problem, operands),
             int(staged),
-            counter_place(),
+            device.tile_counter,
         )
 
     def _map(self, matrix: Tensor, problem: Problem, length: int, rows: int, features: int) -> bytes:

@@ -11,9 +11,10 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import tensor_cores_pay
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, counter_place
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
+from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 
 _THREADS = 384
@@ -92,6 +93,7 @@ class Tma:
             "BATCH": self.batch,
             "KEPT": self.kept,
             "SHARED_BYTES": self.shared_bytes,
+            "COUNTERS": COUNTERS,
         }
         kernel = "ks_matmul_tma"
         return (Variant(f"{kernel}.cu", kernel, tuple(constants.items()), ("sm_90a",), self.shared_bytes),)
@@ -165,7 +167,7 @@ class Tma:
             residual,
             operands.y,
             operands.count,
-            counter_place(),
+            device.tile_counter,
             problem.rows,
             *p.values,
             p.a if packed.numel() * packed.itemsize <= _READ_TOGETHER else 1,
