@@ -15,6 +15,9 @@ from lacuna_kernels.cuda.launch import Argument
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
+LARGEST_TILES = 2**30
+"""Kernels that count tiles in 32 bits are for fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
