@@ -105,7 +105,7 @@ class Halves:
             "PASSES": self.passes,
             "COLUMNS": self.columns_each,
             "RUN": self.run_each,
-            "PRODUCTS": self._products,
+            "HALVES": self._halves,
             "STAGES": _STAGES,
             "SHARED_BYTES": self.shared_bytes,
         }
