@@ -1,11 +1,9 @@
 """Factors with d > 1 by planes, on a Hopper GPU: all shapes of block, tile and rest that the kernel tells apart."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.planes import WAYS, Planes
 from lacuna_kernels.cuda.kronecker.problem import Problem
@@ -23,18 +21,6 @@ PRECISIONS = [Precision.FP16, Precision.BF16]
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not gpu_count():
-        pytest.skip("no CUDA device, or no pycuda")
-    opened = Device()
-    if not opened.limits.hopper:
-        opened.close()
-        pytest.skip("not a Hopper GPU")
-    yield opened
-    opened.close()
-
-
 def depths(way: Planes) -> list[int]:
     return [way.depth] if way.whole else [24, 48]
 
@@ -46,18 +32,18 @@ def fits(way: Planes, device: Device, pattern: tuple[int, ...], rows: int, preci
 @pytest.mark.parametrize("sides", SIDES, ids=str)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(device, precision, way, sides):
+def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(hopper, precision, way, sides):
     for d in depths(way):
         for rows in (1, way.rows, 5 * way.rows + 3):
             pattern = (2, *sides, d)
-            if not fits(way, device, pattern, rows, precision):
+            if not fits(way, hopper, pattern, rows, precision):
                 continue
             x, values = operands(pattern, rows, precision)
             expected = product(x, values)
             y, plain = (poisoned(*expected.shape, dtype=x.dtype) for _ in range(2))
 
-            ks_matmul(device, x, values, y, way=way)
-            ks_matmul(device, x, values, plain, way=MMA_TILES[1])
+            ks_matmul(hopper, x, values, y, way=way)
+            ks_matmul(hopper, x, values, plain, way=MMA_TILES[1])
 
             assert relative_error(y, expected) < LIMIT[precision]
             assert torch.equal(y, plain)
@@ -65,15 +51,15 @@ def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(devi
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-def test_many_rows_and_chunks_are_shared_among_all_blocks(device, precision, way):
+def test_many_rows_and_chunks_are_shared_among_all_blocks(hopper, precision, way):
     for a, b, c in ((3, 48, 48), (5, 64, 80), (100, 48, 48)):
         pattern, rows = (a, b, c, depths(way)[-1]), 9001
-        if not fits(way, device, pattern, rows, precision):
+        if not fits(way, hopper, pattern, rows, precision):
             continue
         x, values = operands(pattern, rows, precision)
         y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-        ks_matmul(device, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, way=way)
 
         for part in (slice(0, 300), slice(4400, 4700), slice(rows - 300, rows)):
             assert relative_error(y[part], product(x[part], values)) < LIMIT[precision]
@@ -82,7 +68,7 @@ def test_many_rows_and_chunks_are_shared_among_all_blocks(device, precision, way
 
 @pytest.mark.parametrize("activation", [None, *Activation], ids=str)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, way, activation):
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, way, activation):
     for d in depths(way):
         pattern, rows = (2, 48, 48, d), way.rows + 5
         x, values = operands(pattern, rows, Precision.FP16)
@@ -90,13 +76,13 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
         y = torch.randn(rows, len(bias), device="cuda").half()
         expected = activate(product(x, values) + bias.double() + y.double(), activation, 0.2)
 
-        ks_matmul(device, x, values, y, Epilogue(bias, y, activation, 0.2), way=way)
+        ks_matmul(hopper, x, values, y, Epilogue(bias, y, activation, 0.2), way=way)
 
         assert relative_error(y, expected) < LIMIT[Precision.FP16]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_rows_past_the_count_do_not_matter_and_are_not_written(device, way):
+def test_rows_past_the_count_do_not_matter_and_are_not_written(hopper, way):
     for d in depths(way):
         pattern, rows = (2, 64, 48, d), 3 * way.rows
         given, values = operands(pattern, rows, Precision.BF16)
@@ -105,20 +91,20 @@ def test_rows_past_the_count_do_not_matter_and_are_not_written(device, way):
             x[used:] = torch.nan
             y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-            ks_matmul(device, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
+            ks_matmul(hopper, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
 
             assert relative_error(y[:used], product(x[:used], values)) < LIMIT[Precision.BF16]
             assert bool(y[used:].isnan().all())
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_what_is_not_a_number_stays_in_its_row_and_block(device, way):
+def test_what_is_not_a_number_stays_in_its_row_and_block(hopper, way):
     for d in depths(way):
         pattern = (2, 48, 40 if way.depth == 16 else 48, d)
         x, values = operands(pattern, way.rows + 1, Precision.FP16)
         x[3, 0] = torch.nan
         y = poisoned(len(x), KSPattern(*pattern).width_out, dtype=x.dtype)
 
-        ks_matmul(device, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, way=way)
 
         assert torch.equal(y.isnan(), product(x, values).isnan())
