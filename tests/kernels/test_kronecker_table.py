@@ -27,14 +27,7 @@ PROBLEM = Problem(KSPattern(2, 64, 64, 4), 1000, Precision.FP16)
 
 
 def entry(problem: Problem, ways: dict[str, Measurement], objective: Objective = Objective.LATENCY) -> Entry:
-    return Entry(
-        patterns=(problem.pattern.values,),
-        precision=problem.precision,
-        layout=problem.layout,
-        rows=class_of(problem.rows),
-        objective=objective,
-        ways=ways,
-    )
+    return Entry.of([problem], objective, ways)
 
 
 def test_the_way_that_was_measured_fastest_comes_first():

@@ -20,6 +20,7 @@ from lacuna_kernels.cuda.dense_steps import LINEAR, problems_of
 from lacuna_kernels.cuda.device import Device, device_errors
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.table import Objective, Table, read_table, write_table
+from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.lowering import check_supported
 from lacuna_kernels.cuda.plan import Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import Weights, levels_of
@@ -231,13 +232,11 @@ class CudaBackend:
         Returns where the table lies; programs compiled from now on use it. Raises DeviceError.
         """
         sizes, layers = Sizes.of(graph, max(costs)), fuse(graph, weights, options.precision)
-        chains = [
-            problems_of(layer, graph.types[layer.output], sizes.capacity(cost, 1 if sizes.ragged else cost))
-            for cost in costs
-            for layer in layers
-            if isinstance(layer.node, LINEAR)
-        ]
-        todo, folder = list(tasks(chains, self._device)), self._device.compiler.cache
+        rooms = [sizes.capacity(cost, 1 if sizes.ragged else cost) for cost in costs]
+        linear, limits = [layer for layer in layers if isinstance(layer.node, LINEAR)], self._device.limits
+        chains = [problems_of(layer, graph.types[layer.output], room) for room in rooms for layer in linear]
+        runs = [problems for room in rooms for problems in spans(graph, layers, room, limits)]
+        todo, folder = list(tasks(chains, runs, limits)), self._device.compiler.cache
         path = write_table(folder, self.device.name, self._table)  # what cannot be kept is not measured
         for done, stages in enumerate(todo):
             progress(done, len(todo), str(stages[0]))

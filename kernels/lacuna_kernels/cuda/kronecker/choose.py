@@ -129,12 +129,12 @@ def stages(problems: Sequence[Problem], limits: DeviceLimits, table: Table = MEA
         single = Alone(candidates(problems[end - 1], limits, table)[0])
         options = [Stage(single, end - 1, (problems[end - 1],), limits)]
         options += [stage for start in range(end - 1) for stage in fused(problems, start, end, limits)]
-        routes = [(best[s.first][0] + _cost_of(table, s), [*best[s.first][1], s]) for s in options]
+        routes = [(best[s.first][0] + cost_of(table, s), [*best[s.first][1], s]) for s in options]
         best.append(min(routes, key=lambda route: route[0]))
     return best[-1][1]
 
 
-def _cost_of(table: Table, stage: Stage) -> float:
+def cost_of(table: Table, stage: Stage) -> float:
     """What was measured, else the prediction; a factor alone is never out of the question."""
     cost, predicted = _cost(table, stage.way.name, stage.problems, stage.seconds)
     return predicted if cost == inf and len(stage.problems) == 1 else cost

@@ -44,6 +44,12 @@ class Entry(BaseModel):
     objective: Objective
     ways: dict[str, Measurement]
 
+    @classmethod
+    def of(cls, problems: Sequence[Problem], objective: Objective, ways: dict[str, Measurement]) -> "Entry":
+        """The entry for the problems of neighbouring factors."""
+        patterns, precision, layout, rows = key_of(problems)
+        return cls(patterns=patterns, precision=precision, layout=layout, rows=rows, objective=objective, ways=ways)
+
 
 WATTS = 500.0
 """What a GPU draws at work, about: so joules stand beside predictions, which are in seconds."""
