@@ -15,7 +15,15 @@ from lacuna_kernels.cuda.dense_steps import problems_of
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.choose import candidates
-from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, Table, read_table, write_table
+from lacuna_kernels.cuda.kronecker.table import (
+    Entry,
+    Measurement,
+    Objective,
+    Table,
+    add_to_table,
+    read_table,
+    table_path,
+)
 from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tuning import MOST_WAYS, tasks
@@ -72,6 +80,9 @@ def test_a_network_is_tuned_and_the_table_kept_and_gone_by(tmp_path: Path, objec
     if not gpu_count():
         pytest.skip("no CUDA device, or no pycuda")
     backend, seen, joules = CudaBackend(0, cache=tmp_path), list[tuple[int, int]](), iter(range(10**6))
+    damaged, notices = table_path(tmp_path, backend.device.name), list[str]()
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
     try:
         path = backend.tune(
             GRAPH,
@@ -81,6 +92,7 @@ def test_a_network_is_tuned_and_the_table_kept_and_gone_by(tmp_path: Path, objec
             objective,
             lambda: float(next(joules)),
             lambda done, total, what: seen.append((done, total)),
+            notices.append,
         )
         table = read_table(tmp_path, backend.device.name)
         program = backend.compile(GRAPH, random_weights(GRAPH, 0), Options(Precision.FP16))
@@ -89,6 +101,7 @@ def test_a_network_is_tuned_and_the_table_kept_and_gone_by(tmp_path: Path, objec
         backend.close()
 
     assert path.parent == tmp_path / "tuned"
+    assert len(notices) == 1
     assert seen[-1][0] == seen[-1][1] == len(table.entries) >= 6  # two factors and a head, for two sizes
     assert held == expected
     for entry in table.entries.values():
@@ -105,7 +118,7 @@ def test_a_table_that_lies_there_is_gone_by(tmp_path: Path) -> None:
     backend = CudaBackend(0, cache=tmp_path)
     limits, name = backend._device.limits, backend.device.name
     backend.close()
-    write_table(tmp_path, name, unlikely(limits))
+    add_to_table(tmp_path, name, list(unlikely(limits).entries.values()))
     backend = CudaBackend(0, cache=tmp_path)
     try:
         program = backend.compile(GRAPH, random_weights(GRAPH, 0), Options(Precision.FP16))
