@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("measure", "report"):
         command = commands.add_parser(name)
-        command.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, continued")
+        command.add_argument("--results", type=_results, default=RESULTS, help="a .jsonl file, continued")
     command = commands.choices["measure"]
     command.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     command.add_argument("--quick", action="store_true", help=f"{FEW_PATTERNS} patterns of the grid")
@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--candidates", action="store_true", help="also time each of ours that fits")
     command.add_argument("--budget-seconds", type=float, default=1e9, help="start nothing after this; exit status 3")
     return parser
+
+
+def _results(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".jsonl":  # reports lie beside it, by the same name with other endings
+        raise argparse.ArgumentTypeError(f"must end in .jsonl, got {text}")
+    return path
 
 
 def _pattern(text: str) -> KSPattern:

@@ -37,7 +37,8 @@ def tables(results: Results) -> str:
 def report(results: Results, stem: Path) -> str:
     """Write STEM.txt, STEM.json and STEM_*.svg; return the tables."""
     text = tables(results)
-    stem.with_suffix(".txt").write_text(text + "\n" + "\n".join(every_record(results)) + "\n")
-    stem.with_suffix(".json").write_text(json.dumps([asdict(line) for line in summary(results)], indent=1) + "\n")
+    stem.with_name(f"{stem.name}.txt").write_text(text + "\n" + "\n".join(every_record(results)) + "\n")
+    lines = [asdict(line) for line in summary(results)]
+    stem.with_name(f"{stem.name}.json").write_text(json.dumps(lines, indent=1) + "\n")
     plot(long_records(results), stem)
     return text

@@ -1,7 +1,7 @@
 """What a sparse network means, and how to run it on a CPU or a GPU."""
 
 from lacuna_kernels import convert
-from lacuna_kernels.backend import DeviceKind, ObjectiveName, gpu_count, open_backend, tune
+from lacuna_kernels.backend import DeviceKind, gpu_count, open_backend, tune
 from lacuna_kernels.cpu import CpuBackend, walk
 from lacuna_kernels.errors import (
     CapacityExceeded,
@@ -40,7 +40,6 @@ __all__ = [
     "KernelsError",
     "Model",
     "ModelError",
-    "ObjectiveName",
     "Options",
     "OutputSpec",
     "Pending",

@@ -41,12 +41,14 @@ def tune(
     index: int = 0,
     meter: Callable[[DeviceInfo], Callable[[], float]] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Measure the kernels that could compute a model's linear layers on a GPU, and keep what was found.
 
     costs     batches to measure for, in rows or points
     meter     returns what reads the joules that a GPU has used since some moment; needed for "energy"
     progress  called with how many measurements are done, how many there are, and what comes next
+    notice    called with what somebody should know: that a damaged table was set aside
 
     Returns the table's file, which every program compiled on such a GPU from now on goes by. Raises Unsupported if
     the model has no linear layers, and DeviceError.
@@ -62,7 +64,8 @@ def tune(
     backend = CudaBackend(index)
     try:
         counter = meter(backend.device) if meter and objective == "energy" else None
-        return backend.tune(model.graph, model.weights, options, costs, Objective(objective), counter, progress)
+        by = Objective(objective)
+        return backend.tune(model.graph, model.weights, options, costs, by, counter, progress, notice)
     finally:
         backend.close()
 

@@ -155,7 +155,12 @@ def tune(
                 bar.update(done - bar.pos)
                 bar.render_progress()  # also where update has nothing to add
 
-            path = measure(loaded, options, costs, objective, index=device, meter=energy_counter, progress=progress)
+            def notice(text: str) -> None:
+                typer.echo(f"\n{text}", err=True)  # beside the bar
+
+            path = measure(
+                loaded, options, costs, objective, index=device, meter=energy_counter, progress=progress, notice=notice
+            )
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error

@@ -278,6 +278,27 @@ def test_no_results_file_is_said_and_nothing_written(tmp_path: Path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["measure", "report"])
+def test_results_that_a_report_would_overwrite_are_refused(tmp_path: Path, monkeypatch, capsys, command):
+    path = tmp_path / "results.json"
+    path.write_text("measured")
+    monkeypatch.setattr("sys.argv", ["bench_kronecker.py", command, "--results", str(path)])
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "must end in .jsonl" in capsys.readouterr().err
+    assert path.read_text() == "measured"
+
+
+def test_a_report_has_the_whole_name_of_its_results(results: Results, tmp_path: Path, monkeypatch):
+    named = results.path.rename(tmp_path / "h200.run2.jsonl")
+    monkeypatch.setattr("sys.argv", ["bench_kronecker.py", "report", "--results", str(named)])
+    main()
+
+    written = {path.name.removeprefix("h200.run2") for path in tmp_path.iterdir()}
+    assert written == {".jsonl", ".txt", ".json", "_speedup.svg", "_roof.svg"}
+
+
 def test_nothing_measured_is_an_empty_report(tmp_path: Path):
     report(Results(tmp_path / "none.jsonl"), tmp_path / "none")
     assert not list(tmp_path.glob("*.svg"))

@@ -100,13 +100,19 @@ def test_some_layers_may_be_left_out():
     ("steps", "message"),
     [
         (["0", "1", "gleu"], "'gleu' is no layer of the file .'0', '1'. nor a function"),
-        (["1", "0"], "layer '0' takes 12 features, 2 come to it from 'linear1'"),
+        (["1", "0"], "layer '0' takes 12 features, 2 come to it from 'linear1'; --layers tells"),
         (["relu"], "there is no layer"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(steps, message):
     with pytest.raises(ConversionError, match=message):
         network(trained(nn.Linear(12, 4), nn.Linear(4, 2)), steps=steps)
+
+
+def test_only_of_the_first_layer_another_width_of_the_input_is_the_reason():
+    layers = Layers(trained(nn.Linear(12, 4)).state_dict(), Hints())
+    with pytest.raises(ConversionError, match="takes 12 features, 11 come to it from 'x'; --in-features tells"):
+        sequence(layers, ["0"], 11)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,8 @@ from lacuna_kernels.cuda.kronecker_linear import Chain, Epilogue, ks_matmul
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
-from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error, turned
+from tests.kernels.factors import FMA_LIMIT, LIMIT, operands, poisoned, product, relative_error, turned
 
-SPLIT_LIMIT = 5e-7
-"""Ways that split fp32 for the tensor cores must do better than plain sums."""
 PRECISIONS, LAYOUTS = list(Precision), list(Layout)
 ROWS = [0, 1, 3, 64, 1000]
 PATTERNS = [
@@ -68,7 +66,8 @@ def test_every_way_agrees_with_float64_and_gives_the_same_bits_as_the_others(dev
             y = poisoned(*expected.shape, dtype=x.dtype)
             ks_matmul(device, x, values, y, layout=layout, precision=precision, way=way)
             problem = Problem(KSPattern(*pattern), rows, precision, layout)
-            limit = SPLIT_LIMIT if way.sums(problem) is Sums.SPLIT else LIMIT[precision]
+            plain = precision is Precision.FP32 and way.sums(problem) is Sums.FMA
+            limit = FMA_LIMIT if plain else LIMIT[precision]
             assert relative_error(y, expected) < limit, way
             first = y if first is None else first
             assert torch.equal(y, first), way

@@ -10,6 +10,7 @@ from lacuna_kernels.cuda.compiler import Compiler
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.chain import CHAIN_WAYS as TEAMS
 from lacuna_kernels.cuda.kronecker.choose import VARIANTS, candidates, stages, sums_of
+from lacuna_kernels.cuda.kronecker.halves import WAYS as HALVES_WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import WAYS as TILE_WAYS
 from lacuna_kernels.cuda.kronecker.tiles import Method, Tile, tensor_cores_pay
@@ -78,6 +79,14 @@ def test_blocks_of_one_element_may_be_more_tiles_than_the_tensor_copies_count():
 
     assert any(way.fits(few, H200) for way in TMA_WAYS)
     assert not any(way.fits(many, H200) for way in TMA_WAYS)
+    assert candidates(many, H200)
+
+
+def test_blocks_of_one_element_may_be_more_tiles_than_the_kernel_of_halves_counts():
+    few, many = (Problem(KSPattern(2**14, 1, 1, d), 1, Precision.FP32) for d in (2**17, 2**19))
+
+    assert any(way.fits(few, H200) for way in HALVES_WAYS)
+    assert not any(way.fits(many, H200) for way in HALVES_WAYS)
     assert candidates(many, H200)
 
 

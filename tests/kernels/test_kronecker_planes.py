@@ -10,10 +10,17 @@ from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.planes import WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.test_kronecker_planes_gpu import CASES, MANY_CASES
 
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 side = st.integers(1, 70).map(lambda eighths: 8 * eighths)
 patterns = st.builds(KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24, 32, 128]))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+def test_every_way_is_tried_on_a_gpu_on_blocks_of_several_shapes_and_on_many_rows(way):
+    assert len([pattern for tried, pattern in CASES if tried is way]) >= 5
+    assert [pattern for tried, pattern in MANY_CASES if tried is way]
 
 
 @settings(deadline=None)

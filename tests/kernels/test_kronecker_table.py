@@ -1,9 +1,12 @@
 """What was measured overrides what is predicted, and only that."""
 
-from math import inf
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from lacuna_kernels import DeviceError, Precision
 from lacuna_kernels.cuda.device import DeviceLimits
@@ -15,10 +18,11 @@ from lacuna_kernels.cuda.kronecker.table import (
     Measurement,
     Objective,
     Table,
+    add_to_table,
     class_of,
     read_table,
+    set_aside,
     table_path,
-    write_table,
 )
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -27,14 +31,7 @@ PROBLEM = Problem(KSPattern(2, 64, 64, 4), 1000, Precision.FP16)
 
 
 def entry(problem: Problem, ways: dict[str, Measurement], objective: Objective = Objective.LATENCY) -> Entry:
-    return Entry(
-        patterns=(problem.pattern.values,),
-        precision=problem.precision,
-        layout=problem.layout,
-        rows=class_of(problem.rows),
-        objective=objective,
-        ways=ways,
-    )
+    return Entry.of([problem], objective, ways)
 
 
 def test_the_way_that_was_measured_fastest_comes_first():
@@ -109,7 +106,7 @@ def test_rows_up_to_the_next_power_of_two_share_an_entry():
 def test_a_table_is_read_as_it_was_written(tmp_path: Path):
     table = Table().with_entries([entry(PROBLEM, {"some": Measurement(seconds=1.5e-5, joules=0.25)})])
 
-    path = write_table(tmp_path, "NVIDIA H200", table)
+    path = add_to_table(tmp_path, "NVIDIA H200", list(table.entries.values()))
 
     assert path == table_path(tmp_path, "NVIDIA H200") == tmp_path / "tuned" / "NVIDIA-H200.json"
     assert read_table(tmp_path, "NVIDIA H200") == table
@@ -121,12 +118,58 @@ def test_a_file_that_is_no_table_is_told_by_name(tmp_path: Path):
     path.parent.mkdir()
     path.write_text('{"format": 2}')
 
-    with pytest.raises(DeviceError, match=r"GPU\.json is not a table"):
+    with pytest.raises(DeviceError, match=r"GPU\.json is not a table.*delete it, or run `lacuna tune`.*format"):
         read_table(tmp_path, "GPU")
+
+
+def test_a_file_that_is_no_table_makes_room_for_a_new_one(tmp_path: Path):
+    path = table_path(tmp_path, "GPU")
+    path.parent.mkdir()
+    path.write_text("cut o")
+
+    assert set_aside(tmp_path, "GPU") == tmp_path / "tuned" / "GPU.damaged"
+    assert (tmp_path / "tuned" / "GPU.damaged").read_text() == "cut o"
+    add_to_table(tmp_path, "GPU", [entry(PROBLEM, {"some": Measurement(seconds=1.0)})])
+    assert set_aside(tmp_path, "GPU") is None
+    assert len(read_table(tmp_path, "GPU").entries) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ways": {"some": {"seconds": -1.0}}},
+        {"ways": {"some": {"seconds": 0.0}}},
+        {"ways": {"some": {"seconds": nan}}},
+        {"ways": {"some": {"seconds": 1.0, "joules": inf}}},
+        {"rows": -4},
+        {"patterns": []},
+        {"patterns": [[1, 0, 1, 1]]},
+    ],
+    ids=str,
+)
+def test_what_nobody_can_have_measured_is_refused(change: dict[str, object]):
+    right = entry(PROBLEM, {"some": Measurement(seconds=1.0)}).model_dump()
+
+    assert Entry.model_validate(right)
+    with pytest.raises(ValidationError):
+        Entry.model_validate(right | change)
+
+
+def test_of_two_tunes_at_once_both_keep_their_entries(tmp_path: Path):
+    problems = [replace(PROBLEM, rows=2**power) for power in range(20)]
+
+    def tune(mine: list[Problem]) -> None:
+        for problem in mine:
+            add_to_table(tmp_path, "GPU", [entry(problem, {"some": Measurement(seconds=1.0)})])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(tune, (problems[::2], problems[1::2])))
+
+    assert {key[3] for key in read_table(tmp_path, "GPU").entries} == {problem.rows for problem in problems}
 
 
 def test_a_folder_that_cannot_be_written_is_told_by_name(tmp_path: Path):
     (tmp_path / "tuned").write_text("a file where the folder should be")
 
     with pytest.raises(DeviceError, match=r"GPU\.json cannot be written"):
-        write_table(tmp_path, "GPU", Table())
+        add_to_table(tmp_path, "GPU", [])

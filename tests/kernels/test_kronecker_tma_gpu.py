@@ -1,12 +1,10 @@
 """Factors by bulk tensor copies, beyond what holds for every way (test_cuda_kronecker.py)."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tma import WAYS, Tma
@@ -15,23 +13,9 @@ from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
-from tests.kernels.factors import turned
-
-LIMIT = {Precision.FP16: 5e-4, Precision.BF16: 4e-3}
+from tests.kernels.factors import LIMIT, turned
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not gpu_count():
-        pytest.skip("no CUDA device, or no pycuda")
-    opened = Device()
-    if not opened.limits.hopper:
-        opened.close()
-        pytest.skip("not a Hopper GPU")
-    yield opened
-    opened.close()
 
 
 class Case:
@@ -61,51 +45,51 @@ class Case:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-@pytest.mark.parametrize("precision", LIMIT, ids=str)
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16], ids=str)
 @pytest.mark.parametrize("rows", [1, 8, 250, 3000])
-def test_blocks_of_every_width_agree_with_float64(device, way, precision, rows):
+def test_blocks_of_every_width_agree_with_float64(hopper, way, precision, rows):
     for b, c in [(48, 48), (64, 256), (192, 96), (384, 200), (520, 64)]:
         d = 3 if way.layout is Layout.LAST else 1
         case = Case((4, b, c, d), rows, precision, way.layout)
 
-        case.launch(device, way)
+        case.launch(hopper, way)
 
         assert case.error() < LIMIT[precision], (b, c)
 
 
 @pytest.mark.parametrize("layout", Layout, ids=str)
-def test_every_tile_gives_the_same_bits(device, layout):
+def test_every_tile_gives_the_same_bits(hopper, layout):
     case = Case((3, 328, 136, 1), 1000, Precision.FP16, layout)
 
-    made = [case.launch(device, way).clone() for way in WAYS if way.layout is layout]
+    made = [case.launch(hopper, way).clone() for way in WAYS if way.layout is layout]
 
     assert all(torch.equal(made[0], y) for y in made)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_launch_after_launch_takes_every_tile_once_more(device, way):
+def test_launch_after_launch_takes_every_tile_once_more(hopper, way):
     d = 4 if way.layout is Layout.LAST else 1
     case = Case((16, 64, 64, d), 4000, Precision.FP16, way.layout)
-    first = case.launch(device, way).clone()
+    first = case.launch(hopper, way).clone()
 
     for _ in range(50):
         case.y.fill_(torch.nan)
-        assert torch.equal(case.launch(device, way), first)
+        assert torch.equal(case.launch(hopper, way), first)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_a_captured_launch_follows_the_count(device, way):
+def test_a_captured_launch_follows_the_count(hopper, way):
     case, count = (
         Case((2, 64, 64, 1), 1200, Precision.BF16, way.layout),
         torch.zeros(1, dtype=torch.int32, device="cuda"),
     )
     expected = turned(reference.ks_matmul(case.rows.double(), case.values.double()), way.layout)
-    case.launch(device, way, count=count)  # compiled before the capture
+    case.launch(hopper, way, count=count)  # compiled before the capture
     packed = way.pack(case.values)
     torch.cuda.synchronize()
-    graph, stream = torch.cuda.CUDAGraph(), device.new_stream()
+    graph, stream = torch.cuda.CUDAGraph(), hopper.new_stream()
     with torch.cuda.graph(graph, stream=stream):
-        way.launch(device, case.problem, packed, Operands(case.x, case.y, count=count))
+        way.launch(hopper, case.problem, packed, Operands(case.x, case.y, count=count))
 
     for used in [1200, 0, 77, 640, 1]:
         case.y.fill_(torch.nan)
@@ -119,14 +103,14 @@ def test_a_captured_launch_follows_the_count(device, way):
 
 @pytest.mark.parametrize("used", [1001, 500, 3])
 @pytest.mark.parametrize("way", [way for way in WAYS if way.layout is Layout.LAST], ids=lambda way: way.name)
-def test_batch_size_last_takes_rows_of_any_alignment(device, way, used):
+def test_batch_size_last_takes_rows_of_any_alignment(hopper, way, used):
     case = Case((2, 72, 50, 3), 1001, Precision.FP16, Layout.LAST)
     case.y.normal_()
     before, bias = case.y.clone(), torch.randn(case.problem.pattern.width_out, device="cuda")
     sums = reference.ks_matmul(case.rows.double(), case.values.double()) + bias.double() + before.T.double()
 
     case.launch(
-        device, way, Epilogue(bias, case.y, Activation.RELU), torch.tensor([used], dtype=torch.int32, device="cuda")
+        hopper, way, Epilogue(bias, case.y, Activation.RELU), torch.tensor([used], dtype=torch.int32, device="cuda")
     )
 
     error = (case.y[:, :used].T.double() - torch.relu(sums)[:used]).norm() / torch.relu(sums)[:used].norm()
@@ -136,14 +120,14 @@ def test_batch_size_last_takes_rows_of_any_alignment(device, way, used):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-def test_counts_of_elements_may_pass_two_to_the_31(device, way):
+def test_counts_of_elements_may_pass_two_to_the_31(hopper, way):
     pattern = KSPattern(16, 64, 64, 1) if way.layout is Layout.FIRST else KSPattern(2, 64, 64, 8)
     rows, dtype = 2**21 + 104, DTYPES[Precision.FP16]
     values = (torch.randn(pattern.values, device="cuda") / 8).to(dtype)
     shape = (rows, 1024) if way.layout is Layout.FIRST else (1024, rows)
     x, y = torch.randn(shape, dtype=dtype, device="cuda"), torch.full(shape, torch.nan, dtype=dtype, device="cuda")
 
-    way.launch(device, Problem(pattern, rows, Precision.FP16, way.layout), way.pack(values), Operands(x, y))
+    way.launch(hopper, Problem(pattern, rows, Precision.FP16, way.layout), way.pack(values), Operands(x, y))
 
     for first in (0, rows // 2, rows - 100):
         part = slice(first, first + 100)

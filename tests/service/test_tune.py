@@ -38,10 +38,12 @@ class Tuner:
         index: int,
         meter: object,
         progress: Callable[[int, int, str], None],
+        notice: Callable[[str], None],
     ) -> Path:
         self.asked = {"options": options, "costs": costs, "objective": objective, "index": index, "meter": meter}
         if self.error:
             raise self.error
+        notice("what lay there was no table")
         for done in range(4):
             progress(done, 3, f"layer {done}" if done < 3 else "")
         return Path("cache/tuned/Some-GPU.json")
@@ -65,6 +67,7 @@ def test_a_model_is_tuned_for_all_that_is_served(folder: Path, tuner: Tuner) -> 
     assert result.exit_code == 0, result.output
     assert f"{folder} in bf16, batches of 1, 2, 4, 8, 16, 32, 64, 100\n" in result.output
     assert all(f"layer {number}\n" in result.output for number in range(3))
+    assert "what lay there was no table\n" in result.stderr
     assert "written to cache/tuned/Some-GPU.json" in result.output
     assert tuner.asked == {
         "options": Options(Precision.BF16),

@@ -73,9 +73,9 @@ class _Assembly:
         given = len(self.places)
         if not layer.narrowest <= given <= layer.width_in:
             wanted = f"{layer.narrowest} to " * (layer.narrowest < layer.width_in) + f"{layer.width_in}"
+            advice = "--in-features tells the input's width" if self.x == "x" else "--layers tells another order"
             raise ConversionError(
-                f"layer {layer.name!r} takes {wanted} features, {given} come to it from {self.x!r}; if layers stand in "
-                "another order, or the input has another width, say so with --layers or --in-features"
+                f"layer {layer.name!r} takes {wanted} features, {given} come to it from {self.x!r}; {advice}"
             )
         self.places += [ZERO] * (layer.width_in - given)
         if layer.picked is not None:

@@ -19,7 +19,8 @@ from lacuna_kernels.cuda.capacity import Capacity, Sizes
 from lacuna_kernels.cuda.dense_steps import LINEAR, problems_of
 from lacuna_kernels.cuda.device import Device, device_errors
 from lacuna_kernels.cuda.fusion import fuse
-from lacuna_kernels.cuda.kronecker.table import Objective, Table, read_table, write_table
+from lacuna_kernels.cuda.kronecker.table import Objective, Table, add_to_table, read_table, set_aside
+from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.lowering import check_supported
 from lacuna_kernels.cuda.plan import Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import Weights, levels_of
@@ -196,19 +197,23 @@ class CudaBackend:
     def __init__(self, index: int = 0, cache: Path | None = None) -> None:
         with device_errors(f"opening GPU {index}"):
             self._device = Device(index, cache)
-            self._builder = Builder(self._device)
+            try:
+                self._builder = Builder(self._device)
+            except BaseException:
+                self._device.close()
+                raise
         self._lock = threading.RLock()
         self._programs: WeakSet[CudaProgram] = WeakSet()
         properties = self._device.properties
         self.device = DeviceInfo(index, properties.name, f"GPU-{properties.uuid}", properties.total_memory)
-        self._table = read_table(self._device.compiler.cache, properties.name)
 
     def compile(self, graph: Graph, weights: HostWeights, options: Options) -> CudaProgram:
-        """Compile a network, build its first plan and warm it up; any thread may.
+        """Compile a network, build its first plan and warm it up, by the table as it is now; any thread may.
 
         Raises Unsupported naming the node, DeviceOutOfMemory or DeviceError.
         """
-        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options, self._table)
+        table = read_table(self._device.compiler.cache, self.device.name)
+        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options, table)
         self._programs.add(program)
         return program
 
@@ -221,29 +226,30 @@ class CudaBackend:
         objective: Objective,
         meter: Meter | None,
         progress: Progress,
+        notice: Callable[[str], None],
     ) -> Path:
         """Measure the ways that fit the Kronecker-sparse and dense layers of a network, and keep each in the table.
 
         costs     batches to measure for, in rows or points
         meter     joules that the GPU has used since some moment, for Objective.ENERGY
         progress  called with (done, of all, what comes next)
+        notice    called with what somebody should know: that a damaged table was set aside
 
         Returns where the table lies; programs compiled from now on use it. Raises DeviceError.
         """
         sizes, layers = Sizes.of(graph, max(costs)), fuse(graph, weights, options.precision)
-        chains = [
-            problems_of(layer, graph.types[layer.output], sizes.capacity(cost, 1 if sizes.ragged else cost))
-            for cost in costs
-            for layer in layers
-            if isinstance(layer.node, LINEAR)
-        ]
-        todo, folder = list(tasks(chains, self._device)), self._device.compiler.cache
-        path = write_table(folder, self.device.name, self._table)  # what cannot be kept is not measured
+        rooms = [sizes.capacity(cost, 1 if sizes.ragged else cost) for cost in costs]
+        linear, limits = [layer for layer in layers if isinstance(layer.node, LINEAR)], self._device.limits
+        chains = [problems_of(layer, graph.types[layer.output], room) for room in rooms for layer in linear]
+        runs = [problems for room in rooms for problems in spans(graph, layers, room, limits)]
+        todo, place = list(tasks(chains, runs, limits)), (self._device.compiler.cache, self.device.name)
+        if damaged := set_aside(*place):
+            notice(f"what lay there was no table of measurements: it is {damaged} now, and a new one is begun")
+        path = add_to_table(*place, [])  # what cannot be kept is not measured
         for done, stages in enumerate(todo):
             progress(done, len(todo), str(stages[0]))
             entry = self._builder.run(partial(measure, self._device, stages, objective, meter)).result()
-            self._table = self._table.with_entries([entry])
-            write_table(folder, self.device.name, self._table)
+            add_to_table(*place, [entry])
         progress(len(todo), len(todo), "")
         return path
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Compiler, Variant
 from lacuna_kernels.cuda.launch import Argument, Dim3, Function, Module, Shape
+from lacuna_kernels.cuda.tile_counters import TileCounter, TileCounters
 from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
 _BEFORE_TENSOR_MAPS = "48x"  # sm_90a's parameters begin at byte 0x210 of a bank in which the maps are aligned to 64
@@ -55,6 +56,7 @@ class Device:
         self._cluster_modules: dict[str, Module] = {}
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
+        self._counters = TileCounters()
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
         self.properties = torch.cuda.get_device_properties(index)
@@ -84,6 +86,21 @@ class Device:
                 yield
         finally:
             self._context.pop()
+
+    @property
+    def tile_counter(self) -> int:
+        """Index of the counter for the tiles of a launch on the current stream."""
+        return self._counters.of(torch.cuda.current_stream(self.index).cuda_stream)
+
+    def new_tile_counter(self) -> TileCounter:
+        """Take a counter for the launches of a graph; raises DeviceError if there is none left."""
+        return self._counters.take()
+
+    @contextmanager
+    def counting_by(self, counter: TileCounter) -> Iterator[None]:
+        """Let launches on the current stream have this counter: those that are captured to be replayed on another."""
+        with self._counters.replaced(torch.cuda.current_stream(self.index).cuda_stream, counter):
+            yield
 
     def kernel(self, variant: Variant) -> Kernel:
         """Return the kernel, compiled and loaded on first use; raises DeviceError."""

@@ -1,22 +1,24 @@
-"""Linear layers that follow each other, all in one launch where that is predicted to be faster: few rows."""
+"""Linear layers that follow each other, in one launch where that costs less: few rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, combinations
 
 from torch import Tensor
 
+from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.dense_steps import LINEAR, factors_of, problems_of
+from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.fusion import Layer
-from lacuna_kernels.cuda.kronecker.choose import stages, sums_of
+from lacuna_kernels.cuda.kronecker.choose import Stage, cost_of, stages, sums_of
 from lacuna_kernels.cuda.kronecker.few_rows import CHAIN_WAYS, FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.steps import Buffers, Writer, vectors
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.types import Axis
+from lacuna_kernels.types import Axis, ValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +34,25 @@ class Run:
 
 
 def runs(writer: Writer, graph: Graph, layers: Sequence[Layer]) -> Iterator[Layer | Run]:
-    """The layers in order, those that are faster together as runs."""
+    """The layers in order, those that cost less together as runs."""
+    for line in lines(graph, layers):
+        yield from line if len(line) == 1 else _cheapest(writer, line)
+
+
+def lines(graph: Graph, layers: Sequence[Layer]) -> Iterator[Sequence[Layer]]:
+    """The layers in order, cut wherever one may not be computed together with the next."""
     uses = Counter(name for layer in layers for name in layer.inputs) + Counter(list(graph.outputs))
     start = 0
-    while start < len(layers):
-        end = start + 1
-        while end < len(layers) and _follows(writer, uses, layers[end - 1], layers[end]):
-            end += 1
-        run = _best(writer, layers[start:end])
-        yield run or layers[start]
-        start += len(run.layers) if run else 1
+    for end in range(1, len(layers) + 1):
+        if end == len(layers) or not _follows(graph.types, uses, layers[end - 1], layers[end]):
+            yield layers[start:end]
+            start = end
 
 
-def _follows(writer: Writer, uses: Counter[str], first: Layer, then: Layer) -> bool:
+def _follows(types: Mapping[str, ValueType], uses: Counter[str], first: Layer, then: Layer) -> bool:
     """Whether two layers may be computed together: nobody else asks for what is between them."""
     alike = isinstance(first.node, LINEAR) and isinstance(then.node, LINEAR) and first.precision is then.precision
-    kinds = writer.types[first.output], writer.types[then.output]
+    kinds = types[first.output], types[then.output]
     return (
         alike
         and then.inputs == (first.output,)
@@ -56,25 +61,42 @@ def _follows(writer: Writer, uses: Counter[str], first: Layer, then: Layer) -> b
     )
 
 
-def _best(writer: Writer, layers: Sequence[Layer]) -> Run | None:
-    """The first layers, as many as are faster together than each alone; None if none are."""
-    for count in range(len(layers), 1, -1):
-        each = [problems_of(layer, writer.types[layer.output], writer.room) for layer in layers[:count]]
-        problems = tuple(problem for found in each for problem in found)
-        fits = [way for way in CHAIN_WAYS if _fits(writer, way, problems)]
-        limits = writer.device.limits
-        way = min(fits, key=lambda way: way.seconds(problems, limits), default=None)
-        if way is None:
-            continue
-        apart = sum(stage.seconds for found in each for stage in stages(found, limits, writer.table))
-        if way.seconds(problems, limits) < apart:
-            return Run(tuple(layers[:count]), way, problems)
-    return None
+def _cheapest(writer: Writer, line: Sequence[Layer]) -> list[Layer | Run]:
+    """The layers of a line, alone or in runs, as they cost least together: measured, or else predicted."""
+    limits, table = writer.device.limits, writer.table
+    each = [problems_of(layer, writer.types[layer.output], writer.room) for layer in line]
+    best: list[tuple[float, list[Layer | Run]]] = [(0.0, [])]
+    for end, layer in enumerate(line, 1):
+        cost, before = best[-1]
+        alone = sum(cost_of(table, stage) for stage in stages(each[end - 1], limits, table))
+        options = [(cost + alone, [*before, layer])]
+        for start in range(end - 1):
+            cost, before = best[start]
+            problems = tuple(chain.from_iterable(each[start:end]))
+            for way in _ways(problems, limits):
+                together = cost_of(table, Stage(way, 0, problems, limits))
+                options.append((cost + together, [*before, Run(tuple(line[start:end]), way, problems)]))
+        best.append(min(options, key=lambda option: option[0]))
+    return best[-1][1]
 
 
-def _fits(writer: Writer, way: FewRowsChain, problems: Sequence[Problem]) -> bool:
-    limits = writer.device.limits
-    return way.fits(problems, limits) and all(way.sums(problem) is sums_of(problem, limits) for problem in problems)
+def spans(graph: Graph, layers: Sequence[Layer], room: Capacity, limits: DeviceLimits) -> Iterator[tuple[Problem, ...]]:
+    """The problems of all layers that could become a run."""
+    for line in lines(graph, layers):
+        each = [problems_of(layer, graph.types[layer.output], room) for layer in line if len(line) > 1]
+        for start, end in combinations(range(len(each) + 1), 2):
+            problems = tuple(chain.from_iterable(each[start:end]))
+            if end - start > 1 and _ways(problems, limits):
+                yield problems
+
+
+def _ways(problems: Sequence[Problem], limits: DeviceLimits) -> list[FewRowsChain]:
+    """The ways to take the factors of several layers at once, adding up as single factors would."""
+    return [
+        way
+        for way in CHAIN_WAYS
+        if way.fits(problems, limits) and all(way.sums(problem) is sums_of(problem, limits) for problem in problems)
+    ]
 
 
 def write(writer: Writer, run: Run) -> None:

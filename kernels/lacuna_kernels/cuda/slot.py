@@ -12,6 +12,7 @@ from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.blueprint import Blueprint
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Step, sites_name
+from lacuna_kernels.cuda.tile_counters import TileCounter
 from lacuna_kernels.types import Axis, Batch, Value, ValueType
 
 HEADER = "header"
@@ -38,6 +39,7 @@ class Slot:
         self._graph = torch.cuda.CUDAGraph()
         self._sent, self._began, self._ended, self._back = (_event() for _ in range(4))
         self.buffers: Mapping[str, Tensor] = {}
+        self._counter: TileCounter | None = None  # of the captured launches
         self.bytes = sum(tensor.nbytes for tensor in self.here.values())
 
     def capture(self, steps: Sequence[Step], shared: Mapping[str, Tensor]) -> None:
@@ -48,6 +50,13 @@ class Slot:
         stream = torch.cuda.current_stream()
         _run(steps, self.buffers)
         stream.synchronize()
+        self._counter = self._device.new_tile_counter()
+        with self._device.counting_by(self._counter):
+            self._record(steps)
+        self._graph.replay()
+        stream.synchronize()
+
+    def _record(self, steps: Sequence[Step]) -> None:
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
             _run(steps, self.buffers)
@@ -56,8 +65,6 @@ class Slot:
                 self._graph.capture_end()
             raise
         self._graph.capture_end()
-        self._graph.replay()
-        stream.synchronize()
 
     def send(self, batch: Batch) -> None:
         """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now."""
@@ -130,6 +137,7 @@ class Slot:
         """Give the memory back, whoever still holds a batch of it."""
         self._graph.reset()
         self.buffers, self.here, self.host = {}, {}, {}
+        self._counter = None
 
 
 def _run(steps: Sequence[Step], buffers: Mapping[str, Tensor]) -> None:

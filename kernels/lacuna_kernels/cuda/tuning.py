@@ -7,10 +7,10 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.choose import Stage, candidates, fused
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, class_of, key_of
+from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, key_of
 from lacuna_kernels.cuda.kronecker.way import Alone, Operands
 
 MOST_WAYS = 8
@@ -24,21 +24,21 @@ Meter = Callable[[], float]
 """The joules that the GPU has used since it was switched on."""
 
 
-def tasks(chains: Sequence[Sequence[Problem]], device: Device) -> Iterator[list[Stage]]:
-    """The stages that compete with each other, for one factor or for the same neighbouring factors; each once."""
-    seen = set()
-    for problems in chains:
-        spans = [(start, end) for end in range(1, len(problems) + 1) for start in range(end)]
-        for start, end in spans:
-            mine = tuple(problems[start:end])
-            if key_of(mine) in seen:
-                continue
-            seen.add(key_of(mine))
-            if len(mine) == 1:
-                ways = candidates(mine[0], device.limits)[:MOST_WAYS]
-                yield [Stage(Alone(way), start, mine, device.limits) for way in ways]
-            elif found := fused(problems, start, end, device.limits):
-                yield found
+def tasks(
+    chains: Sequence[Sequence[Problem]], runs: Sequence[Sequence[Problem]], limits: DeviceLimits
+) -> Iterator[list[Stage]]:
+    """The stages that compete with each other, for one factor or for the same neighbouring factors; each once.
+
+    chains  the factors of layers, of which any neighbours may be taken at once
+    runs    the factors of several layers, which may be taken all at once
+    """
+    neighbours = [c[start:end] for c in chains for end in range(1, len(c) + 1) for start in range(end)]
+    for problems in {key_of(found): found for found in [*neighbours, *runs]}.values():
+        if len(problems) == 1:
+            ways = candidates(problems[0], limits)[:MOST_WAYS]
+            yield [Stage(Alone(way), 0, tuple(problems), limits) for way in ways]
+        elif found := fused(problems, 0, len(problems), limits):
+            yield found
 
 
 def measure(device: Device, stages: Sequence[Stage], objective: Objective, meter: Meter | None) -> Entry:
@@ -46,18 +46,10 @@ def measure(device: Device, stages: Sequence[Stage], objective: Objective, meter
 
     Raises DeviceError if a kernel cannot be compiled.
     """
-    first, problems = stages[0].problems[0], stages[0].problems
     ways = {
         stage.way.name: _measured(device, stage, meter if objective is Objective.ENERGY else None) for stage in stages
     }
-    return Entry(
-        patterns=tuple(problem.pattern.values for problem in problems),
-        precision=first.precision,
-        layout=first.layout,
-        rows=class_of(first.rows),
-        objective=objective,
-        ways=ways,
-    )
+    return Entry.of(stages[0].problems, objective, ways)
 
 
 def _measured(device: Device, stage: Stage, meter: Meter | None) -> Measurement:

@@ -6,11 +6,10 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -106,7 +105,7 @@ class Halves:
             "PASSES": self.passes,
             "COLUMNS": self.columns_each,
             "RUN": self.run_each,
-            "PRODUCTS": self._products,
+            "HALVES": self._halves,
             "STAGES": _STAGES,
             "SHARED_BYTES": self.shared_bytes,
         }
@@ -125,6 +124,7 @@ class Halves:
             and problem.precision is self.precision
             and problem.pattern.d > 1
             and self.shared_bytes <= limits.shared_bytes
+            and self._tiles(problem) < LARGEST_TILES
         )
 
     def copies_vectors(self, problem: Problem) -> bool:
@@ -188,21 +188,13 @@ class Halves:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
-        epilogue, pattern = operands.epilogue, problem.pattern
         device.kernel(self._variant)(
             (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
             (128 * prod(self.groups) + _PRODUCERS, 1, 1),
             operands.x,
             packed,
-            packed[self._scales_at(pattern) :],
-            epilogue.bias,
-            epilogue.residual,
-            operands.y,
-            operands.count,
-            problem.rows,
-            *pattern.values,
-            ACTIVATION_CODES[epilogue.activation],
-            float(epilogue.negative_slope),
+            packed[self._scales_at(problem.pattern) :],
+            *arguments(problem, operands),
         )
 
 

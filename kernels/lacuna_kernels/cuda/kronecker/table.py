@@ -1,13 +1,15 @@
 """What was measured on one kind of GPU: data that overrides the predictions, written by `lacuna tune`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fcntl import LOCK_EX, flock
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.errors import DeviceError
@@ -21,12 +23,16 @@ class Objective(StrEnum):
     ENERGY = "energy"
 
 
+Count = Annotated[int, Field(gt=0)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Measurement(BaseModel):
     """One launch of one way: device time, and energy where it was measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    seconds: float
-    joules: float | None = None
+    seconds: Amount
+    joules: Amount | None = None
 
 
 class Entry(BaseModel):
@@ -37,12 +43,18 @@ class Entry(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    patterns: tuple[tuple[int, int, int, int], ...]
+    patterns: Annotated[tuple[tuple[Count, Count, Count, Count], ...], Field(min_length=1)]
     precision: Precision
     layout: Layout
-    rows: int
+    rows: Count
     objective: Objective
     ways: dict[str, Measurement]
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem], objective: Objective, ways: dict[str, Measurement]) -> "Entry":
+        """The entry for the problems of neighbouring factors."""
+        patterns, precision, layout, rows = key_of(problems)
+        return cls(patterns=patterns, precision=precision, layout=layout, rows=rows, objective=objective, ways=ways)
 
 
 WATTS = 500.0
@@ -103,23 +115,54 @@ def table_path(folder: Path, gpu: str) -> Path:
 def read_table(folder: Path, gpu: str) -> Table:
     """Read the table of a kind of GPU, empty if there is none; raises DeviceError if the file is not one."""
     path = table_path(folder, gpu)
-    if not path.is_file():
-        return Table()
-    try:
-        return Table().with_entries(_File.model_validate_json(path.read_bytes()).entries)
-    except (OSError, ValidationError) as error:
-        raise DeviceError(f"{path} is not a table of measurements: {error}") from error
+    with _told(path, "read"):
+        if not path.is_file():
+            return Table()
+        try:
+            return Table().with_entries(_File.model_validate_json(path.read_bytes()).entries)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            advice = "delete it, or run `lacuna tune`, which begins a new one"
+            raise DeviceError(f"{path} is not a table of measurements: {advice} ({where}: {first['msg']})") from error
 
 
-def write_table(folder: Path, gpu: str, table: Table) -> Path:
-    """Write the table of a kind of GPU, beside the old one and then in its place; returns where. Raises DeviceError."""
+def set_aside(folder: Path, gpu: str) -> Path | None:
+    """Rename a file that is no table, so that one can be begun; returns what it is now, None if there was no such file.
+
+    Raises DeviceError.
+    """
+    path = table_path(folder, gpu)
+    with _told(path, "renamed"):
+        try:
+            if path.is_file():
+                _File.model_validate_json(path.read_bytes())
+        except ValidationError:
+            return path.replace(path.with_suffix(".damaged"))
+    return None
+
+
+def add_to_table(folder: Path, gpu: str, entries: Sequence[Entry]) -> Path:
+    """Add entries to the table of a kind of GPU or replace them, one process at a time; returns where the table lies.
+
+    It is written beside the old one and then in its place. Raises DeviceError.
+    """
     path = table_path(folder, gpu)
     new = path.with_suffix(".new")
-    text = _File(format=1, gpu=gpu, entries=list(table.entries.values())).model_dump_json(indent=1)
-    try:
+    with _told(path, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text + "\n")
-        new.replace(path)
-    except OSError as error:
-        raise DeviceError(f"{path} cannot be written: {error}") from error
+        with path.with_suffix(".lock").open("a") as lock:
+            flock(lock, LOCK_EX)
+            kept = read_table(folder, gpu).with_entries(entries).entries.values()
+            new.write_text(_File(format=1, gpu=gpu, entries=list(kept)).model_dump_json(indent=1) + "\n")
+            new.replace(path)
     return path
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """Raise DeviceError for what the file system says."""
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(f"{path} cannot be {what}: {error}") from error

@@ -9,8 +9,9 @@ from torch import Tensor
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments, counter_place
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
+from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -20,7 +21,6 @@ STEP = 32
 _LINE_BYTES = 128  # of a swizzled row of a box: 32 elements
 _STATIC_BYTES = 1024  # the barriers, and what their alignment costs
 _VECTOR = 4  # elements of 16 bytes
-_LARGEST_TILES = 2**30
 _NO_MAP = bytes(128)
 
 
@@ -79,6 +79,7 @@ class Tf32:
             "X_STAGES": self.x_stages,
             "W_STAGES": self.w_stages,
             "Y_COLUMNS": self.y_columns,
+            "COUNTERS": COUNTERS,
         }
         name = "ks_matmul_tf32"
         return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), self.shared_bytes)
@@ -102,7 +103,7 @@ class Tf32:
             and (last or (problem.aligned and pattern.d == 1 and pattern.c % 4 == 0))
             and min(pattern.b, pattern.c) >= _LEAST_WIDTH
             and (pattern.b <= self.columns or self.columns % STEP == 0)
-            and self._tiles(problem) < _LARGEST_TILES
+            and self._tiles(problem) < LARGEST_TILES
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
@@ -157,7 +158,7 @@ class Tf32:
             packed,
             *arguments(problem, operands),
             int(staged),
-            counter_place(),
+            device.tile_counter,
         )
 
     def _map(self, matrix: Tensor, problem: Problem, length: int, rows: int, features: int) -> bytes:

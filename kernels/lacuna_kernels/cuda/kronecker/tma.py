@@ -11,9 +11,10 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import tensor_cores_pay
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, counter_place
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
+from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 
 _THREADS = 384
@@ -22,7 +23,6 @@ _STEP = 64
 _PANEL_BYTES = _STEP * _STEP * 2
 _VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
-_LARGEST_TILES = 2**30
 _MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
 _READ_TOGETHER = 1 << 24
@@ -92,6 +92,7 @@ class Tma:
             "BATCH": self.batch,
             "KEPT": self.kept,
             "SHARED_BYTES": self.shared_bytes,
+            "COUNTERS": COUNTERS,
         }
         kernel = "ks_matmul_tma"
         return (Variant(f"{kernel}.cu", kernel, tuple(constants.items()), ("sm_90a",), self.shared_bytes),)
@@ -105,7 +106,7 @@ class Tma:
         p = problem.pattern
         hopper = limits.hopper and self.shared_bytes <= limits.shared_bytes
         mine = problem.layout is self.layout and bool(self.variants(problem.precision))
-        if not (hopper and mine and self._tiles(problem) < _LARGEST_TILES):
+        if not (hopper and mine and self._tiles(problem) < LARGEST_TILES):
             return False
         if self.layout is Layout.LAST:
             return True
@@ -165,7 +166,7 @@ class Tma:
             residual,
             operands.y,
             operands.count,
-            counter_place(),
+            device.tile_counter,
             problem.rows,
             *p.values,
             p.a if packed.numel() * packed.itemsize <= _READ_TOGETHER else 1,

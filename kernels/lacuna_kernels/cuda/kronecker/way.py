@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import count
 from typing import Protocol
 
 from torch import Tensor
@@ -15,6 +14,9 @@ from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.launch import Argument
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
+
+LARGEST_TILES = 2**30
+"""Kernels that count tiles in 32 bits are for fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +66,6 @@ def arguments(problem: Problem, operands: Operands) -> tuple[Argument, ...]:
         ACTIVATION_CODES[epilogue.activation],
         float(epilogue.negative_slope),
     )
-
-
-_COUNTERS = 1 << 16
-_launches = count()
-
-
-def counter_place() -> int:
-    """Where a launch of ks_matmul_tma.cu or ks_matmul_tf32.cu counts the tiles that its blocks have taken.
-
-    Launches that run at the same time must not share a place, and a captured launch keeps its own for every replay: a
-    place comes round again after 65536 launches (LAUNCHES of the sources), most of them of plans long closed.
-    """
-    return next(_launches) % _COUNTERS
 
 
 class Sums(StrEnum):

@@ -5,7 +5,8 @@
 using Element = ELEMENT;
 
 extern "C" __global__ void __launch_bounds__(256)
-argmax(const Element* __restrict__ x, int pitch, int channels, const int* __restrict__ count, int* __restrict__ labels) {
+argmax(const Element* __restrict__ x, int pitch, int channels, const int* __restrict__ count,
+       int* __restrict__ labels) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= *count) return;
     const Element* from = x + (size_t)row * pitch;

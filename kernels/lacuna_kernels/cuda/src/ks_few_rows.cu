@@ -70,12 +70,6 @@ struct Program {
 
 __device__ __forceinline__ int swizzled(int atom) { return (atom ^ (atom >> 3 & 7)) * ATOM; }
 
-__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{.reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;}" ::"r"(barrier), "r"(parity) : "memory");
-}
 __device__ __forceinline__ uint32_t at_rank(uint32_t address, int rank) {
     uint32_t there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
@@ -299,7 +293,7 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
         const bool send = factor + 1 < p.factors + p.drain;
         const uint32_t from = base + p.atoms + f.buffer, to_base = base + p.atoms + g.buffer;
         int q = warp * f.warp_items;
-        if (factor && q < end) wait(barriers + factor * 8, 0);
+        if (factor && q < end) barrier_wait(barriers + factor * 8, 0);
         if (q >= end && factor + 1 < p.factors) {
             ahead.load(g, rank, warp * g.warp_items);
             ahead.load_bias(g);
@@ -413,7 +407,7 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
     if (p.drain) {
         const Factor& g = p.of[p.factors];
         if (rank * g.c < g.width_out) {
-            wait(barriers + p.factors * 8, 0);
+            barrier_wait(barriers + p.factors * 8, 0);
             drain(g, y + Index(start) * g.width_out, used, rank, p.warps * 32, shared + p.atoms + g.buffer);
         }
     }

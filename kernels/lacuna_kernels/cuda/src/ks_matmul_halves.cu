@@ -1,11 +1,11 @@
-// A Kronecker-sparse factor batch-size-first in fp32, on the tensor cores of Hopper (see ks_matmul.cuh for the meaning).
+// A Kronecker-sparse factor batch-size-first in fp32, on Hopper's tensor cores (see ks_matmul.cuh for the meaning).
 //
 // Each operand is the sum of two halves of 11 bits, x = big + small in fp16, and three products of halves give what an
 // fp32 product gives: small*big + big*small + big*big. fp16 has few exponents, so the values are scaled by a power of
 // two first: x by its largest value among the 16 k of a step, for each row and l; the values of the factor once, by
 // their largest among all k, for each (i, j, l). A value keeps all its 22 bits unless it is under 2^-17 of that
-// largest one, and its error is never over 2^-39 of it. The sums of a step are taken back to x's scale and added in fp32:
-// what the tensor cores truncate is but one step's. With PRODUCTS = 1 only big*big is left, which is tf32's accuracy.
+// largest one, and its error is never over 2^-39 of it. The sums of a step are taken back to x's scale and added in
+// fp32: what the tensor cores truncate is but one step's. With HALVES = 1 only big*big is left, tf32's accuracy.
 //
 // A block makes R rows by J columns j by L neighbouring l of y, for one i. Its last four warps fill a ring of stages of
 // 16 k: x as it lies, [row][k][l], by copies of 16 bytes that leave gaps against bank conflicts, and the factor, packed
@@ -14,8 +14,7 @@
 // order of k within a step and of j within 8 is such that lanes read and write different banks; the host packs alike.
 //
 // Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
-#include <cstdint>
-
+#include "hopper.cuh"
 #include "ks_matmul.cuh"
 
 #ifndef PASSES
@@ -26,8 +25,8 @@
 #define COLUMNS 64  // j of a group
 #define RUN 4       // neighbouring l of a group
 #endif
-#ifndef PRODUCTS
-#define PRODUCTS 3
+#ifndef HALVES
+#define HALVES 2  // of a value of the factor
 #endif
 #ifndef STAGES
 #define STAGES 3
@@ -37,7 +36,6 @@ constexpr int N = COLUMNS, UNITS = PASSES * RUN;  // a unit: 64 rows and one l o
 constexpr int R = 64 * PASSES * GROUPS_N, J = N * GROUPS_B, L = RUN * GROUPS_D;
 constexpr int CONSUMERS = 128 * GROUPS_N * GROUPS_B * GROUPS_D, PRODUCERS = 128;
 constexpr int K = 16;
-constexpr int HALVES = PRODUCTS == 3 ? 2 : 1;  // of a value of the factor
 
 // Floats from one row to the next in shared memory, so that neighbouring rows lie in different banks.
 constexpr int row_pitch(int pitch) {
@@ -59,10 +57,6 @@ constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
 static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * TEAM_ROWS * PITCH_Y, "too little memory");
 #endif
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // Start copying; zeros instead of what is not there.
 __device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool there) {
     const int bytes = there ? 16 : 0;
@@ -74,29 +68,12 @@ __device__ __forceinline__ void copy_4_bytes(uint32_t to, const float* from, boo
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void copy_bulk(uint32_t to, const char* from, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
 // Arrive once all copies that this thread has started are done.
 __device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// As barrier_wait, but the compiler does not see the loop.
 __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{.reg .pred done;\n"
@@ -154,8 +131,8 @@ __device__ __forceinline__ void wgmma<64>(float (&t)[32], const uint32_t (&a)[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
 }
 
-
-// Describes [j][16 k] of fp16 as wgmma wants to know it: no swizzle, 128 bytes from k to k + 8, EIGHT_BYTES from j to j + 8.
+// Describes [j][16 k] of fp16 as wgmma wants to know it: no swizzle, 128 bytes from k to k + 8, EIGHT_BYTES from j to
+// j + 8.
 __device__ __forceinline__ uint64_t descriptor(uint32_t at) {
     return uint64_t(at >> 4 & 0x3fff) | uint64_t(128 >> 4) << 16 | uint64_t(EIGHT_BYTES >> 4) << 32;
 }
@@ -188,7 +165,7 @@ struct Work {
     }
 };
 
-// Whether rows of [j or k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at such multiples.
+// Whether rows of [j or k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at multiples.
 __device__ __forceinline__ bool whole_vectors(const void* data, Index row, Index block, int d) {
     const bool runs = L % 4 == 0 ? d % 4 == 0 : d == L;
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % 4 == 0 && block % 4 == 0 && runs;
@@ -205,7 +182,8 @@ struct Sources {
 };
 
 // Copy the rows of a tile for the 16 k from `k` on, as [row][k][l].
-__device__ __forceinline__ void copy_rows(const Work& work, const Sources& from, const Tile& tile, int k, uint32_t stage) {
+__device__ __forceinline__ void copy_rows(const Work& work, const Sources& from, const Tile& tile, int k,
+                                          uint32_t stage) {
     constexpr int IN_ROW = K * L / 4, AT_ONCE = PRODUCERS / IN_ROW, ROUNDS = (R + AT_ONCE - 1) / AT_ONCE;
     const int thread = threadIdx.x - CONSUMERS;
     const int first = thread / IN_ROW, at = thread % IN_ROW * 4;
@@ -256,17 +234,19 @@ __device__ __forceinline__ void produce(const Work& work, const Sources& from, u
 #pragma unroll 1
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
         const Tile tile = work.tile(index);
-        const char* packed = from.packed + ((Index(tile.i) * work.p.d + tile.l) * steps * eights + tile.j / 8) * EIGHT_BYTES;
+        const Index matrix = Index(tile.i) * work.p.d + tile.l;
+        const char* packed = from.packed + (matrix * steps * eights + tile.j / 8) * EIGHT_BYTES;
         const int bytes = min(J / 8, eights - tile.j / 8) * EIGHT_BYTES, runs = min(L, work.p.d - tile.l);
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
             wait(ring.emptied(), ring.parity);
             const uint32_t stage = stages + ring.slot * STAGE_BYTES;
             if (threadIdx.x == CONSUMERS) {
-                arrive_and_expect(ring.filled(), bytes * runs);
+                barrier_expect(ring.filled(), bytes * runs);
 #pragma unroll 1
                 for (int l = 0; l < runs; ++l)
-                    copy_bulk(stage + W_AT + l * RUN_BYTES, packed + Index(l) * steps * eights * EIGHT_BYTES, bytes, ring.filled());
+                    copy_in(stage + W_AT + l * RUN_BYTES, packed + Index(l) * steps * eights * EIGHT_BYTES, bytes,
+                            ring.filled());
             }
             copy_rows(work, from, tile, step * K, stage);
             if (step == steps - 1) copy_columns(work, from, tile, stage);
@@ -296,7 +276,8 @@ struct Rows {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
-                for (int k = 0; k < 4; ++k) read(raw[pass][half][k], lane + (pass * 64 + half * 8) * PITCH_X + k * 4 * L);
+                for (int k = 0; k < 4; ++k)
+                    read(raw[pass][half][k], lane + (pass * 64 + half * 8) * PITCH_X + k * 4 * L);
                 measure(raw[pass][half], scale[pass][half], back[pass][half]);
             }
     }
@@ -316,7 +297,8 @@ struct Rows {
 
     // The largest of 16 k, which four lanes hold, becomes 2^14 to 2^15. Its upper 16 bits tell the exponent, so two l
     // are compared at once. Under 2^-98 there is no such power of two; the factor's own scale makes up for 2^14 too.
-    __device__ __forceinline__ static void measure(const float (&raw)[4][RUN], float (&scale)[RUN], float (&back)[RUN]) {
+    __device__ __forceinline__ static void measure(const float (&raw)[4][RUN], float (&scale)[RUN],
+                                                   float (&back)[RUN]) {
         constexpr float SMALLEST = 3.2e-30f;
         constexpr uint32_t EXPONENT = 0x7f800000, UP = (127u + 127 + 14) << 23, DOWN = (14u + 14) << 23;
         uint32_t top[RUN];
@@ -363,17 +345,17 @@ struct Halves {
 
 // Start the products of one unit; small ones first, while the sum is small.
 __device__ __forceinline__ void multiply(float (&t)[N / 2], const Halves& x, uint64_t weights) {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    if constexpr (PRODUCTS == 3) {
+    products_begin();
+    if constexpr (HALVES == 2) {
         wgmma<N>(t, x.small, weights, false);
         wgmma<N>(t, x.big, weights + (HALF_BYTES >> 4), true);
     }
-    wgmma<N>(t, x.big, weights, PRODUCTS == 3);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    wgmma<N>(t, x.big, weights, HALVES == 2);
+    products_commit();
 }
 
 __device__ __forceinline__ void wait_for_products(float (&t)[N / 2]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    products_wait<0>();
 #pragma unroll
     for (int v = 0; v < N / 2; ++v) asm volatile("" : "+f"(t[v])::"memory");  // not to be read any earlier
 }
@@ -445,8 +427,8 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
                 float* to = lane + (pass * 16 + v / 2 * 8) * PITCH_Y + v % 2 * 4 * L;
                 const int unit = pass * RUN, at = n * 4 + v;
                 if constexpr (RUN == 4) {
-                    *reinterpret_cast<float4*>(to) =
-                        make_float4(sums.of[unit][at], sums.of[unit + 1][at], sums.of[unit + 2][at], sums.of[unit + 3][at]);
+                    *reinterpret_cast<float4*>(to) = make_float4(sums.of[unit][at], sums.of[unit + 1][at],
+                                                                 sums.of[unit + 2][at], sums.of[unit + 3][at]);
                 } else if constexpr (RUN == 2) {
                     *reinterpret_cast<float2*>(to) = make_float2(sums.of[unit][at], sums.of[unit + 1][at]);
                 } else {
@@ -480,7 +462,8 @@ __device__ __forceinline__ void write_one(const Output& out, Index at, float sum
 
 // Write 8 columns of the rows of a team; tile is where they start. A thread stays at one place of the row and goes from
 // row to row.
-__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int thread, const float* team_tile, const Output& out) {
+__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int thread,
+                                            const float* team_tile, const Output& out) {
     constexpr int IN_ROW = 2 * L, AT_ONCE = TEAM / IN_ROW, ROUNDS = (16 + AT_ONCE - 1) / AT_ONCE;
     const int first = thread / IN_ROW, e = thread % IN_ROW * 4;
     if (TEAM % IN_ROW != 0 && first >= AT_ONCE) return;
@@ -502,7 +485,8 @@ __device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, 
             }
         } else {
 #pragma unroll 1
-            for (int row = first; row < 16 && row < left; row += AT_ONCE, at += AT_ONCE * pitch, from += AT_ONCE * PITCH_Y)
+            for (int row = first; row < 16 && row < left;
+                 row += AT_ONCE, at += AT_ONCE * pitch, from += AT_ONCE * PITCH_Y)
 #pragma unroll
                 for (int v = 0; v < 4; ++v)
                     if ((e + v) / L < left_j && (e + v) % L < left_l)
@@ -531,7 +515,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
             if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), has_bias);
             __syncwarp();
-            if (lane == 0) arrive(ring.emptied());
+            if (lane == 0) barrier_arrive(ring.emptied());
             ring.next();
         }
         Tile mine = work.tile(index);
@@ -548,8 +532,8 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
 ks_matmul_halves(const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
-                 const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count, int rows,
-                 int a, int b, int c, int d, int activation, float negative_slope) {
+                 const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
+                 int rows, int a, int b, int c, int d, int activation, float negative_slope) {
     extern __shared__ __align__(128) char shared[];
     const Work work{{a, b, c, d}, rows_in_use(count, rows)};
     const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
@@ -567,7 +551,8 @@ ks_matmul_halves(const float* __restrict__ x, const char* __restrict__ packed, c
         produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
-        const bool vectors = whole_vectors(y, work.p.width_out(), Index(b) * d, d) && whole_vectors(residual, work.p.width_out(), Index(b) * d, d);
+        const Index row = work.p.width_out(), block = Index(b) * d;
+        const bool vectors = whole_vectors(y, row, block, d) && whole_vectors(residual, row, block, d);
         consume(work, {residual, y, activation, negative_slope, vectors}, bias != nullptr, shared, {full, empty, 0});
     }
 }

@@ -13,6 +13,7 @@
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
 #include "split_tf32.cuh"
+#include "tile_counters.cuh"
 
 #ifndef PARTS
 #define PARTS 2
@@ -69,11 +70,6 @@ struct Ring {
 struct alignas(16) Place {
     int across, strip, l, i;
 };
-
-// How many tiles the blocks of a launch have taken, a place for each of the launches that may run at once; all 0 before
-// and after.
-constexpr int LAUNCHES = 1 << 16;
-__device__ unsigned taken_by[LAUNCHES];
 
 // The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first the i of the
 // same strip.
@@ -352,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                const float* __restrict__ values, const float* __restrict__ bias, const float* residual, float* y,
                const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
-               float negative_slope, int staged, int launch) {
+               float negative_slope, int staged, int counter) {
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ Place places[X_STAGES];
     __shared__ __align__(8) uint64_t barriers[2 * (X_STAGES + W_STAGES)];
@@ -369,7 +365,7 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     __syncthreads();
     if (threadIdx.x / 128 == WARPGROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, places, taken_by + launch);
+        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, places, tiles_taken + counter);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         const Epilogue epilogue{bias, residual, y, activation, negative_slope};

@@ -19,6 +19,7 @@
 
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
+#include "tile_counters.cuh"
 
 constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
 constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_ROWS * WIDTH;
@@ -35,11 +36,6 @@ static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
 #endif
-
-// How many tiles the blocks of a launch have taken, a place for each of the launches that may run at once; all 0 before
-// and after.
-constexpr int LAUNCHES = 1 << 16;
-__device__ unsigned taken_by[LAUNCHES];
 
 struct Shape {
     int rows;  // in use
@@ -362,7 +358,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
               const __grid_constant__ TensorMap y_map, const __grid_constant__ TensorMap residual_map,
               const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
-              int launch, int rows, int a, int b, int c, int d, int together, int pitch, int plane, int direct,
+              int counter, int rows, int a, int b, int c, int d, int together, int pitch, int plane, int direct,
               int activation, float negative_slope) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const Shape shape{rows_in_use(count, rows), a, b, c, d, pitch, plane};
@@ -381,7 +377,7 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
     if (threadIdx.x < WARPGROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == 0)
-            load_tiles(x_map, w_map, shape, Tiles(shape, together), taken_by + launch % LAUNCHES, ring);
+            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
