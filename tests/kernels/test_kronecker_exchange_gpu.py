@@ -1,11 +1,9 @@
 """Factors with d > 1 by teams of blocks, on a Hopper GPU: all shapes of team, tile and rest that the kernels know."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import exchange, exchange_halves, halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
@@ -36,18 +34,6 @@ each_way = pytest.mark.parametrize("way, precision", CASES[::2])
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not gpu_count():
-        pytest.skip("no CUDA device, or no pycuda")
-    opened = Device()
-    if not opened.limits.hopper:
-        opened.close()
-        pytest.skip("not a Hopper GPU")
-    yield opened
-    opened.close()
-
-
 def depths(way: exchange.Exchange | exchange_halves.ExchangeHalves) -> list[int]:
     depth = way.teams.depth
     return [depth] if way.teams.whole else [depth, depth + 8, 4 * depth]
@@ -59,33 +45,33 @@ def fits(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precisio
 
 @pytest.mark.parametrize("sides", SIDES, ids=str)
 @each_case
-def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(device, way, precision, sides):
+def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(hopper, way, precision, sides):
     for d in depths(way):
         for rows in (1, way.teams.rows, 5 * way.teams.rows + 3):
             pattern = (2, *sides, d)
-            if not fits(way, device, pattern, rows, precision):
+            if not fits(way, hopper, pattern, rows, precision):
                 continue
             x, values = operands(pattern, rows, precision)
             expected = product(x, values)
             y, plain = (poisoned(*expected.shape, dtype=x.dtype) for _ in range(2))
 
-            ks_matmul(device, x, values, y, way=way)
-            ks_matmul(device, x, values, plain, way=PLAIN[precision])
+            ks_matmul(hopper, x, values, y, way=way)
+            ks_matmul(hopper, x, values, plain, way=PLAIN[precision])
 
             assert relative_error(y, expected) < LIMIT[precision]
             assert torch.equal(y, plain)
 
 
 @each_case
-def test_many_rows_and_chunks_are_shared_among_all_teams(device, way, precision):
+def test_many_rows_and_chunks_are_shared_among_all_teams(hopper, way, precision):
     for a, b, c in ((3, 64, 64), (5, 128, 96), (40, 64, 128)):
         pattern, rows = (a, b, c, depths(way)[-1]), 9001
-        if not fits(way, device, pattern, rows, precision):
+        if not fits(way, hopper, pattern, rows, precision):
             continue
         x, values = operands(pattern, rows, precision)
         y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-        ks_matmul(device, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, way=way)
 
         for part in (slice(0, 300), slice(4400, 4700), slice(rows - 300, rows)):
             assert relative_error(y[part], product(x[part], values)) < LIMIT[precision]
@@ -94,7 +80,7 @@ def test_many_rows_and_chunks_are_shared_among_all_teams(device, way, precision)
 
 @pytest.mark.parametrize("activation", [None, *Activation], ids=str)
 @each_way
-def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, way, precision, activation):
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, way, precision, activation):
     for d in depths(way):
         pattern, rows = (2, 72, 64, d), way.teams.rows + 5
         x, values = operands(pattern, rows, precision)
@@ -104,13 +90,13 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
             y = torch.randn(rows, len(bias), device="cuda").to(x.dtype)
             expected = activate(sums + y.double() if residual else sums, activation, 0.2)
 
-            ks_matmul(device, x, values, y, Epilogue(bias, y if residual else None, activation, 0.2), way=way)
+            ks_matmul(hopper, x, values, y, Epilogue(bias, y if residual else None, activation, 0.2), way=way)
 
             assert relative_error(y, expected) < LIMIT[precision]
 
 
 @each_way
-def test_rows_past_the_count_do_not_matter_and_are_not_written(device, way, precision):
+def test_rows_past_the_count_do_not_matter_and_are_not_written(hopper, way, precision):
     for d in depths(way):
         pattern, rows = (2, 64, 80, d), 3 * way.teams.rows
         given, values = operands(pattern, rows, precision)
@@ -119,20 +105,20 @@ def test_rows_past_the_count_do_not_matter_and_are_not_written(device, way, prec
             x[used:] = torch.nan
             y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-            ks_matmul(device, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
+            ks_matmul(hopper, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
 
             assert relative_error(y[:used], product(x[:used], values)) < LIMIT[precision]
             assert bool(y[used:].isnan().all())
 
 
 @each_way
-def test_what_is_not_a_number_stays_in_its_row_and_block(device, way, precision):
+def test_what_is_not_a_number_stays_in_its_row_and_block(hopper, way, precision):
     for d in depths(way):
         pattern = (2, 64, 72, d)
         x, values = operands(pattern, way.teams.rows + 1, precision)
         x[3, 0] = torch.nan
         y = poisoned(len(x), KSPattern(*pattern).width_out, dtype=x.dtype)
 
-        ks_matmul(device, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, way=way)
 
         assert torch.equal(y.isnan(), product(x, values).isnan())

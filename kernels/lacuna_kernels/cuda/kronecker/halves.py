@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.halving import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.graph import Precision
@@ -16,10 +17,6 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 _STEP = 16
 _STAGES = 3
 _PRODUCERS = 128
-_LARGEST = 14
-"""The largest of the values that share a scale becomes 2^14 to 2^15 before it is rounded to fp16."""
-_SMALLEST = -98
-"""Exponents under this one are scaled as this one is: there are no larger powers of two."""
 _CLOCKS_PER_SECOND = 1.7e9
 _BYTES_PER_SECOND = 4.3e12
 
@@ -166,19 +163,15 @@ class Halves:
         """Return uint8: the halves, [a][d][steps of 16 k][eights of j][half][8 k][j][k], then the scales, fp32 [a*b*d].
 
         Within the eights j and k lie as 0 4 1 5 2 6 3 7, as the kernel's lanes take them. The values of one (i, j, l)
-        are scaled by a power of two, so that the largest becomes 2^14 to 2^15; the scales take that back.
+        share a scale, see halves_of.
         """
         a, b, c, d = values.shape
-        largest = values.abs().amax(2, keepdim=True)
-        exponent = (torch.frexp(largest).exponent - 1).clamp(min=_SMALLEST)
+        split, scales = halves_of(values, self._halves)
         eights, steps = ceil(b / 8), ceil(c / _STEP)
-        scaled = values.new_zeros(a, eights * 8, steps * _STEP, d)
-        scaled[:, :b, :c] = torch.ldexp(values, _LARGEST - exponent)
-        big = scaled.half()
-        halves = torch.stack([big, (scaled - big.float()).half()][: self._halves])
-        parts = halves.view(self._halves, a, eights, 2, 4, steps, 2, 2, 4, d)  # half i eight j j step k k k l
+        padded = split.new_zeros(self._halves, a, eights * 8, steps * _STEP, d)
+        padded[:, :, :b, :c] = split
+        parts = padded.view(self._halves, a, eights, 2, 4, steps, 2, 2, 4, d)  # half i eight j j step k k k l
         packed = parts.permute(1, 9, 5, 2, 0, 6, 4, 3, 8, 7).contiguous()
-        scales = torch.ldexp(torch.ones_like(largest), exponent)[:, :, 0].contiguous()
         return torch.cat([packed.view(torch.uint8).flatten(), scales.view(torch.uint8).flatten()])
 
     def _scales_at(self, pattern: KSPattern) -> int:

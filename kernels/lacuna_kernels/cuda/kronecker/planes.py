@@ -12,7 +12,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -205,7 +205,7 @@ class Planes:
             and mine
             and self._boxes.fits(p, p.c)
             and whole_out
-            and ceil(problem.rows / self.rows) * self.chunks(p) < 2**30
+            and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
         )
 

@@ -7,6 +7,7 @@ from math import ceil
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 SHARED_BYTES = 227 * 1024
@@ -194,7 +195,7 @@ class Teams:
             and p.b % 8 == 0
             and (ceil(p.c / STAGE_K) if self.halves else self.steps(p)) >= self.columns // PART
             and self.boxes.fits(p, p.c)
-            and ceil(problem.rows / self.rows) * self.chunks(p) < 2**30
+            and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
         )
 
