@@ -376,8 +376,8 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
 
     if (threadIdx.x < WARPGROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == 0)
-            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter, ring);
+        if (threadIdx.x == 0)  // the remainder is the counter itself: it is there as it was in what was measured
+            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter % COUNTERS, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
