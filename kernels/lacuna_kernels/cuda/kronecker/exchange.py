@@ -3,25 +3,22 @@
 from dataclasses import dataclass
 from math import ceil
 
-import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, Teams
+from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(ByTeams):
     """By teams so composed."""
-
-    teams: Teams
 
     @property
     def name(self) -> str:
@@ -36,28 +33,15 @@ class Exchange:
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
         dtype = DTYPES[precision]
-        return (self._variant(dtype),) if dtype in (torch.float16, torch.bfloat16) else ()
-
-    def _variant(self, dtype: torch.dtype) -> Variant:
+        if dtype.itemsize != self.teams.size:
+            return ()
         constants: dict[str, int | str] = {"ELEMENT": ELEMENTS[dtype], **self.teams.constants()}
         name = "ks_matmul_exchange"
-        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES)
+        return (Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES),)
 
     def sums(self, problem: Problem) -> Sums:
         """As all on the tensor cores."""
         return Sums.MMA
-
-    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """What the teams fit, in 16 bits."""
-        return problem.dtype in (torch.float16, torch.bfloat16) and self.teams.fits(problem, limits)
-
-    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The teams'."""
-        return self.teams.seconds(problem, limits)
-
-    def scratch_bytes(self, problem: Problem) -> int:
-        """None."""
-        return 0
 
     def pack(self, values: Tensor) -> Tensor:
         """By chunk, block, columns, 16 k, then l and matrices [8 j][8 k], padded with zeros; see ks_matmul_exchange.cu.
@@ -72,26 +56,6 @@ class Exchange:
         # i pass part t m e step eight k chunk block l
         split = padded.view(a, passes, teams.columns // PART, 4, 4, 2, steps, 2, 8, chunks, teams.blocks, teams.own)
         return split.permute(0, 9, 10, 1, 6, 11, 7, 2, 4, 3, 5, 8).contiguous()
-
-    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
-        """Enqueue; see Way."""
-        if not problem.rows:
-            return
-        teams, pattern = self.teams, problem.pattern
-        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
-        assert schedule is not None
-        device.kernel(self._variant(problem.dtype))(
-            (schedule.teams * teams.blocks, 1, 1),
-            (teams.threads, 1, 1),
-            teams.boxes.map(operands.x, pattern, pattern.c, teams.rows // teams.blocks, STAGE_K),
-            packed,
-            *arguments(problem, operands),
-            schedule.stages.raw,
-            schedule.stages.x,
-            schedule.stages.w,
-            schedule.stages.y,
-            schedule.together,
-        )
 
 
 WAYS = tuple(

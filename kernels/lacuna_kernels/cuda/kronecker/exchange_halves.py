@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.halving import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, Teams
+from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -19,11 +19,10 @@ _HALVES = {Precision.FP32: 2, Precision.TF32: 1}
 
 
 @dataclass(frozen=True, slots=True)
-class ExchangeHalves:
+class ExchangeHalves(ByTeams):
     """By teams so composed, in one of the two precisions."""
 
     precision: Precision
-    teams: Teams
 
     @property
     def name(self) -> str:
@@ -37,29 +36,15 @@ class ExchangeHalves:
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
-        return (self._variant,) if precision is self.precision else ()
-
-    @property
-    def _variant(self) -> Variant:
+        if precision is not self.precision:
+            return ()
         constants = {"SPLIT": self.teams.halves, **self.teams.constants()}
         name = "ks_matmul_exchange_halves"
-        return Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES)
+        return (Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES),)
 
     def sums(self, problem: Problem) -> Sums:
         """Those of ks_matmul_halves.cu."""
         return Sums.HALVES if self.precision is Precision.FP32 else Sums.HALF
-
-    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """What the teams fit, in its precision."""
-        return problem.precision is self.precision and self.teams.fits(problem, limits)
-
-    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The teams'."""
-        return self.teams.seconds(problem, limits)
-
-    def scratch_bytes(self, problem: Problem) -> int:
-        """None."""
-        return 0
 
     def pack(self, values: Tensor) -> Tensor:
         """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
@@ -82,36 +67,15 @@ class ExchangeHalves:
         by_column = by_column.permute(0, 3, 4, 1, 5, 2).contiguous()
         return torch.cat([ordered.view(torch.uint8).flatten(), by_column.view(torch.uint8).flatten()])
 
-    def _scales_at(self, pattern: KSPattern) -> int:
-        """Where the scales start among what `pack` returns."""
+    def operands(self, packed: Tensor, pattern: KSPattern) -> tuple[Tensor, ...]:
+        """The halves, and the scales behind them."""
         teams = self.teams
-        stages = teams.passes(pattern) * teams.steps(pattern)
-        return teams.chunks(pattern) * teams.blocks * stages * teams.weight_bytes
-
-    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
-        """Enqueue; see Way."""
-        if not problem.rows:
-            return
-        teams, pattern = self.teams, problem.pattern
-        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
-        assert schedule is not None
-        device.kernel(self._variant)(
-            (schedule.teams * teams.blocks, 1, 1),
-            (teams.threads, 1, 1),
-            teams.boxes.map(operands.x, pattern, pattern.c, teams.rows // teams.blocks, STAGE_K),
-            packed,
-            packed[self._scales_at(pattern) :],
-            *arguments(problem, operands),
-            schedule.stages.raw,
-            schedule.stages.x,
-            schedule.stages.w,
-            schedule.stages.y,
-            schedule.together,
-        )
+        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.steps(pattern)
+        return packed, packed[stages * teams.weight_bytes :]
 
 
 WAYS = tuple(
-    ExchangeHalves(precision, Teams(4, halves, *teams))
+    ExchangeHalves(Teams(4, halves, *teams), precision)
     for precision, halves in _HALVES.items()
     for teams in (
         (4, 2, 64, 64, 2, False),

@@ -1,4 +1,4 @@
-"""Teams of blocks that take x apart for one another: what ks_matmul_exchange.cu and its sibling for fp32 share."""
+"""Teams of blocks that take x apart for one another: how they are composed, and how they share the work."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

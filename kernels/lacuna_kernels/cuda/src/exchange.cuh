@@ -1,5 +1,6 @@
-// What ks_matmul_exchange.cu (16 bits) and ks_matmul_exchange_halves.cu (fp32) share: how teams of blocks share the work,
-// where things are in a block's memory, and the threads that bring x and weights. See the first for the idea.
+// What ks_matmul_exchange.cu (16 bits) and ks_matmul_exchange_halves.cu (fp32) share: how teams of blocks share the
+// work, where things are in a block's memory, the threads that bring x and weights, and the order of all others' work.
+// See the first for the idea.
 #pragma once
 
 #include "hopper.cuh"
@@ -21,8 +22,8 @@ constexpr int W_STAGE = OWN_L * 2 * HALVES * W_PLANE;
 constexpr int PART = 32, PARTS = COLUMNS / PART;                   // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
-constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;  // threads that take a stage apart; crews take turns,
-                                                                     // a stage of a ring is always the same crew's
+// Threads that take a stage apart. Crews take turns; a stage of a ring must always be the same crew's.
+constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;
 constexpr int WRITERS = 2;                                         // warps
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
@@ -193,3 +194,68 @@ struct Unit {
         return raw + swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
     }
 };
+
+// Take stages of x apart, a crew a stage: `take` gets a unit, and where its stage is as it came and in planes.
+template <class Take>
+__device__ __forceinline__ void take_apart(const Work& w, Take take) {
+    const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
+    if (crew >= CREWS) return;
+    int left = 0;
+    for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
+    Ring in, out;
+    for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
+#pragma unroll 1
+    for (; left > 0; left -= CREWS) {
+        barrier_wait(w.full_raw(in.stage), in.phase);
+        barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
+#pragma unroll 1
+        for (int unit = thread; unit < UNITS; unit += CREW) take(unit, in.stage, out.stage);
+        barrier_arrive(w.empty_raw(in.stage));
+        for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
+    }
+}
+
+// Go through all passes of all tiles. `multiply` makes the sums of one, while it sends those of the pass before; `end`
+// sends the last.
+template <class Sums, class Multiply, class End>
+__device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply multiply, End end) {
+    Sums even, odd;
+    Pass before;
+    Tile at(w);
+    Ring start;
+    int pass = 0;
+    const auto turn = [&](Sums& sums, Sums& done) {
+        if (!at.is_there(w)) return false;
+        if (pass == 0) start = rings.x;
+        if (w.keeps) rings.x = start;
+        const bool last = pass + 1 == w.passes;
+        multiply(sums, done, before, last || !w.keeps, !w.resident || at.ends_chunk(w));
+        before = {at.chunk, at.tile, pass, true};
+        ++pass;
+        if (last) pass = 0, at.next(w);
+        return true;
+    };
+#pragma unroll 1
+    while (true) {
+        if (!turn(even, odd)) return end(odd, before);
+        if (!turn(odd, even)) return end(even, before);
+    }
+}
+
+// Write y part after part: `part` gets a tile, its first j, the stage where it is, and one of the 64 threads.
+template <class Part>
+__device__ __forceinline__ void write(const Work& w, int thread, Part part) {
+    Ring ring;
+    for (Tile at(w); at.is_there(w); at.next(w))
+        for (int pass = 0; pass < w.passes; ++pass) {
+            const int parts = w.parts(pass);
+            for (int q = 0; q < parts; ++q) {
+                barrier_wait(w.full_y(ring.stage), ring.phase);
+                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
+                part(at, pass * COLUMNS + q * PART, ring.stage);
+                __syncwarp();
+                if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
+                ring.next(w.y_stages);
+            }
+        }
+}

@@ -11,8 +11,9 @@
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
 //   write       two warps: 8 j of RUN l of one row are put back in the order of y
-// Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level cache.
-// Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every pass.
+// Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
+// cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
+// pass.
 //
 // With a residual, the sums with the bias are rounded to ELEMENT before the residual is added.
 #ifndef TEAM
@@ -39,49 +40,32 @@ __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f)
     return __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
 }
 
-__device__ __forceinline__ void take_apart(const Work& w) {
-    const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
-    if (crew >= CREWS) return;
-    int left = 0;
-    for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
-    Ring in, out;
-    for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
-#pragma unroll 1
-    for (; left > 0; left -= CREWS) {
-        barrier_wait(w.full_raw(in.stage), in.phase);
-        barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
-#pragma unroll 1
-        for (int unit = thread; unit < UNITS; unit += CREW) {
-            const Unit at(RUNS == 3 ? hidden(unit) : unit);  // or else it would spill
-            uint32_t words[RUN * 4];
+__device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int out) {
+    const Unit at(RUNS == 3 ? hidden(unit) : unit);  // or else it would spill
+    uint32_t words[RUN * 4];
 #pragma unroll
-            for (int m = 0; m < RUN; ++m) {
-                const uint4 vector = read_16_bytes(at.vector(w.raw_at + in.stage * RAW_STAGE, m));
-                words[4 * m] = vector.x, words[4 * m + 1] = vector.y, words[4 * m + 2] = vector.z;
-                words[4 * m + 3] = vector.w;
-            }
-            const uint32_t to = w.x_at + out.stage * X_STAGE + at.eight / 2 * STEP + at.eight % 2 * PLANE +
-                                (w.rank * OWN_ROWS + at.row) * 16;
+    for (int m = 0; m < RUN; ++m) {
+        const uint4 vector = read_16_bytes(at.vector(w.raw_at + in * RAW_STAGE, m));
+        words[4 * m] = vector.x, words[4 * m + 1] = vector.y, words[4 * m + 2] = vector.z, words[4 * m + 3] = vector.w;
+    }
+    const uint32_t to = w.x_at + out * X_STAGE + at.eight / 2 * STEP + at.eight % 2 * PLANE +
+                        (w.rank * OWN_ROWS + at.row) * 16;
 #pragma unroll
-            for (int r = 0; r < RUN; ++r) {
-                const int l = at.run * RUN + r;
-                uint32_t pairs[4];
+    for (int r = 0; r < RUN; ++r) {
+        const int l = at.run * RUN + r;
+        uint32_t pairs[4];
 #pragma unroll
-                for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
-                store_there(in_block(to + l % OWN_L * 2 * PLANE, l / OWN_L),
-                            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
-                            in_block(w.full_x(out.stage), l / OWN_L));
-            }
-        }
-        barrier_arrive(w.empty_raw(in.stage));
-        for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
+        for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
+        store_there(in_block(to + l % OWN_L * 2 * PLANE, l / OWN_L), make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
+                    in_block(w.full_x(out), l / OWN_L));
     }
 }
 
 // ---- multiply ----
 using Sums = float[MINE][COLUMNS / 2];
 
-// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = 32 q + 8 t + 2 m + e, so that a thread has runs of 8 j.
+// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = 32 q + 8 t + 2 m + e, so that a thread has runs of
+// 8 j.
 __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
     const int i = of.i(w), l = of.l(w) + w.rank * OWN_L + me.first_l();
 #pragma unroll
@@ -193,35 +177,19 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
 }
 
 __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
-    Sums even, odd;
     Rings rings;
-    Pass before, now;
-    Tile at(w);
-    Ring start;
-    int pass = 0;
-    const auto turn = [&](Sums& sums, Sums& done) {
-        if (!at.is_there(w)) return false;
-        if (pass == 0) start = rings.x;
-        if (w.keeps) rings.x = start;
-        const bool last = pass + 1 == w.passes;
-        multiply(sums, done, w, rings, me, before, last || !w.keeps, !w.resident || at.ends_chunk(w));
-        before = {at.chunk, at.tile, pass, true};
-        ++pass;
-        if (last) pass = 0, at.next(w);
-        return true;
-    };
-    const auto end = [&](Sums& done) {
-        if (!before.is_there) return;
-        finish(done, w, me, before);
+    take_turns<Sums>(
+        w, rings,
+        [&](Sums& sums, Sums& done, const Pass& before, bool free_x, bool free_w) {
+            multiply(sums, done, w, rings, me, before, free_x, free_w);
+        },
+        [&](Sums& done, const Pass& before) {
+            if (!before.is_there) return;
+            finish(done, w, me, before);
 #pragma unroll
-        for (int q = 0; q < PARTS; ++q)
-            if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
-    };
-#pragma unroll 1
-    while (true) {
-        if (!turn(even, odd)) return end(odd);
-        if (!turn(odd, even)) return end(even);
-    }
+            for (int q = 0; q < PARTS; ++q)
+                if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
+        });
 }
 
 // ---- write ----
@@ -229,7 +197,8 @@ constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
 
 // Add the residual to rounded sums, and activate: vectors are `apart` elements from one to the next, and take turns, so
 // that the code is there once.
-__device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Work& w, const Element* from, Index apart) {
+__device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Work& w, const Element* from,
+                                             Index apart) {
 #pragma unroll 1
     for (int turn = 0; turn < VECTORS; ++turn, from += apart) {
         const uint4 residual = *reinterpret_cast<const uint4*>(from);
@@ -283,22 +252,6 @@ __device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j,
     }
 }
 
-__device__ __forceinline__ void write(const Work& w, int thread) {
-    Ring ring;
-    for (Tile at(w); at.is_there(w); at.next(w))
-        for (int pass = 0; pass < w.passes; ++pass) {
-            const int parts = w.parts(pass);
-            for (int q = 0; q < parts; ++q) {
-                barrier_wait(w.full_y(ring.stage), ring.phase);
-                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
-                write_part(w, at, pass * COLUMNS + q * PART, ring.stage, thread);
-                __syncwarp();
-                if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
-                ring.next(w.y_stages);
-            }
-        }
-}
-
 extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
 ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
                const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
@@ -313,12 +266,17 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
     meet_team();
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();
-        take_apart(Work(arguments, at));
+        const Work w(arguments, at);
+        take_apart(w, [&](int unit, int in, int out) { take_unit(w, unit, in, out); });
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
-        if (warp >= 2) write(Work(arguments, at), threadIdx.x % 128 - 64);
+        if (warp >= 2) {
+            const Work w(arguments, at);
+            const int thread = threadIdx.x % 128 - 64;
+            write(w, thread, [&](const Tile& tile, int j, int stage) { write_part(w, tile, j, stage, thread); });
+        }
     } else {
         take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), {role - 2, lane, warp});

@@ -71,49 +71,31 @@ __device__ __forceinline__ void split(const float (&x)[8][RUN], int r, float sca
     small = make_uint4(smalls[0], smalls[1], smalls[2], smalls[3]);
 }
 
-__device__ __forceinline__ void take_apart(const Work& w) {
-    const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
-    if (crew >= CREWS) return;
-    int left = 0;
-    for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
-    Ring in, out;
-    for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
-#pragma unroll 1
-    for (; left > 0; left -= CREWS) {
-        barrier_wait(w.full_raw(in.stage), in.phase);
-        barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
-#pragma unroll 1
-        for (int unit = thread; unit < UNITS; unit += CREW) {
-            const Unit at(unit);
-            float x[8][RUN];
+__device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int out) {
+    const Unit at(unit);
+    float x[8][RUN];
 #pragma unroll
-            for (int m = 0; m < 2 * RUN; ++m) {
-                const uint4 vector = read_16_bytes(at.vector(w.raw_at + in.stage * RAW_STAGE, m));
-                const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+    for (int m = 0; m < 2 * RUN; ++m) {
+        const uint4 vector = read_16_bytes(at.vector(w.raw_at + in * RAW_STAGE, m));
+        const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
-                for (int v = 0; v < 4; ++v) x[(4 * m + v) / RUN][(4 * m + v) % RUN] = __uint_as_float(words[v]);
-            }
-            float scale[RUN], back[RUN];
-            measure(x, scale, back);
-            const int row = w.rank * OWN_ROWS + at.row;
-            const uint32_t step = w.x_at + out.stage * X_STAGE + at.eight / 2 * STEP;
-            const uint32_t to = step + at.eight % 2 * PLANE + row * 16;
+        for (int v = 0; v < 4; ++v) x[(4 * m + v) / RUN][(4 * m + v) % RUN] = __uint_as_float(words[v]);
+    }
+    float scale[RUN], back[RUN];
+    measure(x, scale, back);
+    const int row = w.rank * OWN_ROWS + at.row;
+    const uint32_t step = w.x_at + out * X_STAGE + at.eight / 2 * STEP, to = step + at.eight % 2 * PLANE + row * 16;
 #pragma unroll
-            for (int r = 0; r < RUN; ++r) {
-                const int l = at.run * RUN + r, own = l % OWN_L, owner = l / OWN_L;
-                const uint32_t full = in_block(w.full_x(out.stage), owner);
-                uint4 big, small;
-                split(x, r, scale[r], big, small);
-                const uint32_t there = in_block(to + own * 2 * HALVES * PLANE, owner);
-                store_there(there, big, full);
-                if (HALVES == 2) store_there(there + 2 * PLANE, small, full);
-                if (at.eight % 2 == 0)
-                    store_word_there(in_block(step + SCALES_AT + (own * ROWS + row) * 4, owner),
-                                     __float_as_uint(back[r]), full);
-            }
-        }
-        barrier_arrive(w.empty_raw(in.stage));
-        for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
+    for (int r = 0; r < RUN; ++r) {
+        const int l = at.run * RUN + r, own = l % OWN_L, owner = l / OWN_L;
+        const uint32_t full = in_block(w.full_x(out), owner), there = in_block(to + own * 2 * HALVES * PLANE, owner);
+        uint4 big, small;
+        split(x, r, scale[r], big, small);
+        store_there(there, big, full);
+        if (HALVES == 2) store_there(there + 2 * PLANE, small, full);
+        if (at.eight % 2 == 0)
+            store_word_there(in_block(step + SCALES_AT + (own * ROWS + row) * 4, owner), __float_as_uint(back[r]),
+                             full);
     }
 }
 
@@ -209,7 +191,8 @@ __device__ __forceinline__ void add_products(Sums& sums, const Sums& t, uint32_t
 // done before is sent. The products of two steps are under way at once; none from one stage to the next, or else the
 // compiler would wait for each.
 __device__ __forceinline__ void multiply(Sums& sums, const Sums& done, const Work& w, Rings& rings,
-                                         const Operands& mine, const Consumer& me, int parts, bool free_x, bool free_w) {
+                                         const Operands& mine, const Consumer& me, int parts, bool free_x,
+                                         bool free_w) {
     Ring &xs = rings.x, &ws = rings.w;
     Sums t, u;
     const auto start = [&](Sums& products, int step) {
@@ -244,40 +227,24 @@ __device__ __forceinline__ void multiply(Sums& sums, const Sums& done, const Wor
 }
 
 __device__ __forceinline__ void consume(const Work& w, const float* __restrict__ scales, const Consumer& me) {
-    Sums even, odd;
     Rings rings;
-    Pass before;
-    Tile at(w);
-    Ring first;
-    int pass = 0;
     const uint32_t row = me.first_row() + me.warp * 16 + me.lane / 4, l = me.first_l();
     const Operands mine{w.x_at + l * 2 * HALVES * PLANE + me.first_row() * 16, w.w_at + l * 2 * HALVES * W_PLANE,
                         w.x_at + SCALES_AT + (l * ROWS + row) * 4};
-    const auto turn = [&](Sums& sums, Sums& done) {
-        if (!at.is_there(w)) return false;
-        if (pass == 0) first = rings.x;
-        if (w.keeps) rings.x = first;
-        const bool last = pass + 1 == w.passes;
-        if (before.is_there) finish(done, w, scales, me, before);
-        multiply(sums, done, w, rings, mine, me, before.is_there ? w.parts(before.pass) : 0, last || !w.keeps,
-                 !w.resident || at.ends_chunk(w));
-        before = {at.chunk, at.tile, pass, true};
-        ++pass;
-        if (last) pass = 0, at.next(w);
-        return true;
-    };
-    const auto end = [&](Sums& done) {
-        if (!before.is_there) return;
-        finish(done, w, scales, me, before);
+    take_turns<Sums>(
+        w, rings,
+        [&](Sums& sums, Sums& done, const Pass& before, bool free_x, bool free_w) {
+            if (before.is_there) finish(done, w, scales, me, before);
+            const int parts = before.is_there ? w.parts(before.pass) : 0;
+            multiply(sums, done, w, rings, mine, me, parts, free_x, free_w);
+        },
+        [&](Sums& done, const Pass& before) {
+            if (!before.is_there) return;
+            finish(done, w, scales, me, before);
 #pragma unroll
-        for (int q = 0; q < PARTS; ++q)
-            if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
-    };
-#pragma unroll 1
-    while (true) {
-        if (!turn(even, odd)) return end(odd);
-        if (!turn(odd, even)) return end(even);
-    }
+            for (int q = 0; q < PARTS; ++q)
+                if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
+        });
 }
 
 // ---- write ----
@@ -317,22 +284,6 @@ __device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j,
     }
 }
 
-__device__ __forceinline__ void write(const Work& w, int thread) {
-    Ring ring;
-    for (Tile at(w); at.is_there(w); at.next(w))
-        for (int pass = 0; pass < w.passes; ++pass) {
-            const int parts = w.parts(pass);
-            for (int q = 0; q < parts; ++q) {
-                barrier_wait(w.full_y(ring.stage), ring.phase);
-                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
-                write_part(w, at, pass * COLUMNS + q * PART, ring.stage, thread);
-                __syncwarp();
-                if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
-                ring.next(w.y_stages);
-            }
-        }
-}
-
 extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
 ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
                           const float* __restrict__ scales, const float* __restrict__ bias, const float* residual,
@@ -348,12 +299,17 @@ ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* _
     meet_team();
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();
-        take_apart(Work(arguments, at));
+        const Work w(arguments, at);
+        take_apart(w, [&](int unit, int in, int out) { take_unit(w, unit, in, out); });
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
-        if (warp >= 2) write(Work(arguments, at), threadIdx.x % 128 - 64);
+        if (warp >= 2) {
+            const Work w(arguments, at);
+            const int thread = threadIdx.x % 128 - 64;
+            write(w, thread, [&](const Tile& tile, int j, int stage) { write_part(w, tile, j, stage, thread); });
+        }
     } else {
         take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), scales, {role - 2, lane, warp});
