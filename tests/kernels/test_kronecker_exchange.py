@@ -70,7 +70,7 @@ def test_halves_are_packed_in_stages_with_a_scale_for_every_column(way):
 
     packed = way.pack(given)
 
-    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.steps(pattern)
+    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
     halves = packed[: stages * teams.weight_bytes].view(torch.float16).double()
     scales = packed[stages * teams.weight_bytes :].view(torch.float32)
     assert int((scales != 0).sum()) == 2 * 72 * depth(way)

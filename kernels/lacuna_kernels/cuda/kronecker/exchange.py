@@ -9,7 +9,7 @@ from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, Teams
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
@@ -50,11 +50,13 @@ class Exchange(ByTeams):
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
-        passes, steps, chunks = teams.passes(pattern), teams.steps(pattern), ceil(d / teams.depth)
-        padded = values.new_zeros(a, passes * teams.columns, steps * 16, chunks * teams.depth)
+        passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
+        padded = values.new_zeros(a, passes * teams.columns, k_stages * STAGE_K, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
         # i pass part t m e step eight k chunk block l
-        split = padded.view(a, passes, teams.columns // PART, 4, 4, 2, steps, 2, 8, chunks, teams.blocks, teams.own)
+        split = padded.view(
+            a, passes, teams.columns // PART, 4, 4, 2, 2 * k_stages, 2, 8, chunks, teams.blocks, teams.own
+        )
         return split.permute(0, 9, 10, 1, 6, 11, 7, 2, 4, 3, 5, 8).contiguous()
 
 

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.halving import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, Teams
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -54,12 +54,14 @@ class ExchangeHalves(ByTeams):
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
-        passes, steps, chunks = teams.passes(pattern), teams.steps(pattern), ceil(d / teams.depth)
+        passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
         parts, halves, scales = teams.columns // PART, *halves_of(values, teams.halves)
-        padded = halves.new_zeros(teams.halves, a, passes * teams.columns, steps * 16, chunks * teams.depth)
+        padded = halves.new_zeros(teams.halves, a, passes * teams.columns, k_stages * STAGE_K, chunks * teams.depth)
         padded[:, :, :b, :c, :d] = halves
         # half i pass part g t m e step eight e t chunk block l
-        split = padded.view(teams.halves, a, passes, parts, 2, 4, 2, 2, steps, 2, 2, 4, chunks, teams.blocks, teams.own)
+        split = padded.view(
+            teams.halves, a, passes, parts, 2, 4, 2, 2, 2 * k_stages, 2, 2, 4, chunks, teams.blocks, teams.own
+        )
         ordered = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 3, 4, 6, 5, 7, 11, 10).contiguous()
         padded_scales = scales.new_zeros(a, passes * teams.columns, chunks * teams.depth)
         padded_scales[:, :b, :d] = scales
@@ -70,7 +72,7 @@ class ExchangeHalves(ByTeams):
     def operands(self, packed: Tensor, pattern: KSPattern) -> tuple[Tensor, ...]:
         """The halves, and the scales behind them."""
         teams = self.teams
-        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.steps(pattern)
+        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
         return packed, packed[stages * teams.weight_bytes :]
 
 

@@ -16,6 +16,8 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
+_SENT_AT_ONCE = 2
+"""Parts of 32 j that are sent during a stage."""
 _IDLE_TEAMS = {1: 0, 2: 0, 4: 2, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -94,8 +96,8 @@ class Teams:
 
     @property
     def weight_bytes(self) -> int:
-        """Of a stage of weights: 16 k of a product's columns, for a block's l."""
-        return 16 * self.columns * self.own * 2 * max(self.halves, 1)
+        """Of a stage of weights: 32 k of a product's columns, for a block's l."""
+        return STAGE_K * self.columns * self.own * 2 * max(self.halves, 1)
 
     @property
     def y_bytes(self) -> int:
@@ -123,9 +125,9 @@ class Teams:
         """Over the planes of a tile."""
         return ceil(pattern.b / self.columns)
 
-    def steps(self, pattern: KSPattern) -> int:
-        """Of 16 k of the weights; of whole stages of x, if in halves."""
-        return 2 * ceil(pattern.c / STAGE_K) if self.halves else ceil(pattern.c / 16)
+    def k_stages(self, pattern: KSPattern) -> int:
+        """Stages of x, and of weights, in a pass."""
+        return ceil(pattern.c / STAGE_K)
 
     def chunks(self, pattern: KSPattern) -> int:
         """Chunks of neighbouring l, of all i."""
@@ -137,8 +139,8 @@ class Teams:
         Planes are best kept for as long as all columns take them. Weights that do not all fit want many bytes on their
         way.
         """
-        all_weights = self.steps(pattern) * self.passes(pattern)
-        whole = _round_up(ceil(pattern.c / STAGE_K), self.crews)
+        all_weights = self.k_stages(pattern) * self.passes(pattern)
+        whole = _round_up(self.k_stages(pattern), self.crews)
         for least_x in (2,) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
             for w, raw, y in self._wanted(all_weights) if least_x <= _MOST_STAGES else ():
                 used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
@@ -151,7 +153,7 @@ class Teams:
 
     def times(self, pattern: KSPattern, stages: Stages) -> int:
         """How often the x of a tile comes: once if its planes are kept for all passes."""
-        return 1 if stages.x >= ceil(pattern.c / STAGE_K) else self.passes(pattern)
+        return 1 if stages.x >= self.k_stages(pattern) else self.passes(pattern)
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
@@ -159,7 +161,7 @@ class Teams:
         if all_weights <= _MOST_STAGES:
             yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
-            w = min(_MOST_STAGES, max(3, on_their_way // self.weight_bytes), all_weights - 1)
+            w = min(_MOST_STAGES, max(2, on_their_way // self.weight_bytes), all_weights - 1)
             if w >= 2:
                 yield from ((w, raw, y) for raw in raws for y in (4, 3, 2))
 
@@ -180,7 +182,7 @@ class Teams:
 
         together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
         teams = min(most // together * together, tiles * together)
-        return Schedule(teams, together, stages, stages.w == self.steps(pattern) * self.passes(pattern))
+        return Schedule(teams, together, stages, stages.w == self.k_stages(pattern) * self.passes(pattern))
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
@@ -193,7 +195,7 @@ class Teams:
             and problem.aligned
             and mine
             and p.b % 8 == 0
-            and (ceil(p.c / STAGE_K) if self.halves else self.steps(p)) >= self.columns // PART
+            and self.k_stages(p) * _SENT_AT_ONCE >= self.columns // PART
             and self.boxes.fits(p, p.c)
             and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
@@ -207,12 +209,12 @@ class Teams:
         products = {0: 1, 1: 1, 2: 3}[self.halves]
         tiles = ceil(problem.rows / self.rows) * self.chunks(p)
         x, y = (self.rows * self.own * self.size * side for side in (p.c, p.b))
-        stages = self.passes(p) * self.steps(p)
+        stages = self.passes(p) * self.k_stages(p)
         x *= self.times(p, schedule.stages)
         weights = stages * self.weight_bytes
-        read = products * stages * self.own * (self.rows + self.rows * self.columns // 64) * 32
+        read = products * stages * self.own * (self.rows + self.rows * self.columns // 64) * 64
         shared = (3 * x + 2 * y + read + (0 if schedule.resident else weights)) / 128
-        arithmetic = products * stages * self.own * self.rows * self.columns / 128
+        arithmetic = products * stages * self.own * self.rows * self.columns / 64
         streamed = 0 if schedule.resident else weights
         clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared, 1.4 * arithmetic)
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9

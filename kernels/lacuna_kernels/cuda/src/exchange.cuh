@@ -13,12 +13,12 @@ constexpr bool BY_ROWS = OWN_L < GROUPS;                // whether warpgroups di
 constexpr int MINE = BY_ROWS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup that multiplies
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
-constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x
+constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
 constexpr int PLANE = ROWS * 16, W_PLANE = COLUMNS * 16;           // 8 k of an l, or of a half of it
 constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
-constexpr int W_STAGE = OWN_L * 2 * HALVES * W_PLANE;
+constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
 constexpr int PART = 32, PARTS = COLUMNS / PART;                   // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
@@ -42,7 +42,7 @@ struct Arguments {
 // What all threads agree on. `together` neighbouring chunks (L l of one i) are done side by side, by teams that are a
 // multiple of it, before the next ones: a team stays with a chunk for all its tiles.
 struct Work : Arguments {
-    int rows, tiles, chunks_l, units, stages, steps, passes, rank, team, teams;
+    int rows, tiles, chunks_l, units, stages, passes, rank, team, teams;
     bool resident;  // whether all weights of a chunk fit
     bool keeps;     // whether all planes of a tile fit, for all passes; otherwise x comes once more for each
     uint32_t shared, raw_at, x_at, w_at, y_at;
@@ -51,10 +51,10 @@ struct Work : Arguments {
         rows = rows_in_use(count, rows_max);
         tiles = (rows + ROWS - 1) / ROWS;
         chunks_l = (d + L - 1) / L, units = tiles * a * chunks_l;
-        stages = (c + STAGE_K - 1) / STAGE_K, steps = (c + WEIGHT_K - 1) / WEIGHT_K * (WEIGHT_K / 16);
+        stages = (c + STAGE_K - 1) / STAGE_K;
         passes = (b + COLUMNS - 1) / COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, teams = gridDim.x / TEAM;
-        resident = steps * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
+        resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         y_at = w_at + w_stages * W_STAGE;
     }
@@ -123,12 +123,19 @@ struct Rings {
     Ring x, w, y;
 };
 
-// A thread that multiplies.
+// A thread that multiplies. While it does so for two stages or less, it sends PARTS parts: this many at most in one.
+constexpr int SENT_AT_ONCE = 2;
+
 struct Consumer {
     int who, lane, warp;
 
     __device__ __forceinline__ int first_l() const { return BY_ROWS ? 0 : who * MINE; }  // of the block's
     __device__ __forceinline__ int first_row() const { return BY_ROWS ? who * 64 : 0; }
+
+    // Give back a stage of weights.
+    __device__ __forceinline__ void give_back_w(const Work& w, int stage) const {
+        if (lane == 0) barrier_arrive(w.empty_w(stage));
+    }
 
     // Give back a stage of planes to all blocks that fill it; one thread says first how much is to come.
     __device__ __forceinline__ void give_back_x(const Work& w, int stage) const {
@@ -168,7 +175,7 @@ __device__ __forceinline__ void bring_weights(const Work& w) {
     for (Tile at(w); at.is_there(w); at.next(w)) {
         if (w.resident && at.chunk == brought) continue;
         brought = at.chunk;
-        const int stages = w.steps * w.passes;
+        const int stages = w.stages * w.passes;
         const char* from = w.weights + (Index(at.chunk) * TEAM + w.rank) * stages * W_STAGE;
         for (int stage = 0; stage < stages; ++stage, from += W_STAGE) {
             barrier_wait(w.empty_w(ring.stage), ring.phase ^ 1);

@@ -29,7 +29,7 @@
 #define MULTIPLY_REGISTERS 176
 #endif
 
-constexpr int HALVES = 1, WEIGHT_K = 16;  // a value is itself; the steps of 16 k of the weights are as many as c needs
+constexpr int HALVES = 1;  // a value is itself
 constexpr bool HALVES_SCALED = false;
 
 #include "exchange.cuh"
@@ -134,29 +134,29 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
     const uint32_t w_mine = w.w_at + me.first_l() * 2 * W_PLANE;
     Ring &xs = rings.x, &ws = rings.w;
     const auto give_back = [&](int x_stage, int w_stage) {
-        if (free_w && me.lane == 0) barrier_arrive(w.empty_w(w_stage));
-        if (free_x && x_stage >= 0) me.give_back_x(w, x_stage);
+        if (free_w) me.give_back_w(w, w_stage);
+        if (free_x) me.give_back_x(w, x_stage);
     };
-    int w_before = 0, x_before = -1;
-    const auto step = [&](int s) {
-        if (s % STEPS == 0) {
-            barrier_wait(w.full_x(xs.stage), xs.phase);
-            publish_shared();
-        }
+    int x_before = 0, w_before = 0;
+    const auto stage = [&](bool first) {
+        barrier_wait(w.full_x(xs.stage), xs.phase);
         barrier_wait(w.full_w(ws.stage), ws.phase);
+        publish_shared();
         products_begin();
-        const uint64_t x = operand(x_mine + xs.stage * X_STAGE + s % STEPS * STEP, PLANE, 128);
-        const uint64_t weights = operand(w_mine + ws.stage * W_STAGE, W_PLANE, 128);
 #pragma unroll
-        for (int m = 0; m < MINE; ++m)
-            multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16), s, Element());
+        for (int step = 0; step < STEPS; ++step) {
+            const uint64_t x = operand(x_mine + xs.stage * X_STAGE + step * STEP, PLANE, 128);
+            const uint64_t weights = operand(w_mine + ws.stage * W_STAGE + step * W_STEP, W_PLANE, 128);
+#pragma unroll
+            for (int m = 0; m < MINE; ++m)
+                multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16),
+                                         !first || step, Element());
+        }
         products_commit();
         products_wait<1>();
-        if (s > 0) give_back(x_before, w_before);
-        const bool last_of_stage = s % STEPS == STEPS - 1 || s == w.steps - 1;
-        w_before = ws.stage, x_before = last_of_stage ? xs.stage : -1;
-        ws.next(w.w_stages, free_w);
-        if (last_of_stage) xs.next(w.x_stages);
+        if (!first) give_back(x_before, w_before);
+        x_before = xs.stage, w_before = ws.stage;
+        xs.next(w.x_stages), ws.next(w.w_stages, free_w);
     };
     if (before.is_there) finish(done, w, me, before);
 #pragma unroll
@@ -164,14 +164,13 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[m][n]);
     const int parts = before.is_there ? w.parts(before.pass) : 0;
-    int s = 0;
 #pragma unroll
     for (int q = 0; q < PARTS; ++q) {
-        step(s++);
+        if (q % SENT_AT_ONCE == 0) stage(q == 0);
         if (q < parts) send(done, q, w, rings.y, me);
     }
 #pragma unroll 1
-    for (; s < w.steps; ++s) step(s);
+    for (int s = (PARTS + SENT_AT_ONCE - 1) / SENT_AT_ONCE; s < w.stages; ++s) stage(false);
     products_wait<0>();
     give_back(x_before, w_before);
 }

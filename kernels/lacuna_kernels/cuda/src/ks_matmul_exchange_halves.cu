@@ -20,7 +20,6 @@
 #endif
 
 constexpr int HALVES = SPLIT;
-constexpr int WEIGHT_K = 32;  // the weights are filled up with zeros to whole stages of x
 constexpr bool HALVES_SCALED = true;
 
 #include "exchange.cuh"
@@ -195,35 +194,29 @@ __device__ __forceinline__ void multiply(Sums& sums, const Sums& done, const Wor
                                          bool free_w) {
     Ring &xs = rings.x, &ws = rings.w;
     Sums t, u;
-    const auto start = [&](Sums& products, int step) {
-        barrier_wait(w.full_w(ws.stage), ws.phase);
-        start_products(products, mine.x + xs.stage * X_STAGE + step * STEP, mine.weights + ws.stage * W_STAGE);
-        const int used = ws.stage;
-        ws.next(w.w_stages, free_w);
-        return used;
-    };
-    const auto give_back_w = [&](int stage) {
-        if (free_w && me.lane == 0) barrier_arrive(w.empty_w(stage));
-    };
-    const auto stage = [&](int part) {  // and send a part, if it is one
+    const auto stage = [&](int part) {  // and send this part and the next, if they are there
         barrier_wait(w.full_x(xs.stage), xs.phase);
+        barrier_wait(w.full_w(ws.stage), ws.phase);
         publish_shared();
+        const uint32_t x = mine.x + xs.stage * X_STAGE, weights = mine.weights + ws.stage * W_STAGE;
         const uint32_t scales = mine.scales + xs.stage * X_STAGE;
-        const int w_first = start(t, 0), w_second = start(u, 1);
-        if (part < PARTS && part < parts) send(done, part, w, rings.y, me);
+        start_products(t, x, weights);
+        start_products(u, x + STEP, weights + W_STEP);
+#pragma unroll
+        for (int q = part; q < min(part + SENT_AT_ONCE, PARTS); ++q)
+            if (q < parts) send(done, q, w, rings.y, me);
         products_wait<1>();
-        give_back_w(w_first);
         add_products(sums, t, scales, part == 0);
         products_wait<0>();
-        give_back_w(w_second);
+        if (free_w) me.give_back_w(w, ws.stage);
         add_products(sums, u, scales + STEP, false);
         if (free_x) me.give_back_x(w, xs.stage);
-        xs.next(w.x_stages);
+        xs.next(w.x_stages), ws.next(w.w_stages, free_w);
     };
 #pragma unroll
-    for (int q = 0; q < PARTS; ++q) stage(q);
+    for (int q = 0; q < PARTS; q += SENT_AT_ONCE) stage(q);
 #pragma unroll 1
-    for (int s = PARTS; s < w.stages; ++s) stage(PARTS);
+    for (int s = (PARTS + SENT_AT_ONCE - 1) / SENT_AT_ONCE; s < w.stages; ++s) stage(PARTS);
 }
 
 __device__ __forceinline__ void consume(const Work& w, const float* __restrict__ scales, const Consumer& me) {
