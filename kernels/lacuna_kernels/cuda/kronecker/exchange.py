@@ -28,7 +28,7 @@ class Exchange(ByTeams):
     @property
     def packing(self) -> str:
         """The order of the weights follows from who has which."""
-        return f"exchange {self.teams.blocks}x{self.teams.own} {self.teams.columns}"
+        return f"exchange {self.teams.blocks}x{self.teams.own} {self.teams.shares}x{self.teams.columns}"
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
@@ -47,17 +47,16 @@ class Exchange(ByTeams):
         """By chunk, block, columns, 16 k, then l and matrices [8 j][8 k], padded with zeros; see ks_matmul_exchange.cu.
 
         Within 32 j, places 8 m + 2 t + e of the product are j = 8 t + 2 m + e: a thread's sums are 8 neighbouring j.
+        Warpgroups that share the columns have every other 32.
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
         passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
-        padded = values.new_zeros(a, passes * teams.columns, k_stages * STAGE_K, chunks * teams.depth)
+        padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * STAGE_K, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
-        # i pass part t m e step eight k chunk block l
-        split = padded.view(
-            a, passes, teams.columns // PART, 4, 4, 2, 2 * k_stages, 2, 8, chunks, teams.blocks, teams.own
-        )
-        return split.permute(0, 9, 10, 1, 6, 11, 7, 2, 4, 3, 5, 8).contiguous()
+        # i pass part share t m e step eight k chunk block l
+        sides = (teams.columns // PART, teams.shares, 4, 4, 2, 2 * k_stages, 2, 8, chunks, teams.blocks, teams.own)
+        return padded.view(a, passes, *sides).permute(0, 10, 11, 1, 7, 12, 8, 3, 2, 5, 4, 6, 9).contiguous()
 
 
 WAYS = tuple(
@@ -76,6 +75,9 @@ WAYS = tuple(
         (2, 2, 64, 64, 2, True),
         (2, 1, 128, 128, 2, True),
         (2, 1, 128, 64, 2, True),
+        (2, 1, 64, 128, 2, True),
+        (4, 1, 64, 128, 2, True),
+        (8, 1, 64, 128, 2, True),
         (1, 4, 64, 64, 2, True),
         (1, 2, 64, 128, 2, True),
     )

@@ -57,7 +57,7 @@ class Teams:
     own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
     rows     of a tile
     columns  j of a product
-    groups   warpgroups that multiply: they differ in l, or in rows if there are more of them than l
+    groups   warpgroups that multiply: they differ in l, or where they are more, in rows (64 each) or in columns
     whole    whether a chunk is all of d
     """
 
@@ -79,6 +79,16 @@ class Teams:
         return self.blocks * self.own
 
     @property
+    def shares(self) -> int:
+        """Warpgroups that share the columns of a pass."""
+        return self.groups if self.own < self.groups and self.rows == 64 else 1
+
+    @property
+    def pass_columns(self) -> int:
+        """Columns of a pass over the planes."""
+        return self.columns * self.shares
+
+    @property
     def threads(self) -> int:
         """Of a block: those that take x apart, those that bring and write, and those that multiply."""
         return 256 + 128 * self.groups
@@ -97,17 +107,18 @@ class Teams:
     @property
     def weight_bytes(self) -> int:
         """Of a stage of weights: 32 k of a product's columns, for a block's l."""
-        return STAGE_K * self.columns * self.own * 2 * max(self.halves, 1)
+        return STAGE_K * self.pass_columns * self.own * 2 * max(self.halves, 1)
 
     @property
     def y_bytes(self) -> int:
-        """Of a stage of y: 32 j of all l of a block's rows."""
-        return PART * self.depth * self.rows // self.blocks * self.size
+        """Of a stage of y: 32 j of each share, of all l of a block's rows."""
+        return PART * self.shares * self.depth * self.rows // self.blocks * self.size
 
     @property
     def crews(self) -> int:
         """Of threads that take stages of x apart in turn: a stage must always be the same crew's."""
-        return 2 if self.rows // self.blocks * (self.depth // self._run) <= 16 else 1
+        units = self.rows // self.blocks * STAGE_K // 8 * (self.depth // self._run)
+        return max(1, 128 // units)
 
     @property
     def _run(self) -> int:
@@ -123,7 +134,7 @@ class Teams:
 
     def passes(self, pattern: KSPattern) -> int:
         """Over the planes of a tile."""
-        return ceil(pattern.b / self.columns)
+        return ceil(pattern.b / self.pass_columns)
 
     def k_stages(self, pattern: KSPattern) -> int:
         """Stages of x, and of weights, in a pass."""
@@ -141,7 +152,7 @@ class Teams:
         """
         all_weights = self.k_stages(pattern) * self.passes(pattern)
         whole = _round_up(self.k_stages(pattern), self.crews)
-        for least_x in (2,) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
+        for least_x in (max(2, self.crews),) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
             for w, raw, y in self._wanted(all_weights) if least_x <= _MOST_STAGES else ():
                 used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
                 left = SHARED_BYTES - _BARRIERS_BYTES - used
@@ -157,7 +168,7 @@ class Teams:
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
-        raws = (4 if self.crews == 2 else 3, 2)
+        raws = {1: (3, 2), 2: (4, 2), 4: (4,)}[self.crews]
         if all_weights <= _MOST_STAGES:
             yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
@@ -212,9 +223,9 @@ class Teams:
         stages = self.passes(p) * self.k_stages(p)
         x *= self.times(p, schedule.stages)
         weights = stages * self.weight_bytes
-        read = products * stages * self.own * (self.rows + self.rows * self.columns // 64) * 64
+        read = products * stages * self.own * (self.rows + self.rows * self.pass_columns // 64) * 64
         shared = (3 * x + 2 * y + read + (0 if schedule.resident else weights)) / 128
-        arithmetic = products * stages * self.own * self.rows * self.columns / 64
+        arithmetic = products * stages * self.own * self.rows * self.pass_columns / 64
         streamed = 0 if schedule.resident else weights
         clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared, 1.4 * arithmetic)
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9

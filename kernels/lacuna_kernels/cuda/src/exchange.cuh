@@ -9,17 +9,19 @@
 #include "team.cuh"
 
 constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
-constexpr bool BY_ROWS = OWN_L < GROUPS;                // whether warpgroups differ in rows; else they differ in l
-constexpr int MINE = BY_ROWS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup that multiplies
+// Whether warpgroups that multiply differ in rows, or in columns; else they differ in l.
+constexpr bool BY_ROWS = OWN_L < GROUPS && ROWS > 64, BY_COLUMNS = OWN_L < GROUPS && ROWS == 64;
+constexpr int MINE = BY_ROWS || BY_COLUMNS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup
+constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
 constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
-constexpr int PLANE = ROWS * 16, W_PLANE = COLUMNS * 16;           // 8 k of an l, or of a half of it
+constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;          // 8 k of an l, or of a half of it
 constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
-constexpr int PART = 32, PARTS = COLUMNS / PART;                   // j that are exchanged at once
+constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
 // Threads that take a stage apart. Crews take turns; a stage of a ring must always be the same crew's.
@@ -27,7 +29,7 @@ constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;
 constexpr int WRITERS = 2;                                         // warps
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
-static_assert(ROWS == 64 * (BY_ROWS ? GROUPS : 1) && (BY_ROWS || OWN_L % GROUPS == 0), "products of 64 rows");
+static_assert(ROWS == 64 * (BY_ROWS ? GROUPS : 1) && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "products of 64 rows");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
@@ -52,7 +54,7 @@ struct Work : Arguments {
         tiles = (rows + ROWS - 1) / ROWS;
         chunks_l = (d + L - 1) / L, units = tiles * a * chunks_l;
         stages = (c + STAGE_K - 1) / STAGE_K;
-        passes = (b + COLUMNS - 1) / COLUMNS;
+        passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, teams = gridDim.x / TEAM;
         resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
@@ -74,9 +76,9 @@ struct Work : Arguments {
     // How often the x of a tile comes.
     __device__ __forceinline__ int times() const { return keeps ? 1 : passes; }
 
-    // Parts of 32 j of a pass that are there.
+    // Parts of a pass that are there.
     __device__ __forceinline__ int parts(int pass) const {
-        return min(PARTS, (b - pass * COLUMNS + PART - 1) / PART);
+        return min(PARTS, (b - pass * PASS_COLUMNS + PART - 1) / PART);
     }
 };
 
@@ -129,8 +131,11 @@ constexpr int SENT_AT_ONCE = 2;
 struct Consumer {
     int who, lane, warp;
 
-    __device__ __forceinline__ int first_l() const { return BY_ROWS ? 0 : who * MINE; }  // of the block's
+    __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
     __device__ __forceinline__ int first_row() const { return BY_ROWS ? who * 64 : 0; }
+
+    // The first of a thread's 8 neighbouring j in a part, in eights.
+    __device__ __forceinline__ int first_eight() const { return (BY_COLUMNS ? who * 4 : 0) + lane % 4; }
 
     // Give back a stage of weights.
     __device__ __forceinline__ void give_back_w(const Work& w, int stage) const {
@@ -259,7 +264,7 @@ __device__ __forceinline__ void write(const Work& w, int thread, Part part) {
             for (int q = 0; q < parts; ++q) {
                 barrier_wait(w.full_y(ring.stage), ring.phase);
                 if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
-                part(at, pass * COLUMNS + q * PART, ring.stage);
+                part(at, pass * PASS_COLUMNS + q * PART, ring.stage);
                 __syncwarp();
                 if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
                 ring.next(w.y_stages);

@@ -64,15 +64,15 @@ __device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int o
 // ---- multiply ----
 using Sums = float[MINE][COLUMNS / 2];
 
-// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = 32 q + 8 t + 2 m + e, so that a thread has runs of
-// 8 j.
+// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 t + 2 m + e, so that a thread has runs of
+// 8 j; 32 j further on in the next warpgroup, if they differ in columns.
 __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
     const int i = of.i(w), l = of.l(w) + w.rank * OWN_L + me.first_l();
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-            const int j = of.pass * COLUMNS + n / 4 * 32 + me.lane % 4 * 8 + n % 4 * 2 + e;
+            const int j = of.pass * PASS_COLUMNS + n / 4 * PART + me.first_eight() * 8 + n % 4 * 2 + e;
 #pragma unroll
             for (int m = 0; m < MINE; ++m) {
                 const bool there = j < w.b && l + m < w.d;
@@ -103,10 +103,11 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer
 // Where y of an l, a row of the block's and 8 j lies among what is exchanged: so that neither those who store nor those
 // who read meet in a bank.
 __device__ __forceinline__ uint32_t y_offset(int l, int row, int eight) {
+    if (BY_COLUMNS) return ((l * OWN_ROWS + row) * (PART / 8) + (eight ^ (row & 1) * 4)) * 16;
     return ((l * OWN_ROWS + (RUN == 8 ? row ^ (l / 8 & 1) : row)) * 4 + eight) * 16;
 }
 
-// Send 32 j of all rows, each to the block that owns it.
+// Send a part of all rows, each to the block that owns it.
 __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
     barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
 #pragma unroll
@@ -117,7 +118,7 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
         for (int m = 0; m < MINE; ++m) {
             const int l = w.rank * OWN_L + me.first_l() + m;
             const float* from = sums[m] + 16 * q + 2 * h;
-            store_there(in_block(w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.lane % 4), owner),
+            store_there(in_block(w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.first_eight()), owner),
                         make_uint4(pack(from[0], from[1], Element()), pack(from[4], from[5], Element()),
                                    pack(from[8], from[9], Element()), pack(from[12], from[13], Element())),
                         full);
@@ -131,7 +132,7 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
 __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, Rings& rings, const Consumer& me,
                                          const Pass& before, bool free_x, bool free_w) {
     const uint32_t x_mine = w.x_at + me.first_l() * 2 * PLANE + me.first_row() * 16;
-    const uint32_t w_mine = w.w_at + me.first_l() * 2 * W_PLANE;
+    const uint32_t w_mine = w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0);
     Ring &xs = rings.x, &ws = rings.w;
     const auto give_back = [&](int x_stage, int w_stage) {
         if (free_w) me.give_back_w(w, w_stage);
@@ -216,16 +217,16 @@ __device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Wo
     }
 }
 
-// Write 32 j, from j on, of the block's rows.
+// Write a part, from j on, of the block's rows.
 __device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j, int stage, int thread) {
-    constexpr int PIECES = OWN_ROWS * 8 * RUNS;  // 4 j by RUN l of a row
+    constexpr int FOURS = PART / 4, PIECES = OWN_ROWS * FOURS * RUNS;  // 4 j by RUN l of a row
     const uint32_t from = w.y_at + stage * Y_STAGE;
     const Index pitch = Index(w.a) * w.b * w.d, apart = RUN == 8 ? w.d : 8;  // vectors are the 8 l of a j, or go on
     const int rows = w.rows - at.tile * ROWS - w.rank * OWN_ROWS, left_l = w.d - at.l(w), left_j = w.b - j;
     const Index start = (at.tile * ROWS + w.rank * OWN_ROWS) * pitch + (Index(at.i(w)) * w.b + j) * w.d + at.l(w);
 #pragma unroll 1
     for (int piece = thread; piece < PIECES; piece += WRITERS * 32) {
-        const int octet = piece % RUNS, four = piece / RUNS % 8, row = piece / RUNS / 8;
+        const int octet = piece % RUNS, four = piece / RUNS % FOURS, row = piece / RUNS / FOURS;
         if (row >= rows || 4 * four >= left_j || (!WHOLE && 8 * octet >= left_l)) continue;
         uint32_t words[RUN * 2];
 #pragma unroll

@@ -24,7 +24,7 @@ constexpr bool HALVES_SCALED = true;
 
 #include "exchange.cuh"
 
-static_assert(MINE == 1, "a warpgroup has one l");
+static_assert(MINE == 1 && !BY_COLUMNS, "a warpgroup has one l and all columns");
 
 constexpr int SCALES_AT = OWN_L * 2 * HALVES * PLANE;  // in a step: fp32 [l][row], what its sums are multiplied by
 
