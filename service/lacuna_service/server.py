@@ -101,7 +101,8 @@ def run(settings: Settings) -> int:
 def _listen(host: str, port: int) -> list[socket.socket]:
     """A socket for every address of a host, before anything is loaded; raises OSError."""
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return [socket.create_server(address, family=family) for family, _, _, _, address in found]
+    addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    return [socket.create_server(address, family=family) for family, address in addresses]
 
 
 def engine_config(settings: Settings) -> EngineConfig:

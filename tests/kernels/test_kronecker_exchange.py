@@ -80,13 +80,6 @@ def test_halves_are_packed_in_stages_with_a_scale_for_every_column(way):
     assert 0.4 < float(ratio.min()) <= float(ratio.max()) < 2.1
 
 
-def test_ways_of_equal_packing_pack_alike():
-    for way in WAYS:
-        for other in (other for other in WAYS if other.packing == way.packing):
-            given = torch.randn(2, 48, 32, way.teams.depth)
-            assert torch.equal(way.pack(given), other.pack(given))
-
-
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_exchanges_are_for_aligned_rows_and_whole_vectors_on_hopper(way):
     precision = getattr(way, "precision", Precision.BF16)

@@ -9,7 +9,7 @@ from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
+from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, STAGE_K, Teams
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
@@ -55,7 +55,19 @@ class Exchange(ByTeams):
         padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * STAGE_K, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
         # i pass part share t m e step eight k chunk block l
-        sides = (teams.columns // PART, teams.shares, 4, 4, 2, 2 * k_stages, 2, 8, chunks, teams.blocks, teams.own)
+        sides = (
+            teams.columns // teams.part,
+            teams.shares,
+            4,
+            4,
+            2,
+            2 * k_stages,
+            2,
+            8,
+            chunks,
+            teams.blocks,
+            teams.own,
+        )
         return padded.view(a, passes, *sides).permute(0, 10, 11, 1, 7, 12, 8, 3, 2, 5, 4, 6, 9).contiguous()
 
 

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
 from lacuna_kernels.cuda.kronecker.halving import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, STAGE_K, Teams
+from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, STAGE_K, Teams
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -49,20 +49,19 @@ class ExchangeHalves(ByTeams):
     def pack(self, values: Tensor) -> Tensor:
         """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
 
-        Padded with zeros; see ks_matmul_exchange_halves.cu. Within 32 j, places 16 g + 8 m + 2 t + e of the product are
-        j = 16 g + 4 t + 2 m + e; within 8 k, 2 t + e are k = t + 4 e. Scales are by chunk, block, columns, l and j.
+        Padded with zeros; see ks_matmul_exchange_halves.cu. Within 16 j, places 8 m + 2 t + e of the product are
+        j = 4 t + 2 m + e; within 8 k, 2 t + e are k = t + 4 e. Scales are by chunk, block, columns, l and j.
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
         passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
-        parts, halves, scales = teams.columns // PART, *halves_of(values, teams.halves)
+        parts, halves, scales = teams.columns // teams.part, *halves_of(values, teams.halves)
         padded = halves.new_zeros(teams.halves, a, passes * teams.columns, k_stages * STAGE_K, chunks * teams.depth)
         padded[:, :, :b, :c, :d] = halves
-        # half i pass part g t m e step eight e t chunk block l
-        split = padded.view(
-            teams.halves, a, passes, parts, 2, 4, 2, 2, 2 * k_stages, 2, 2, 4, chunks, teams.blocks, teams.own
-        )
-        ordered = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 3, 4, 6, 5, 7, 11, 10).contiguous()
+        # half i pass part t m e step eight e t chunk block l
+        sides = (parts, 4, 2, 2, 2 * k_stages, 2, 2, 4, chunks, teams.blocks, teams.own)
+        split = padded.view(teams.halves, a, passes, *sides)
+        ordered = split.permute(1, 11, 12, 2, 7, 13, 0, 8, 3, 5, 4, 6, 10, 9).contiguous()
         padded_scales = scales.new_zeros(a, passes * teams.columns, chunks * teams.depth)
         padded_scales[:, :b, :d] = scales
         by_column = padded_scales.view(a, passes, teams.columns, chunks, teams.blocks, teams.own)

@@ -133,7 +133,7 @@ def set_aside(folder: Path, gpu: str) -> Path | None:
     Raises DeviceError.
     """
     path = table_path(folder, gpu)
-    with _told(path, "renamed"):
+    with _told(path, "renamed"), _locked(path):
         try:
             if path.is_file():
                 _File.model_validate_json(path.read_bytes())
@@ -149,14 +149,20 @@ def add_to_table(folder: Path, gpu: str, entries: Sequence[Entry]) -> Path:
     """
     path = table_path(folder, gpu)
     new = path.with_suffix(".new")
-    with _told(path, "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("a") as lock:
-            flock(lock, LOCK_EX)
-            kept = read_table(folder, gpu).with_entries(entries).entries.values()
-            new.write_text(_File(format=1, gpu=gpu, entries=list(kept)).model_dump_json(indent=1) + "\n")
-            new.replace(path)
+    with _told(path, "written"), _locked(path):
+        kept = read_table(folder, gpu).with_entries(entries).entries.values()
+        new.write_text(_File(format=1, gpu=gpu, entries=list(kept)).model_dump_json(indent=1) + "\n")
+        new.replace(path)
     return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from the file, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as lock:
+        flock(lock, LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 SHARED_BYTES = 227 * 1024
 STAGE_K = 32
-PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
 _SENT_AT_ONCE = 2
-"""Parts of 32 j that are sent during a stage."""
+"""Parts that are sent during a stage."""
 _IDLE_TEAMS = {1: 0, 2: 0, 4: 2, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -84,6 +83,11 @@ class Teams:
         return self.groups if self.own < self.groups and self.rows == 64 else 1
 
     @property
+    def part(self) -> int:
+        """Columns of a warpgroup that are sent at once: a vector of each of four threads."""
+        return 4 * _VECTOR_BYTES // self.size
+
+    @property
     def pass_columns(self) -> int:
         """Columns of a pass over the planes."""
         return self.columns * self.shares
@@ -111,8 +115,8 @@ class Teams:
 
     @property
     def y_bytes(self) -> int:
-        """Of a stage of y: 32 j of each share, of all l of a block's rows."""
-        return PART * self.shares * self.depth * self.rows // self.blocks * self.size
+        """Of a stage of y: a part of all l of a block's rows."""
+        return self.part * self.shares * self.depth * self.rows // self.blocks * self.size
 
     @property
     def crews(self) -> int:
@@ -206,7 +210,7 @@ class Teams:
             and problem.aligned
             and mine
             and p.b % 8 == 0
-            and self.k_stages(p) * _SENT_AT_ONCE >= self.columns // PART
+            and self.k_stages(p) * _SENT_AT_ONCE >= self.columns // self.part
             and self.boxes.fits(p, p.c)
             and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None

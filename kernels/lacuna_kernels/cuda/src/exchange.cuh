@@ -21,7 +21,7 @@ constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 12
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;          // 8 k of an l, or of a half of it
 constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
-constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
+constexpr int PART = 4 * VECTOR * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
 // Threads that take a stage apart. Crews take turns; a stage of a ring must always be the same crew's.

@@ -25,8 +25,8 @@
 #define GROUPS 2      // warpgroups that multiply
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define APART_REGISTERS 88
-#define BRING_REGISTERS 64
-#define MULTIPLY_REGISTERS 176
+#define BRING_REGISTERS 80
+#define MULTIPLY_REGISTERS 168
 #endif
 
 constexpr int HALVES = 1;  // a value is itself

@@ -1,5 +1,6 @@
 // A Kronecker-sparse factor with d > 1, batch-size-first, in fp32 on Hopper (see ks_matmul.cuh): teams of blocks take x
-// apart for one another as in ks_matmul_exchange.cu, and split it as ks_matmul_halves.cu does, once for all columns.
+// apart for one another as in ks_matmul_exchange.cu, and split it as ks_matmul_halves.cu does, once for all columns if
+// its planes are kept.
 //
 // Each operand is the sum of two halves of 11 bits, x = big + small in fp16, and three products of halves give what an
 // fp32 product gives: small*big + big*small + big*big. The values are scaled by a power of two first: x by its largest
@@ -101,8 +102,8 @@ __device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int o
 // ---- multiply ----
 using Sums = float[COLUMNS / 2];
 
-// Column 32 q + 16 g + 8 m + 2 t + e of the product, t = lane % 4, is j = 32 q + 16 g + 4 t + 2 m + e, so that a thread
-// has runs of 4 j: those of sums[16 q + 8 g + 4 m + 2 h + e], for row h.
+// Column 16 q + 8 m + 2 t + e of the product, t = lane % 4, is j = 16 q + 4 t + 2 m + e, so that a thread has runs of
+// 4 j: those of sums[8 q + 4 m + 2 h + e], for row h.
 
 // Take the factor's scale back, fp32 [chunk][block][pass][l][COLUMNS], and add the bias.
 __device__ __forceinline__ void finish(Sums& sums, const Work& w, const float* __restrict__ scales, const Consumer& me,
@@ -134,11 +135,10 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const float* _
 // Where y of an l, a row of the block's and 4 j lies among what is exchanged: so that neither those who store nor those
 // who read meet in a bank.
 __device__ __forceinline__ uint32_t y_offset(int l, int row, int four) {
-    const int turn = (row ^ (RUN == VECTOR ? l / VECTOR : 0)) & 1;
-    return ((l * OWN_ROWS + row) * 8 + (four ^ turn * 4)) * 16;
+    return ((l * OWN_ROWS + (RUN == VECTOR ? row ^ (l / VECTOR & 1) : row)) * 4 + four) * 16;
 }
 
-// Send 32 j of all rows, each to the block that owns it.
+// Send a part of all rows, each to the block that owns it.
 __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
     barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
     const int l = w.rank * OWN_L + me.first_l();
@@ -146,15 +146,12 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
     for (int h = 0; h < 2; ++h) {
         const int row = me.first_row() + me.warp * 16 + h * 8 + me.lane / 4, owner = row / OWN_ROWS;
         const uint32_t full = in_block(w.full_y(ring.stage), owner);
-#pragma unroll
-        for (int g = 0; g < 2; ++g) {
-            const float* from = sums + 16 * q + 8 * g + 2 * h;
-            const uint32_t to = w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, 4 * g + me.lane % 4);
-            store_there(in_block(to, owner),
-                        make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[4]),
-                                   __float_as_uint(from[5])),
-                        full);
-        }
+        const float* from = sums + 8 * q + 2 * h;
+        const uint32_t to = w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.lane % 4);
+        store_there(in_block(to, owner),
+                    make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[4]),
+                               __float_as_uint(from[5])),
+                    full);
     }
     ring.next(w.y_stages);
 }
@@ -241,16 +238,16 @@ __device__ __forceinline__ void consume(const Work& w, const float* __restrict__
 }
 
 // ---- write ----
-// Write 32 j, from j on, of the block's rows.
+// Write a part, from j on, of the block's rows.
 __device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j, int stage, int thread) {
-    constexpr int PIECES = OWN_ROWS * 8 * RUNS;  // 4 j by RUN l of a row
+    constexpr int FOURS = PART / 4, PIECES = OWN_ROWS * FOURS * RUNS;  // 4 j by RUN l of a row
     const uint32_t from = w.y_at + stage * Y_STAGE;
     const Index pitch = Index(w.a) * w.b * w.d, apart = RUN == VECTOR ? w.d : 4;  // vectors are 4 l of a j, or go on
     const int rows = w.rows - at.tile * ROWS - w.rank * OWN_ROWS, left_l = w.d - at.l(w), left_j = w.b - j;
     const Index start = (at.tile * ROWS + w.rank * OWN_ROWS) * pitch + (Index(at.i(w)) * w.b + j) * w.d + at.l(w);
 #pragma unroll 1
     for (int piece = thread; piece < PIECES; piece += WRITERS * 32) {
-        const int run = piece % RUNS, four = piece / RUNS % 8, row = piece / RUNS / 8;
+        const int four = piece % FOURS, run = piece / FOURS % RUNS, row = piece / FOURS / RUNS;
         if (row >= rows || 4 * four >= left_j || (!WHOLE && VECTOR * run >= left_l)) continue;
         uint32_t sums[RUN][4];  // [l][j]
 #pragma unroll
