@@ -226,11 +226,10 @@ class Teams:
         x, y = (self.rows * self.own * self.size * side for side in (p.c, p.b))
         stages = self.passes(p) * self.k_stages(p)
         x *= self.times(p, schedule.stages)
-        weights = stages * self.weight_bytes
         read = products * stages * self.own * (self.rows + self.rows * self.pass_columns // 64) * 64
-        shared = (3 * x + 2 * y + read + (0 if schedule.resident else weights)) / 128
+        streamed = 0 if schedule.resident else stages * self.weight_bytes
+        shared = (3 * x + 2 * y + read + streamed) / 128
         arithmetic = products * stages * self.own * self.rows * self.pass_columns / 64
-        streamed = 0 if schedule.resident else weights
         clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared, 1.4 * arithmetic)
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
 

@@ -19,7 +19,7 @@ constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, i
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;          // 8 k of an l, or of a half of it
-constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (HALVES_SCALED ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
+constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (SIZE == 4 ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
 constexpr int PART = 4 * VECTOR * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
@@ -82,11 +82,19 @@ struct Work : Arguments {
     }
 };
 
-// The tiles of a team, one after another.
-struct Tile {
-    int unit, chunk = 0, tile = 0;
+// A tile of a chunk.
+struct Place {
+    int chunk, tile;
 
-    __device__ __forceinline__ explicit Tile(const Work& w) : unit(w.team) { find(w); }
+    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
+    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
+};
+
+// The tiles of a team, one after another.
+struct Tile : Place {
+    int unit;
+
+    __device__ __forceinline__ explicit Tile(const Work& w) : Place{0, 0}, unit(w.team) { find(w); }
     __device__ __forceinline__ void next(const Work& w) { unit += w.teams, find(w); }
     __device__ __forceinline__ bool is_there(const Work& w) const { return unit < w.units; }
     __device__ __forceinline__ void find(const Work& w) {
@@ -99,17 +107,12 @@ struct Tile {
         after.next(w);
         return after.is_there(w) && after.chunk != chunk;
     }
-    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
-    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
 };
 
 // The sums that a warpgroup has: of one pass over a tile.
-struct Pass {
-    int chunk, tile, pass;
-    bool is_there = false;
-
-    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
-    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
+struct Pass : Place {
+    int pass;
+    bool is_there;
 };
 
 struct Ring {
@@ -125,9 +128,9 @@ struct Rings {
     Ring x, w, y;
 };
 
-// A thread that multiplies. While it does so for two stages or less, it sends PARTS parts: this many at most in one.
-constexpr int SENT_AT_ONCE = 2;
+constexpr int SENT_AT_ONCE = 2;  // parts that a warpgroup sends while it multiplies one stage
 
+// A thread that multiplies.
 struct Consumer {
     int who, lane, warp;
 
@@ -232,7 +235,7 @@ __device__ __forceinline__ void take_apart(const Work& w, Take take) {
 template <class Sums, class Multiply, class End>
 __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply multiply, End end) {
     Sums even, odd;
-    Pass before;
+    Pass before = {};
     Tile at(w);
     Ring start;
     int pass = 0;
@@ -242,7 +245,7 @@ __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply
         if (w.keeps) rings.x = start;
         const bool last = pass + 1 == w.passes;
         multiply(sums, done, before, last || !w.keeps, !w.resident || at.ends_chunk(w));
-        before = {at.chunk, at.tile, pass, true};
+        before = {{at.chunk, at.tile}, pass, true};
         ++pass;
         if (last) pass = 0, at.next(w);
         return true;
@@ -254,7 +257,7 @@ __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply
     }
 }
 
-// Write y part after part: `part` gets a tile, its first j, the stage where it is, and one of the 64 threads.
+// Write y part after part: `part` gets a tile, the first j, and the stage where it is.
 template <class Part>
 __device__ __forceinline__ void write(const Work& w, int thread, Part part) {
     Ring ring;

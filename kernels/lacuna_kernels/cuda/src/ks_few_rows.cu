@@ -17,6 +17,7 @@
 #include "activation.cuh"
 #include "element.cuh"
 #include "hopper.cuh"
+#include "team.cuh"
 
 #ifndef TILES
 #undef ELEMENT
@@ -69,20 +70,6 @@ struct Program {
 };
 
 __device__ __forceinline__ int swizzled(int atom) { return (atom ^ (atom >> 3 & 7)) * ATOM; }
-
-__device__ __forceinline__ uint32_t at_rank(uint32_t address, int rank) {
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-}
-__device__ __forceinline__ uint4 load_shared(uint32_t at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(at)
-                 : "memory");
-    return v;
-}
 
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint4& a, uint32_t b0, uint32_t b1, __half) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
@@ -314,7 +301,7 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
                 asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
                 uint4 a[BATCH];
 #pragma unroll
-                for (int t = 0; t < BATCH; ++t) a[t] = load_shared(ring.oldest() + t * 512);
+                for (int t = 0; t < BATCH; ++t) a[t] = read_16_bytes(ring.oldest() + t * 512);
 #pragma unroll
                 for (int t = 0; t < BATCH; t += 2, atom += 32) {
                     if (k + t >= k_tiles) break;
@@ -380,17 +367,13 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
 #pragma unroll
             for (int n = lane / 16; n < TILES; n += 2) {
                 if (item.column < 0) continue;
-                const uint4 v = load_shared(staging + n * 16 * ATOM);
+                const uint4 v = read_16_bytes(staging + n * 16 * ATOM);
                 if (send) {
                     const uint32_t to = to_base + n * g.pitch + (item.place & ((1 << RANK_BIT) - 1));
                     int to_rank = item.place >> RANK_BIT;
                     const int last = to_rank + g.spread;
                     do {
-                        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
-                                     "{%1,%2,%3,%4}, [%5];"
-                                     ::"r"(at_rank(to, to_rank)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w),
-                                     "r"(at_rank(barriers + (factor + 1) * 8, to_rank))
-                                     : "memory");
+                        store_there(in_block(to, to_rank), v, in_block(barriers + (factor + 1) * 8, to_rank));
                     } while (++to_rank < last);
                 }
                 if (options & HAS_Y) {

@@ -30,7 +30,6 @@
 #endif
 
 constexpr int HALVES = 1;  // a value is itself
-constexpr bool HALVES_SCALED = false;
 
 #include "exchange.cuh"
 
@@ -254,9 +253,9 @@ __device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j,
 
 extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
 ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
-               const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
-               int rows, int a, int b, int c, int d, int activation, float negative_slope, int raw_stages, int x_stages,
-               int w_stages, int y_stages, int together) {
+                   const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
+                   int rows, int a, int b, int c, int d, int activation, float negative_slope, int raw_stages,
+                   int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
     const uint32_t at = dynamic_shared();

@@ -21,7 +21,6 @@
 #endif
 
 constexpr int HALVES = SPLIT;
-constexpr bool HALVES_SCALED = true;
 
 #include "exchange.cuh"
 
