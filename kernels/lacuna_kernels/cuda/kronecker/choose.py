@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.kronecker import (
     halves,
     last,
     planes,
+    semi_structured,
     tf32,
     tiles,
     tma,
@@ -45,7 +46,7 @@ WAYS: tuple[Way, ...] = (
 )
 """All that are chosen among."""
 
-UNMEASURED: tuple[Way, ...] = (*exchange.WAYS, *exchange_halves.WAYS)
+UNMEASURED: tuple[Way, ...] = (*exchange.WAYS, *exchange_halves.WAYS, *semi_structured.WAYS)
 """Right where they were simulated on a CPU, but not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)

@@ -18,12 +18,12 @@ from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 
 _THREADS = 384
-_STEP = 64
+STEP = 64
 """k of a stage, and rows and columns of a panel of y."""
-_PANEL_BYTES = _STEP * _STEP * 2
-_VECTOR = 8
+PANEL_BYTES = STEP * STEP * 2
+VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
-_MANY = 30
+MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
 _READ_TOGETHER = 1 << 24
 """Bytes of values that the tiles of one n may read: they stay in the second-level cache for those of the next."""
@@ -49,6 +49,7 @@ class Tma:
     batch: int
     kept: int
     packing = "planes"
+    sparse = False
 
     @property
     def name(self) -> str:
@@ -74,9 +75,9 @@ class Tma:
     @property
     def shared_bytes(self) -> int:
         """Stages with their barriers and corners of tiles, panels, barriers of residuals, and the bias."""
-        stage = (self._rows + self._columns) * _STEP * 2
+        stage = (self._rows + self._columns) * STEP * 2
         biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
-        return self.stages * (stage + 48) + 2 * self.batch * self.kept * _PANEL_BYTES + 16 + 4 * biases
+        return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One for fp16, one for bf16."""
@@ -85,6 +86,7 @@ class Tma:
         constants: dict[str, int | str] = {
             "ELEMENT": ELEMENTS[dtype],
             "LAST": int(self.layout is Layout.LAST),
+            "SPARSE": int(self.sparse),
             "GROUPS_ROWS": self.groups,
             "TILES_ROWS": self.runs,
             "WIDTH": self.width,
@@ -110,19 +112,23 @@ class Tma:
             return False
         if self.layout is Layout.LAST:
             return True
-        vectors = problem.aligned and p.b % _VECTOR == 0 == p.c % _VECTOR
+        vectors = problem.aligned and p.b % VECTOR == 0 == p.c % VECTOR
         return p.d == 1 and vectors and tensor_cores_pay(p, problem.dtype)
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """Memory, or the tiles of one multiprocessor if slower, and some of the other; fitted to runs of an H200."""
         p, elements = problem.pattern, self._rows * self._columns
-        steps, rounds = ceil(p.c / _STEP), self._tiles(problem) / limits.multiprocessors
-        products = steps * elements * _STEP / 2048 + elements * 2 / 62 + 150
-        traffic = steps * (self._rows + self._columns) * _STEP * 2 / 48
-        tiles = (rounds if rounds > _MANY else ceil(rounds)) * max(products, traffic) / 1.54e9
+        steps, rounds = ceil(p.c / STEP), self._tiles(problem) / limits.multiprocessors
+        products = steps * elements * STEP / 2048 + elements * 2 / 62 + 150
+        traffic = steps * (self._rows + self._columns) * STEP * 2 / 48
+        tiles = (rounds if rounds > MANY else ceil(rounds)) * max(products, traffic) / 1.54e9
         memory = problem.bytes / 4.2e12
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
         return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour
+
+    def _value_bytes(self, problem: Problem) -> int:
+        p = problem.pattern
+        return 2 * p.a * p.d * p.b * _aligned(p.c)
 
     def _tiles(self, problem: Problem) -> int:
         p = problem.pattern
@@ -130,7 +136,7 @@ class Tma:
 
     def _detours(self, problem: Problem) -> bool:
         """Whether x and the residual must be copied to aligned rows first, and y is written element by element."""
-        return self.layout is Layout.LAST and (problem.rows % _VECTOR != 0 or not problem.aligned)
+        return self.layout is Layout.LAST and (problem.rows % VECTOR != 0 or not problem.aligned)
 
     def scratch_bytes(self, problem: Problem) -> int:
         """Aligned rows of x and of the residual, where theirs are not."""
@@ -147,6 +153,10 @@ class Tma:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
+        self._launch(device, problem, problem.pattern.d, self._map_of_planes(packed, problem.pattern.c), operands)
+
+    def _launch(self, device: Device, problem: Problem, d: int, values_map: bytes, operands: Operands) -> None:
+        """Launch for a problem as the kernel sees it; `d` is the kernel's."""
         if problem.rows == 0:
             return
         p, epilogue, last = problem.pattern, operands.epilogue, self.layout is Layout.LAST
@@ -154,22 +164,22 @@ class Tma:
         if detours := self._detours(problem):
             x, residual = _aligned_copies(problem, operands)
             y, pitch = x, _aligned(problem.rows)  # y is written without its map: any other will do
-        y_map = self._map(y, problem, p.b, pitch, _STEP)
+        y_map = self._map(y, problem, p.b, pitch, STEP)
         device.kernel(self.variants(problem.precision)[0])(
             (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
             (_THREADS, 1, 1),
-            self._map(x, problem, p.c, pitch, _STEP if last else self._tile_n),
-            self._map_of_planes(packed, p.c),
+            self._map(x, problem, p.c, pitch, STEP if last else self._tile_n),
+            values_map,
             y_map,
-            y_map if residual is None else self._map(residual, problem, p.b, pitch, _STEP),
+            y_map if residual is None else self._map(residual, problem, p.b, pitch, STEP),
             epilogue.bias,
             residual,
             operands.y,
             operands.count,
             device.tile_counter,
             problem.rows,
-            *p.values,
-            p.a if packed.numel() * packed.itemsize <= _READ_TOGETHER else 1,
+            *(p.a, p.b, p.c, d),
+            p.a if self._value_bytes(problem) <= _READ_TOGETHER else 1,
             problem.rows if last else p.a * p.b,
             p.b,
             int(detours),
@@ -182,21 +192,21 @@ class Tma:
         p, n = problem.pattern, problem.rows
         if self.layout is Layout.LAST:
             sizes, strides = (n, p.d, length, p.a), (pitch, pitch * p.d, pitch * p.d * length)
-            boxes = (_STEP, 1, box, 1)
+            boxes = (STEP, 1, box, 1)
         else:
             sizes, strides = (length, n, p.a, 1), (p.a * length, length, p.a * length * n)
-            boxes = (_STEP, box, 1, 1)
+            boxes = (STEP, box, 1, 1)
         return tensor_map(matrix, sizes, [2 * s for s in strides], boxes, Swizzle.BYTES_128, Promotion.BYTES_256)
 
     def _map_of_planes(self, packed: Tensor, c: int) -> bytes:
         planes, b, pitch = packed.shape
         strides = [2 * pitch, 2 * pitch * b, 2 * pitch * b * planes]
-        return tensor_map(packed, (c, b, planes, 1), strides, (_STEP, self._tile_j, 1, 1), Swizzle.BYTES_128)
+        return tensor_map(packed, (c, b, planes, 1), strides, (STEP, self._tile_j, 1, 1), Swizzle.BYTES_128)
 
 
 def _aligned(length: int) -> int:
     """A number of elements, up to whole vectors."""
-    return ceil(length / _VECTOR) * _VECTOR
+    return ceil(length / VECTOR) * VECTOR
 
 
 def _aligned_copies(problem: Problem, operands: Operands) -> tuple[Tensor, Tensor | None]:

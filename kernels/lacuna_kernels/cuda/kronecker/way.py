@@ -79,6 +79,8 @@ class Sums(StrEnum):
     """Fused multiply-adds in fp32, over k upwards."""
     MMA = "mma"
     """16-bit products on the tensor cores, 16 of k at a time, upwards."""
+    SEMI_STRUCTURED = "semi-structured"
+    """16-bit products on the sparse tensor cores, 32 / d of k at a time or so, upwards."""
     SPLIT = "split"
     """fp32 as three tf32 products on the tensor cores, small ones first, gathered in fp32 every 32 of k, upwards."""
     TF32 = "tf32"

@@ -172,6 +172,32 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
     PRODUCTS("bf16");
 }
 
+#define SPARSE_PRODUCT(width, sums, registers, type, x_at, y_at, which_at, add_at)                              \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                         \
+                 "wgmma.mma_async.sp.sync.aligned.m64n" #width "k32.f32." type "." type " {" sums "}, %" #x_at \
+                 ", %" #y_at ", %" #which_at ", 0, p, 1, 1, 0, 0;\n}"                                          \
+                 : registers                                                                                   \
+                 : "l"(x), "l"(y), "r"(which), "r"(add))
+#define SPARSE_PRODUCTS(type)                                                               \
+    if constexpr (N == 128) SPARSE_PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67); \
+    if constexpr (N == 256) SPARSE_PRODUCT(256, SUMS_128, REGISTERS_128, type, 128, 129, 130, 131)
+
+// d [64, N] = x [64, 32 k] y [32 k, N], plus d if `add`, where of every 4 neighbours of a row of x two are there, side
+// by side, and the others are 0: 16 k of them. Rows of y are along k. `which` tells their places: for each 4 neighbours
+// those of the first and the second, of two bits each. Lane 4 r + h has those of rows r (low half) and r + 8 of its warp's
+// 16 rows, of the h-th 16 of the 32 k, for h = 0 and 1.
+template <int N>
+__device__ __forceinline__ void multiply_add_sparse(float (&d)[N / 2], uint64_t x, uint64_t y, uint32_t which, int add,
+                                                    __half) {
+    SPARSE_PRODUCTS("f16");
+}
+
+template <int N>
+__device__ __forceinline__ void multiply_add_sparse(float (&d)[N / 2], uint64_t x, uint64_t y, uint32_t which, int add,
+                                                    __nv_bfloat16) {
+    SPARSE_PRODUCTS("bf16");
+}
+
 // Two neighbours in a word.
 __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
     const __half2 both = __floats2half2_rn(low, high);
@@ -192,6 +218,20 @@ __device__ __forceinline__ float2 unpack(uint32_t both, __nv_bfloat16) {
 __device__ __forceinline__ void store_matrices(uint32_t row, const uint32_t (&pairs)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
                  ::"r"(row), "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+                 : "memory");
+}
+
+// The same, each matrix turned: a lane's row of 16 bytes is a column of its matrix.
+__device__ __forceinline__ void store_turned(uint32_t row, const uint32_t (&pairs)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 ::"r"(row), "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_turned(uint32_t (&pairs)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
+                 : "r"(row)
                  : "memory");
 }
 

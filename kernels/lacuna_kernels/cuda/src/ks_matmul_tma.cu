@@ -4,11 +4,15 @@
 // For each of a * d planes p = (i, l) blocks make tiles of a matrix whose rows lie as they do in y:
 //   LAST   y[j, n] = sum over k of w[j, k] x[k, n]      rows j, columns n; the rows of x lie across k
 //   FIRST  y[n, j] = sum over k of x[n, k] w[j, k]      rows n, columns j
+//   SPARSE FIRST again, rows j, columns n, for a factor with a small d as if d were 1: its j are (j, l) and its k are
+//          (k, l), and w is 0 where their l differ. Of every 4 neighbours along k at most two are not, and only those
+//          are stored and multiplied (2:4 structured sparsity)
 // One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
 #ifndef TILES_ROWS
 #define ELEMENT __half
 #define LAST 1         // layout
+#define SPARSE 0       // or 1, with LAST 0
 #define GROUPS_ROWS 2  // warpgroups along the rows of a tile; the others lie along its columns
 #define TILES_ROWS 1   // runs of 64 rows of a warpgroup
 #define WIDTH 256      // columns of a warpgroup
@@ -19,19 +23,22 @@
 
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
+#include "layout.cuh"
 #include "tile_counters.cuh"
 
 constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
 constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_ROWS * WIDTH;
 constexpr int STEP = 64;  // k of a stage: 128 bytes
-constexpr int LEFT_BYTES = ROWS * STEP * 2, STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
+constexpr bool ROWS_J = LAST || SPARSE;
+constexpr int SPARSE_BYTES = 64 * STEP;  // 64 j of a stage: half of 64 k, in matrices of [8 j][8 k] each
+constexpr int LEFT_BYTES = SPARSE ? ROWS / 64 * SPARSE_BYTES : ROWS * STEP * 2, STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
 constexpr int SQUARE_BYTES = 64 * 64 * 2;  // a panel of y, or 64 n by STEP k of x
 constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
-constexpr int TILE_N = LAST ? COLUMNS : ROWS, TILE_J = LAST ? ROWS : COLUMNS;
+constexpr int TILE_N = ROWS_J ? COLUMNS : ROWS, TILE_J = ROWS_J ? ROWS : COLUMNS;
 constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
 constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
 constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), BIAS_AT = CORNERS_AT + 16 * 2 * STAGES;
-constexpr int BIASED = LAST ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
+constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
@@ -112,8 +119,13 @@ __device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& 
             barrier_wait(ring.empty(), ring.parity ^ 1);
             if (k == 0) ring.corner() = at;
             barrier_expect(ring.full(), STAGE_BYTES);
-            copy_in(LAST ? ring.left() : ring.right(), w, {k, at.j, plane, 0}, ring.full());
-            if (LAST) {
+            if (SPARSE)
+                copy_in(ring.left(), w, {0, 0, k / STEP, at.i * ((shape.b + 63) / 64) + at.j / 64}, ring.full());
+            else
+                copy_in(LAST ? ring.left() : ring.right(), w, {k, at.j, plane, 0}, ring.full());
+            if (SPARSE) {
+                copy_in(ring.right(), x, at.in_map(k), ring.full());
+            } else if (LAST) {
 #pragma unroll 1  // the thread has few registers
                 for (int n = 0; n < TILE_N; n += 64)
                     copy_in(ring.right() + n * STEP * 2, x, {at.n + n, at.l, k, at.i}, ring.full());
@@ -162,28 +174,76 @@ __device__ __forceinline__ void release(uint32_t empty) {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
+// SPARSE: where the values of a thread's rows lie among each 4 neighbours along k. Row (j, l) has those at k = l, l + d,
+// l + 2 d, ...; 64 rows on, or 64 k back, it is alike, and so after `period` times 32 k.
+struct Places {
+    uint32_t words[3];  // for the first 64 j and 32 k; for the next 32 k; for those after them
+
+    __device__ __forceinline__ Places(int thread, int d) {
+        const int row = thread / 32 * 16 + thread % 32 / 4, half = thread % 2 * 16;
+        for (int step = 0; step < 3; ++step) {
+            words[step] = 0;
+            for (int four = 0; four < 8; ++four) {
+                const int k = step * 32 + half + four % 4 * 4;
+                // The first k from here on with a value, counted from here: 3 * 64 and 2 * 64 are whole numbers of d.
+                const int first = (row + four / 4 * 8 - k + 192) % d, second = first + d;
+                // The places of two values, or of one and any other, whose value is stored as 0.
+                const int low = first < 3 ? first : 0, high = first < 3 && second < 4 ? second : 3;
+                words[step] |= (low | high << 2) << 4 * four;
+            }
+        }
+    }
+
+    // Those of a tile whose first row is so many times 64 further on.
+    __device__ __forceinline__ Places at(int blocks) const {
+        Places turned(*this);
+        for (int turns = blocks % 3; turns > 0; --turns) {
+            const uint32_t first = turned.words[0];
+            turned.words[0] = turned.words[1], turned.words[1] = turned.words[2], turned.words[2] = first;
+        }
+        return turned;
+    }
+
+    // Products read these registers for as long as they run, which the compiler does not know.
+    __device__ __forceinline__ void stay() const { asm volatile("" ::"r"(words[0]), "r"(words[1]), "r"(words[2])); }
+};
+constexpr int TURNS = SPARSE ? 3 : 1;  // stages after which places are alike again
+
 // Sum over all k; `rows` and `columns` of a stage's tiles belong to this warpgroup.
-__device__ __forceinline__ void multiply(Sums& sums, Ring& ring, int steps, int rows, int columns) {
+__device__ __forceinline__ void multiply(Sums& sums, Ring& ring, int steps, int rows, int columns,
+                                         const Places& places) {
     uint32_t before = 0;
+    int step = 0;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-        barrier_wait(ring.full(), ring.parity);
-        const uint64_t left = operand(ring.left() + rows * STEP * 2);
-        const uint64_t right = operand(ring.right() + columns * STEP * 2, LAST ? SQUARE_BYTES : 16);
-        products_begin();
+    while (step < steps) {
 #pragma unroll
-        for (int k = 0; k < STEP / 16; ++k)
+        for (int turn = 0; turn < TURNS; ++turn) {
+            if (turn > 0 && step == steps) break;
+            barrier_wait(ring.full(), ring.parity);
+            const uint64_t left = SPARSE ? operand(ring.left() + rows / 64 * SPARSE_BYTES, 1024, 128)
+                                         : operand(ring.left() + rows * STEP * 2);
+            const uint64_t right = operand(ring.right() + columns * STEP * 2, LAST ? SQUARE_BYTES : 16);
+            products_begin();
 #pragma unroll
-            for (int m = 0; m < TILES_ROWS; ++m)
-                multiply_add<WIDTH, LAST>(sums.of[m], left + (m * SQUARE_BYTES + k * 32) / 16,
-                                          right + k * (LAST ? 2048 : 32) / 16, step > 0 || k > 0, Element());
-        products_commit();
-        products_wait<1>();
-        if (step > 0) release(before);
-        before = ring.empty();
-        ring.advance();
+            for (int k = 0; k < STEP / (SPARSE ? 32 : 16); ++k)
+#pragma unroll
+                for (int m = 0; m < TILES_ROWS; ++m)
+                    if constexpr (SPARSE)
+                        multiply_add_sparse<WIDTH>(sums.of[m], left + (m * SPARSE_BYTES + k * 2048) / 16, right + k * 4,
+                                                   places.words[(2 * turn + k + m) % 3], step > 0 || k > 0, Element());
+                    else
+                        multiply_add<WIDTH, LAST>(sums.of[m], left + (m * SQUARE_BYTES + k * 32) / 16,
+                                                  right + k * (LAST ? 2048 : 32) / 16, step > 0 || k > 0, Element());
+            products_commit();
+            products_wait<1>();
+            if (step > 0) release(before);
+            before = ring.empty();
+            ring.advance();
+            ++step;
+        }
     }
     products_wait<0>();
+    if (SPARSE) places.stay();
     release(before);
 }
 
@@ -225,7 +285,7 @@ struct Outlet {
     // Where a panel of this warpgroup starts, given where the tile does.
     __device__ static Corner corner(const Corner& tile, int index, int first_row, int first_column) {
         const int row = first_row + index / ACROSS * 64, column = first_column + index % ACROSS * 64;
-        return {tile.n + (LAST ? column : row), tile.j + (LAST ? row : column), tile.l, tile.i};
+        return {tile.n + (ROWS_J ? column : row), tile.j + (ROWS_J ? row : column), tile.l, tile.i};
     }
 
     __device__ static bool exists(const Shape& shape, const Corner& at) { return at.j < shape.b && at.n < shape.rows; }
@@ -265,9 +325,11 @@ struct Outlet {
         parity ^= 1;
     }
 
-    // Where stmatrix and ldmatrix look for the lane's row of 16 bytes, of columns 16 q to 16 q + 15 of a panel.
+    // Where stmatrix and ldmatrix look for the lane's row of 16 bytes, of columns 16 q to 16 q + 15 of a panel of sums.
     __device__ uint32_t row_of(int index, int q) const {
         const int lane = thread % 32, row = thread / 32 * 16 + lane % 16;  // matrices 0 and 1 lie one above the other
+        if (SPARSE)  // turned: rows n, columns j
+            return shared_address(panel(index)) + swizzled(16 * q + lane / 16 * 8 + lane % 8, row / 8);
         return shared_address(panel(index)) + swizzled(row, 2 * q + lane / 16);
     }
 
@@ -275,7 +337,7 @@ struct Outlet {
         uint32_t pairs[4];
 #pragma unroll
         for (int part = 0; part < 4; ++part) pairs[part] = pack(sums[2 * part], sums[2 * part + 1], Element());
-        store_matrices(row, pairs);
+        SPARSE ? store_turned(row, pairs) : store_matrices(row, pairs);
     }
 
     // Finish the sums of quarter q of a panel, which is in place `index` of the batch and is the tile's panel `which`.
@@ -283,7 +345,7 @@ struct Outlet {
     template <bool SLOW>
     __device__ __forceinline__ void finish(Part& sums, int index, int which, int q) const {
         const int lane = thread % 32;
-        if (bias && LAST) {
+        if (bias && ROWS_J) {
             const float* low = biases + which / ACROSS * 64 + thread / 32 * 16 + lane / 4;
 #pragma unroll
             for (int v = 0; v < 8; ++v) sums[v] += low[v % 4 / 2 * 8];
@@ -294,7 +356,7 @@ struct Outlet {
         }
         if (residual) {
             uint32_t pairs[4];
-            load_matrices(pairs, row_of(index, q));
+            SPARSE ? load_turned(pairs, row_of(index, q)) : load_matrices(pairs, row_of(index, q));
 #pragma unroll
             for (int part = 0; part < 4; ++part) {
                 const float2 two = unpack(pairs[part], Element());
@@ -361,7 +423,7 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
               int counter, int rows, int a, int b, int c, int d, int together, int pitch, int plane, int direct,
               int activation, float negative_slope) {
     extern __shared__ __align__(1024) unsigned char shared[];
-    const Shape shape{rows_in_use(count, rows), a, b, c, d, pitch, plane};
+    const Shape shape{rows_in_use(count, rows), a, b, c, SPARSE ? 1 : d, pitch, plane};
     Ring ring{shared, shared_address(shared), shared_address(shared + BARRIERS_AT)};
     const uint32_t arrived = ring.barriers + 8 * 2 * STAGES;
     if (threadIdx.x == 0) {
@@ -389,16 +451,17 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
                       arrived + 8 * group, 1 + group, thread, shape.rows < rows, direct != 0};
         const bool plain = !bias && !residual && activation == ACTIVATION_NONE;
         const bool slow = activation != ACTIVATION_NONE && activation != ACTIVATION_RELU;
+        const Places places(SPARSE ? thread : 0, SPARSE ? d : 2);
         while (true) {
             barrier_wait(ring.full(), ring.parity);
             const Corner tile = ring.corner();
             if (tile.n < 0) break;
             auto panel = [&](int index) { return Outlet::corner(tile, index, row, column); };
             Sums sums;
-            if (bias) outlet.bring_bias(shape, tile, LAST ? row : column);
+            if (bias) outlet.bring_bias(shape, tile, ROWS_J ? row : column);
             // The first batch's residual comes while the products are summed.
             if (residual && outlet.any(shape, panel)) outlet.open(shape, panel);
-            multiply(sums, ring, (c + STEP - 1) / STEP, row, column);
+            multiply(sums, ring, (c + STEP - 1) / STEP, row, column, SPARSE ? places.at((tile.j + row) / 64) : places);
             if (plain) {
                 write_tile<PLAIN>(outlet, sums, shape, panel);
             } else if (!slow) {
