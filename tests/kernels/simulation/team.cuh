@@ -15,7 +15,6 @@ inline void send_there(uint32_t to, const T& value, uint32_t barrier) {
     machine::send(sizeof(T), machine::barrier_at(barrier), [=] { memcpy(there, &value, sizeof(T)); });
 }
 inline void store_there(uint32_t to, const uint4& value, uint32_t barrier) { send_there(to, value, barrier); }
-inline void store_word_there(uint32_t to, uint32_t word, uint32_t barrier) { send_there(to, word, barrier); }
 inline void meet_team() { machine::meet("team", int(machine::cluster->threads.size())); }
 
 template <class T>
@@ -26,4 +25,4 @@ inline T read(uint32_t from) {
 }
 inline uint4 read_16_bytes(uint32_t from) { return read<uint4>(from); }
 inline uint2 read_8_bytes(uint32_t from) { return read<uint2>(from); }
-inline float read_float(uint32_t from) { return read<float>(from); }
+inline void write_16_bytes(uint32_t to, const uint4& value) { memcpy(machine::at(to, 16, 16), &value, 16); }

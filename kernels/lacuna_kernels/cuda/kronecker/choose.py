@@ -10,7 +10,6 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker import (
     chain,
     exchange,
-    exchange_halves,
     few_rows,
     halves,
     last,
@@ -46,7 +45,7 @@ WAYS: tuple[Way, ...] = (
 )
 """All that are chosen among."""
 
-UNMEASURED: tuple[Way, ...] = (*exchange.WAYS, *exchange_halves.WAYS, *semi_structured.WAYS)
+UNMEASURED: tuple[Way, ...] = (*exchange.WAYS, *semi_structured.WAYS)
 """Right where they were simulated on a CPU, but not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)

@@ -7,18 +7,20 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.kronecker.by_teams import ByTeams
+from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, STAGE_K, Teams
-from lacuna_kernels.cuda.kronecker.way import Sums
+from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, SIZE, Teams
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange(ByTeams):
+class Exchange:
     """By teams so composed."""
+
+    teams: Teams
 
     @property
     def name(self) -> str:
@@ -27,13 +29,14 @@ class Exchange(ByTeams):
 
     @property
     def packing(self) -> str:
-        """The order of the weights follows from who has which."""
-        return f"exchange {self.teams.blocks}x{self.teams.own} {self.teams.shares}x{self.teams.columns}"
+        """The order of the weights follows from which block has which l, and the columns of a product."""
+        teams = self.teams
+        return f"exchange {teams.blocks}x{teams.own} {teams.shares}x{teams.columns}x{teams.k}"
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
         dtype = DTYPES[precision]
-        if dtype.itemsize != self.teams.size:
+        if dtype.itemsize != SIZE:
             return ()
         constants: dict[str, int | str] = {"ELEMENT": ELEMENTS[dtype], **self.teams.constants()}
         name = "ks_matmul_exchange"
@@ -42,6 +45,18 @@ class Exchange(ByTeams):
     def sums(self, problem: Problem) -> Sums:
         """As all on the tensor cores."""
         return Sums.MMA
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """What the teams fit, in 16 bits."""
+        return bool(self.variants(problem.precision)) and self.teams.fits(problem, limits)
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """The teams'."""
+        return self.teams.seconds(problem, limits)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
 
     def pack(self, values: Tensor) -> Tensor:
         """By chunk, block, columns, 16 k, then l and matrices [8 j][8 k], padded with zeros; see ks_matmul_exchange.cu.
@@ -52,16 +67,16 @@ class Exchange(ByTeams):
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
         passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
-        padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * STAGE_K, chunks * teams.depth)
+        padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * teams.k, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
         # i pass part share t m e step eight k chunk block l
         sides = (
-            teams.columns // teams.part,
+            teams.columns // PART,
             teams.shares,
             4,
             4,
             2,
-            2 * k_stages,
+            teams.steps * k_stages,
             2,
             8,
             chunks,
@@ -70,27 +85,40 @@ class Exchange(ByTeams):
         )
         return padded.view(a, passes, *sides).permute(0, 10, 11, 1, 7, 12, 8, 3, 2, 5, 4, 6, 9).contiguous()
 
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        if not problem.rows:
+            return
+        teams, pattern = self.teams, problem.pattern
+        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
+        assert schedule is not None
+        device.kernel(*self.variants(problem.precision))(
+            (schedule.teams * teams.blocks, 1, 1),
+            (teams.threads, 1, 1),
+            teams.boxes.map(operands.x, pattern, pattern.c, teams.own_rows, teams.k),
+            packed,
+            *arguments(problem, operands),
+            schedule.stages.raw,
+            schedule.stages.x,
+            schedule.stages.w,
+            schedule.stages.y,
+            schedule.together,
+        )
+
 
 WAYS = tuple(
-    Exchange(Teams(2, 0, *teams))
+    Exchange(Teams(*teams))
     for teams in (
-        (8, 2, 64, 128, 2, False),
-        (8, 2, 64, 64, 2, False),
-        (4, 4, 64, 64, 2, False),
-        (8, 4, 64, 64, 2, False),
-        (8, 3, 64, 64, 3, True),
-        (4, 3, 64, 32, 3, True),
-        (4, 2, 64, 128, 2, True),
-        (4, 2, 64, 64, 2, True),
-        (2, 3, 64, 64, 3, True),
-        (2, 2, 64, 128, 2, True),
-        (2, 2, 64, 64, 2, True),
-        (2, 1, 128, 128, 2, True),
-        (2, 1, 128, 64, 2, True),
-        (2, 1, 64, 128, 2, True),
-        (4, 1, 64, 128, 2, True),
-        (8, 1, 64, 128, 2, True),
-        (1, 4, 64, 64, 2, True),
-        (1, 2, 64, 128, 2, True),
+        (8, 2, 128, 2, 2, False),
+        (8, 2, 128, 2, 4, False),
+        (4, 4, 64, 2, 2, False),
+        (8, 3, 64, 3, 2, True),
+        (8, 3, 64, 3, 4, True),
+        (8, 1, 128, 2, 2, True),
+        (8, 1, 128, 2, 4, True),
+        (2, 3, 64, 3, 2, True),
+        (2, 3, 64, 3, 4, True),
+        (2, 2, 128, 2, 2, True),
+        (2, 2, 128, 2, 4, True),
     )
 )

@@ -11,13 +11,17 @@ from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 SHARED_BYTES = 227 * 1024
-STAGE_K = 32
+SIZE = 2
+"""Bytes of an element."""
+ROWS = 64
+"""Of a tile."""
+PART = 32
+"""Columns of a warpgroup that are sent at once."""
+_TAKERS = 64
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_SENT_AT_ONCE = 2
-"""Parts that are sent during a stage."""
-_IDLE_TEAMS = {1: 0, 2: 0, 4: 2, 8: 1}
+_IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
@@ -48,29 +52,30 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """The constants of the kernels.
+    """The constants of the kernel.
 
-    size     bytes of an element of x
-    halves   fp16 halves of an element in a plane; 0: it is as it is
-    blocks   of a team: each reads and writes rows / blocks of the rows
+    blocks   of a team: each reads and writes 64 / blocks of the rows
     own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
-    rows     of a tile
     columns  j of a product
-    groups   warpgroups that multiply: they differ in l, or where they are more, in rows (64 each) or in columns
+    groups   warpgroups that multiply: they differ in l, or where they are more, in columns
+    steps    of 16 k in a stage
     whole    whether a chunk is all of d
     """
 
-    size: int
-    halves: int
     blocks: int
     own: int
-    rows: int
     columns: int
     groups: int
+    steps: int
     whole: bool
 
     def __str__(self) -> str:
-        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.rows}x{self.columns}"
+        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}"
+
+    @property
+    def k(self) -> int:
+        """Of a stage."""
+        return 16 * self.steps
 
     @property
     def depth(self) -> int:
@@ -80,12 +85,7 @@ class Teams:
     @property
     def shares(self) -> int:
         """Warpgroups that share the columns of a pass."""
-        return self.groups if self.own < self.groups and self.rows == 64 else 1
-
-    @property
-    def part(self) -> int:
-        """Columns of a warpgroup that are sent at once: a vector of each of four threads."""
-        return 4 * _VECTOR_BYTES // self.size
+        return self.groups if self.own < self.groups else 1
 
     @property
     def pass_columns(self) -> int:
@@ -93,48 +93,52 @@ class Teams:
         return self.columns * self.shares
 
     @property
+    def own_rows(self) -> int:
+        """Of a block."""
+        return ROWS // self.blocks
+
+    @property
     def threads(self) -> int:
-        """Of a block: those that take x apart, those that bring and write, and those that multiply."""
+        """Of a block: those that take x apart, bring and write, and those that multiply."""
         return 256 + 128 * self.groups
 
     @property
     def raw_bytes(self) -> int:
-        """Of a stage of x as it comes: 32 k of all l of a block's rows."""
-        return STAGE_K * self.depth * self.rows // self.blocks * self.size
+        """Of a stage of x as it comes: all l of a block's rows."""
+        return self.k * self.depth * self.own_rows * SIZE
 
     @property
     def plane_bytes(self) -> int:
-        """Of a stage of x in planes: 32 k of all rows of a block's l, and if in halves their scales."""
-        scales = 2 * 4 if self.halves else 0
-        return self.rows * self.own * (STAGE_K * 2 * max(self.halves, 1) + scales)
+        """Of a stage of x in planes: all rows of a block's l."""
+        return ROWS * self.own * self.k * SIZE
 
     @property
     def weight_bytes(self) -> int:
-        """Of a stage of weights: 32 k of a product's columns, for a block's l."""
-        return STAGE_K * self.pass_columns * self.own * 2 * max(self.halves, 1)
+        """Of a stage of weights: a product's columns, for a block's l."""
+        return self.k * self.pass_columns * self.own * SIZE
 
     @property
     def y_bytes(self) -> int:
         """Of a stage of y: a part of all l of a block's rows."""
-        return self.part * self.shares * self.depth * self.rows // self.blocks * self.size
+        return PART * self.shares * self.depth * self.own_rows * SIZE
 
     @property
     def crews(self) -> int:
         """Of threads that take stages of x apart in turn: a stage must always be the same crew's."""
-        units = self.rows // self.blocks * STAGE_K // 8 * (self.depth // self._run)
-        return max(1, 128 // units)
+        units = self.own_rows * 2 * self.steps * (self.depth // self._run)
+        return 1 if units % _TAKERS == 0 else 2
 
     @property
     def _run(self) -> int:
         """Neighbouring l that a thread takes at once."""
-        vector = _VECTOR_BYTES // self.size
+        vector = _VECTOR_BYTES // SIZE
         return vector if self.depth % vector == 0 else self.depth
 
     @property
     def boxes(self) -> Boxes:
         """How x comes."""
-        whole = 128 if STAGE_K // 2 * self.depth * self.size % 128 == 0 else 64
-        return Boxes(self.size, self.depth, self.whole, whole if self.whole else self.depth * self.size)
+        whole = 128 if self.k // 2 * self.depth * SIZE % 128 == 0 else 64
+        return Boxes(SIZE, self.depth, self.whole, whole if self.whole else self.depth * SIZE)
 
     def passes(self, pattern: KSPattern) -> int:
         """Over the planes of a tile."""
@@ -142,7 +146,7 @@ class Teams:
 
     def k_stages(self, pattern: KSPattern) -> int:
         """Stages of x, and of weights, in a pass."""
-        return ceil(pattern.c / STAGE_K)
+        return ceil(pattern.c / self.k)
 
     def chunks(self, pattern: KSPattern) -> int:
         """Chunks of neighbouring l, of all i."""
@@ -172,7 +176,7 @@ class Teams:
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
-        raws = {1: (3, 2), 2: (4, 2), 4: (4,)}[self.crews]
+        raws = (3, 2) if self.crews == 1 else (4, 2)
         if all_weights <= _MOST_STAGES:
             yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
@@ -185,7 +189,7 @@ class Teams:
         stages = self.stages(pattern)
         if stages is None:
             return None
-        tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
+        tiles, chunks = ceil(rows / ROWS), self.chunks(pattern)
         most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
 
         line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
@@ -202,7 +206,7 @@ class Teams:
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
         p = problem.pattern
-        mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
+        mine = p.d == self.depth if self.whole else p.d * SIZE % _VECTOR_BYTES == 0 and p.d >= self.depth
         return (
             limits.hopper
             and limits.shared_bytes >= SHARED_BYTES
@@ -210,9 +214,9 @@ class Teams:
             and problem.aligned
             and mine
             and p.b % 8 == 0
-            and self.k_stages(p) * _SENT_AT_ONCE >= self.columns // self.part
+            and self.k_stages(p) * self.steps >= self.columns // PART
             and self.boxes.fits(p, p.c)
-            and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
+            and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
         )
 
@@ -221,16 +225,14 @@ class Teams:
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
-        products = {0: 1, 1: 1, 2: 3}[self.halves]
-        tiles = ceil(problem.rows / self.rows) * self.chunks(p)
-        x, y = (self.rows * self.own * self.size * side for side in (p.c, p.b))
+        tiles = ceil(problem.rows / ROWS) * self.chunks(p)
+        x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         stages = self.passes(p) * self.k_stages(p)
         x *= self.times(p, schedule.stages)
-        read = products * stages * self.own * (self.rows + self.rows * self.pass_columns // 64) * 64
         streamed = 0 if schedule.resident else stages * self.weight_bytes
+        read = stages * self.own * self.steps * 32 * (ROWS + self.pass_columns)
         shared = (3 * x + 2 * y + read + streamed) / 128
-        arithmetic = products * stages * self.own * self.rows * self.pass_columns / 64
-        clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared, 1.4 * arithmetic)
+        clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared)
         return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
 
     def constants(self) -> dict[str, int]:
@@ -241,9 +243,9 @@ class Teams:
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
-            "ROWS": self.rows,
             "COLUMNS": self.columns,
             "GROUPS": self.groups,
+            "STEPS": self.steps,
             "WHOLE": int(self.whole),
             "APART_REGISTERS": apart,
             "BRING_REGISTERS": bring,

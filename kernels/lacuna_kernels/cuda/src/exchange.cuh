@@ -1,6 +1,5 @@
-// What ks_matmul_exchange.cu (16 bits) and ks_matmul_exchange_halves.cu (fp32) share: how teams of blocks share the
-// work, where things are in a block's memory, the threads that bring x and weights, and the order of all others' work.
-// See the first for the idea.
+// How teams of blocks share the work of ks_matmul_exchange.cu, where things are in a block's memory, the threads that
+// bring x and weights, and the order of all others' work. See there for the idea.
 #pragma once
 
 #include "hopper.cuh"
@@ -8,28 +7,28 @@
 #include "layout.cuh"
 #include "team.cuh"
 
-constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
-// Whether warpgroups that multiply differ in rows, or in columns; else they differ in l.
-constexpr bool BY_ROWS = OWN_L < GROUPS && ROWS > 64, BY_COLUMNS = OWN_L < GROUPS && ROWS == 64;
-constexpr int MINE = BY_ROWS || BY_COLUMNS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup
+constexpr int L = TEAM * OWN_L, ROWS = 64, OWN_ROWS = ROWS / TEAM;
+constexpr bool BY_COLUMNS = OWN_L < GROUPS;          // whether warpgroups that multiply differ in columns, or else in l
+constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
-constexpr int STEPS = 2, STAGE_K = 16 * STEPS;                     // of 16 k, in a stage of x and of weights
+constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
-constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;          // 8 k of an l, or of a half of it
-constexpr int STEP = OWN_L * (2 * HALVES * PLANE + (SIZE == 4 ? 4 * ROWS : 0)), X_STAGE = STEPS * STEP;
-constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
-constexpr int PART = 4 * VECTOR * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
+constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l
+constexpr int STEP = OWN_L * 2 * PLANE, X_STAGE = STEPS * STEP;
+constexpr int W_STEP = OWN_L * 2 * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
+constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
-// Threads that take a stage apart. Crews take turns; a stage of a ring must always be the same crew's.
-constexpr int CREW = UNITS < 128 ? UNITS : 128, CREWS = 128 / CREW;
-constexpr int WRITERS = 2;                                         // warps
+constexpr int TAKERS = 64, WRITERS = 4;                            // threads; warps
+// Takers of a stage. Crews take turns; a stage of a ring must always be the same crew's.
+constexpr int CREW = UNITS % TAKERS == 0 ? TAKERS : 32, CREWS = TAKERS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
-static_assert(ROWS == 64 * (BY_ROWS ? GROUPS : 1) && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "products of 64 rows");
+static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
@@ -128,14 +127,13 @@ struct Rings {
     Ring x, w, y;
 };
 
-constexpr int SENT_AT_ONCE = 2;  // parts that a warpgroup sends while it multiplies one stage
+constexpr int SENT_AT_ONCE = STEPS;  // parts that a warpgroup sends while it multiplies one stage
 
 // A thread that multiplies.
 struct Consumer {
     int who, lane, warp;
 
     __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
-    __device__ __forceinline__ int first_row() const { return BY_ROWS ? who * 64 : 0; }
 
     // The first of a thread's 8 neighbouring j in a part, in eights.
     __device__ __forceinline__ int first_eight() const { return (BY_COLUMNS ? who * 4 : 0) + lane % 4; }
@@ -147,7 +145,7 @@ struct Consumer {
 
     // Give back a stage of planes to all blocks that fill it; one thread says first how much is to come.
     __device__ __forceinline__ void give_back_x(const Work& w, int stage) const {
-        if (who == 0 && warp == 0 && lane == 0) barrier_expect(w.full_x(stage), X_STAGE);
+        if (who == 0 && warp == 0 && lane == 0) barrier_expect(w.full_x(stage), X_FROM_OTHERS);
         __syncwarp();
         if (lane < TEAM) arrive_there(in_block(w.empty_x(stage), lane));
     }
@@ -155,12 +153,14 @@ struct Consumer {
 
 __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
-    for (int s = 0; s < w.x_stages; ++s) barrier_init(w.full_x(s), 1), barrier_init(w.empty_x(s), TEAM * GROUPS * 4);
+    for (int s = 0; s < w.x_stages; ++s)
+        barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS * 4);
     for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS * 4);
-    for (int s = 0; s < w.y_stages; ++s) barrier_init(w.full_y(s), 1), barrier_init(w.empty_y(s), TEAM * WRITERS);
+    for (int s = 0; s < w.y_stages; ++s)
+        barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8), barrier_init(w.empty_y(s), TEAM * WRITERS);
     barriers_are_ready();
-    for (int s = 0; s < w.x_stages; ++s) barrier_expect(w.full_x(s), X_STAGE);
-    for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_STAGE);
+    for (int s = 0; s < w.x_stages; ++s) barrier_expect(w.full_x(s), X_FROM_OTHERS);
+    for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_FROM_OTHERS);
 }
 
 __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
@@ -214,7 +214,6 @@ struct Unit {
 template <class Take>
 __device__ __forceinline__ void take_apart(const Work& w, Take take) {
     const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
-    if (crew >= CREWS) return;
     int left = 0;
     for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;
@@ -226,6 +225,8 @@ __device__ __forceinline__ void take_apart(const Work& w, Take take) {
 #pragma unroll 1
         for (int unit = thread; unit < UNITS; unit += CREW) take(unit, in.stage, out.stage);
         barrier_arrive(w.empty_raw(in.stage));
+        publish_shared();
+        barrier_arrive(w.full_x(out.stage));  // what is for this block
         for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
     }
 }
@@ -266,7 +267,7 @@ __device__ __forceinline__ void write(const Work& w, int thread, Part part) {
             const int parts = w.parts(pass);
             for (int q = 0; q < parts; ++q) {
                 barrier_wait(w.full_y(ring.stage), ring.phase);
-                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_STAGE);
+                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_FROM_OTHERS);
                 part(at, pass * PASS_COLUMNS + q * PART, ring.stage);
                 __syncwarp();
                 if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));

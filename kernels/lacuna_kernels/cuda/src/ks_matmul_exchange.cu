@@ -6,11 +6,11 @@
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  a warpgroup: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
+//   take apart  two warps: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
 //               of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
-//   write       two warps: 8 j of RUN l of one row are put back in the order of y
+//   write       four warps: 8 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
 // cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
 // pass.
@@ -20,18 +20,24 @@
 #define ELEMENT __half
 #define TEAM 8        // blocks of a cluster
 #define OWN_L 2       // l of a block
-#define ROWS 64       // of a tile
 #define COLUMNS 128   // j of a product
 #define GROUPS 2      // warpgroups that multiply
+#define STEPS 2       // of 16 k in a stage
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define APART_REGISTERS 88
 #define BRING_REGISTERS 80
 #define MULTIPLY_REGISTERS 168
 #endif
 
-constexpr int HALVES = 1;  // a value is itself
-
 #include "exchange.cuh"
+
+// Store in a block of the team; what it gets from others its barrier counts.
+__device__ __forceinline__ void store(const Work& w, uint32_t to, int owner, const uint4& v, uint32_t barrier) {
+    if (owner == w.rank)
+        write_16_bytes(to, v);
+    else
+        store_there(in_block(to, owner), v, in_block(barrier, owner));
+}
 
 // ---- take apart ----
 // A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
@@ -51,12 +57,11 @@ __device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int o
                         (w.rank * OWN_ROWS + at.row) * 16;
 #pragma unroll
     for (int r = 0; r < RUN; ++r) {
-        const int l = at.run * RUN + r;
+        const int l = at.run * RUN + r, owner = l / OWN_L;
         uint32_t pairs[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
-        store_there(in_block(to + l % OWN_L * 2 * PLANE, l / OWN_L), make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
-                    in_block(w.full_x(out), l / OWN_L));
+        store(w, to + l % OWN_L * 2 * PLANE, owner, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), w.full_x(out));
     }
 }
 
@@ -111,17 +116,18 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
     barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int row = me.first_row() + me.warp * 16 + h * 8 + me.lane / 4, owner = row / OWN_ROWS;
-        const uint32_t full = in_block(w.full_y(ring.stage), owner);
+        const int row = me.warp * 16 + h * 8 + me.lane / 4, owner = (me.warp * 16 + h * 8) / OWN_ROWS;
 #pragma unroll
         for (int m = 0; m < MINE; ++m) {
             const int l = w.rank * OWN_L + me.first_l() + m;
             const float* from = sums[m] + 16 * q + 2 * h;
-            store_there(in_block(w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.first_eight()), owner),
-                        make_uint4(pack(from[0], from[1], Element()), pack(from[4], from[5], Element()),
-                                   pack(from[8], from[9], Element()), pack(from[12], from[13], Element())),
-                        full);
+            store(w, w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.first_eight()), owner,
+                  make_uint4(pack(from[0], from[1], Element()), pack(from[4], from[5], Element()),
+                             pack(from[8], from[9], Element()), pack(from[12], from[13], Element())),
+                  w.full_y(ring.stage));
         }
+        __syncwarp();
+        if (owner == w.rank && me.lane == 0) barrier_arrive(w.full_y(ring.stage));
     }
     ring.next(w.y_stages);
 }
@@ -130,8 +136,10 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
 // done before is sent.
 __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, Rings& rings, const Consumer& me,
                                          const Pass& before, bool free_x, bool free_w) {
-    const uint32_t x_mine = w.x_at + me.first_l() * 2 * PLANE + me.first_row() * 16;
-    const uint32_t w_mine = w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0);
+    // Descriptors of operands in the first stages; addresses are in units of 16 bytes, and have room for all memory.
+    const uint64_t x_first = operand(w.x_at + me.first_l() * 2 * PLANE, PLANE, 128);
+    const uint64_t w_first =
+        operand(w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0), W_PLANE, 128);
     Ring &xs = rings.x, &ws = rings.w;
     const auto give_back = [&](int x_stage, int w_stage) {
         if (free_w) me.give_back_w(w, w_stage);
@@ -145,8 +153,8 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
         products_begin();
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
-            const uint64_t x = operand(x_mine + xs.stage * X_STAGE + step * STEP, PLANE, 128);
-            const uint64_t weights = operand(w_mine + ws.stage * W_STAGE + step * W_STEP, W_PLANE, 128);
+            const uint64_t x = x_first + (xs.stage * X_STAGE + step * STEP) / 16;
+            const uint64_t weights = w_first + (ws.stage * W_STAGE + step * W_STEP) / 16;
 #pragma unroll
             for (int m = 0; m < MINE; ++m)
                 multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16),
@@ -263,19 +271,23 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();
+    const auto write_all = [&](int thread) {
+        const Work w(arguments, at);
+        write(w, thread, [&](const Tile& tile, int j, int stage) { write_part(w, tile, j, stage, thread); });
+    };
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();
-        const Work w(arguments, at);
-        take_apart(w, [&](int unit, int in, int out) { take_unit(w, unit, in, out); });
+        if (threadIdx.x >= TAKERS) {
+            write_all(threadIdx.x - TAKERS);
+        } else {
+            const Work w(arguments, at);
+            take_apart(w, [&](int unit, int in, int out) { take_unit(w, unit, in, out); });
+        }
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
-        if (warp >= 2) {
-            const Work w(arguments, at);
-            const int thread = threadIdx.x % 128 - 64;
-            write(w, thread, [&](const Tile& tile, int j, int stage) { write_part(w, tile, j, stage, thread); });
-        }
+        if (warp >= 2) write_all(threadIdx.x - 128);
     } else {
         take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), {role - 2, lane, warp});

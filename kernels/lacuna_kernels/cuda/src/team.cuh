@@ -21,12 +21,6 @@ __device__ __forceinline__ void store_there(uint32_t to, const uint4& v, uint32_
                  : "memory");
 }
 
-__device__ __forceinline__ void store_word_there(uint32_t to, uint32_t word, uint32_t barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(word),
-                 "r"(barrier)
-                 : "memory");
-}
-
 __device__ __forceinline__ void meet_team() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
@@ -46,8 +40,6 @@ __device__ __forceinline__ uint2 read_8_bytes(uint32_t from) {
     return v;
 }
 
-__device__ __forceinline__ float read_float(uint32_t from) {
-    float v;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
-    return v;
+__device__ __forceinline__ void write_16_bytes(uint32_t to, const uint4& v) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
