@@ -17,10 +17,11 @@ ROWS = 64
 """Of a tile."""
 PART = 32
 """Columns of a warpgroup that are sent at once."""
-_TAKERS = 64
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
+_CACHE_BYTES = 24e6
+"""Weights that may be read by turns without leaving the second-level cache."""
 _IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -59,6 +60,7 @@ class Teams:
     columns  j of a product
     groups   warpgroups that multiply: they differ in l, or where they are more, in columns
     steps    of 16 k in a stage
+    takers   threads that take x apart: 64, or 128, which leaves half as many to write
     whole    whether a chunk is all of d
     """
 
@@ -67,10 +69,11 @@ class Teams:
     columns: int
     groups: int
     steps: int
+    takers: int
     whole: bool
 
     def __str__(self) -> str:
-        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}"
+        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}x{self.takers}"
 
     @property
     def k(self) -> int:
@@ -126,7 +129,9 @@ class Teams:
     def crews(self) -> int:
         """Of threads that take stages of x apart in turn: a stage must always be the same crew's."""
         units = self.own_rows * 2 * self.steps * (self.depth // self._run)
-        return 1 if units % _TAKERS == 0 else 2
+        if units % self.takers == 0:
+            return 1
+        return self.takers // (units if units < self.takers else 32)
 
     @property
     def _run(self) -> int:
@@ -176,7 +181,7 @@ class Teams:
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
-        raws = (3, 2) if self.crews == 1 else (4, 2)
+        raws = {1: (3, 2), 2: (4, 2), 4: (4,)}[self.crews]
         if all_weights <= _MOST_STAGES:
             yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
@@ -193,11 +198,13 @@ class Teams:
         most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
 
         line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
+        weights = pattern.b * pattern.c * self.depth * SIZE
 
         def rounds(together: int) -> tuple[float, int]:
             busy = most // together * together
             count = ceil(tiles * together / busy) * (chunks // together)
-            return count * (1 if together * self.depth >= line else 1.5), -together
+            apart = 1.0 if together * self.depth >= line else 1.5
+            return count * apart * max(1.0, together * weights / _CACHE_BYTES), -together
 
         together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
         teams = min(most // together * together, tiles * together)
@@ -221,34 +228,35 @@ class Teams:
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slowest of device memory, the weights' way, shared memory and products; and a start."""
+        """The slowest of device memory, the second-level cache, taking apart and products; fitted to runs of an H200."""
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
         tiles = ceil(problem.rows / ROWS) * self.chunks(p)
+        passes, stages = self.passes(p), self.passes(p) * self.k_stages(p)
         x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
-        stages = self.passes(p) * self.k_stages(p)
         x *= self.times(p, schedule.stages)
         streamed = 0 if schedule.resident else stages * self.weight_bytes
-        read = stages * self.own * self.steps * 32 * (ROWS + self.pass_columns)
-        shared = (3 * x + 2 * y + read + streamed) / 128
-        clocks = max((x + y) / 14.0, (streamed + x + y) / 36.0, 1.2 * shared)
-        return 5e-6 + ceil(tiles / schedule.teams) * (clocks + 400) / 1.7e9
+        memory = (x + y) / (16.7 if self.whole or p.d % self.depth == 0 else 13.0)  # bytes a clock
+        on_their_way = schedule.stages.w * self.weight_bytes
+        from_cache = 26.0 if on_their_way >= 48 * 1024 else 13.0  # with little under way every copy is waited for
+        clocks = max(memory, (streamed + x) / from_cache, x / (0.137 * self.takers), 99 * stages * self.steps)
+        three = 1.35 if self.groups == 3 else 1.0
+        return 5e-6 + three * ceil(tiles / schedule.teams) * (clocks + 1900 * passes) / 1.7e9
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
-        apart, bring, multiply = 88, 80, 168
-        if self.groups == 3:  # 480 for the five warpgroups
-            apart, bring, multiply = (104, 88, 96) if self.columns == 32 else (88, 80, 104)
+        multiply = 104 if self.groups == 3 else 168  # 480 for five warpgroups, 512 for four
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
             "COLUMNS": self.columns,
             "GROUPS": self.groups,
             "STEPS": self.steps,
+            "TAKERS": self.takers,
             "WHOLE": int(self.whole),
-            "APART_REGISTERS": apart,
-            "BRING_REGISTERS": bring,
+            "APART_REGISTERS": 88,
+            "BRING_REGISTERS": 80,
             "MULTIPLY_REGISTERS": multiply,
         }
 

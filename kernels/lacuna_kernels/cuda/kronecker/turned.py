@@ -92,7 +92,7 @@ class Turned:
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The other way's, x and y read and written once more, and some launches."""
         parts = ceil(problem.rows / _rows_at_once(problem))
-        return self.inner.seconds(_turned(problem), limits) + 2 * problem.bytes / 3.4e12 + parts * 6e-6
+        return self.inner.seconds(_turned(problem), limits) + 2 * problem.bytes / 2.5e12 + parts * 6e-6
 
     def scratch_bytes(self, problem: Problem) -> int:
         """Turned rows of x and of y, and how many of them are in use."""

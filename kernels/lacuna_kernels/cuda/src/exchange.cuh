@@ -23,9 +23,9 @@ constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
-constexpr int TAKERS = 64, WRITERS = 4;                            // threads; warps
+constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
 // Takers of a stage. Crews take turns; a stage of a ring must always be the same crew's.
-constexpr int CREW = UNITS % TAKERS == 0 ? TAKERS : 32, CREWS = TAKERS / CREW;
+constexpr int CREW = UNITS % TAKERS == 0 ? TAKERS : UNITS < TAKERS ? UNITS : 32, CREWS = TAKERS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
 static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
@@ -214,6 +214,7 @@ struct Unit {
 template <class Take>
 __device__ __forceinline__ void take_apart(const Work& w, Take take) {
     const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
+    if (crew >= CREWS) return;
     int left = 0;
     for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;

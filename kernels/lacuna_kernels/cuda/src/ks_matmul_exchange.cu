@@ -6,11 +6,11 @@
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  two warps: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
+//   take apart  two warps, or four: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
 //               of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
-//   write       four warps: 8 j of RUN l of one row are put back in the order of y
+//   write       four warps, or two: 8 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
 // cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
 // pass.
@@ -23,6 +23,7 @@
 #define COLUMNS 128   // j of a product
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
+#define TAKERS 64     // threads that take x apart: 64, or 128
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define APART_REGISTERS 88
 #define BRING_REGISTERS 80
@@ -287,7 +288,7 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
         take_registers<BRING_REGISTERS, START_REGISTERS>();
         if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
         if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
-        if (warp >= 2) write_all(threadIdx.x - 128);
+        if (warp >= 2) write_all(threadIdx.x - 64 - TAKERS);
     } else {
         take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), {role - 2, lane, warp});
