@@ -20,8 +20,6 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_CACHE_BYTES = 24e6
-"""Weights that may be read by turns without leaving the second-level cache."""
 _IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -198,13 +196,11 @@ class Teams:
         most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
 
         line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
-        weights = pattern.b * pattern.c * self.depth * SIZE
 
         def rounds(together: int) -> tuple[float, int]:
             busy = most // together * together
             count = ceil(tiles * together / busy) * (chunks // together)
-            apart = 1.0 if together * self.depth >= line else 1.5
-            return count * apart * max(1.0, together * weights / _CACHE_BYTES), -together
+            return count * (1 if together * self.depth >= line else 1.5), -together
 
         together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
         teams = min(most // together * together, tiles * together)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments, read_together
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
@@ -158,6 +158,7 @@ class Tf32:
             packed,
             *arguments(problem, operands),
             int(staged),
+            read_together(pattern.a, 4 * pattern.b * pattern.c * self.parts),
             device.tile_counter,
         )
 

@@ -11,7 +11,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tiles import tensor_cores_pay
-from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums
+from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, read_together
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
 from lacuna_kernels.cuda.tile_counters import COUNTERS
@@ -25,8 +25,6 @@ VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
 MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
-_READ_TOGETHER = 1 << 24
-"""Bytes of values that the tiles of one n may read: they stay in the second-level cache for those of the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +124,9 @@ class Tma:
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
         return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour
 
-    def _value_bytes(self, problem: Problem) -> int:
-        p = problem.pattern
-        return 2 * p.a * p.d * p.b * _aligned(p.c)
+    def _block_bytes(self, problem: Problem) -> int:
+        """Of the values of a block, batch-size-first."""
+        return 2 * problem.pattern.b * problem.pattern.c
 
     def _tiles(self, problem: Problem) -> int:
         p = problem.pattern
@@ -179,7 +177,7 @@ class Tma:
             device.tile_counter,
             problem.rows,
             *(p.a, p.b, p.c, d),
-            p.a if self._value_bytes(problem) <= _READ_TOGETHER else 1,
+            read_together(p.a, self._block_bytes(problem)),
             problem.rows if last else p.a * p.b,
             p.b,
             int(detours),

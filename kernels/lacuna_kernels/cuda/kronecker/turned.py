@@ -24,6 +24,8 @@ _VECTOR_BYTES = 16
 _SHARED_BYTES = 44 * 1024
 """What a block turns at once: at least a vector of k by all l."""
 _PAD_BYTES = 4
+_GAP = 2
+"""Vectors that may be left free after d of them: ks_turn_in."""
 _SCRATCH_BYTES = 1 << 29
 """Turned copies of a part of the batch take so much at most, unless that were too few rows to keep a device busy."""
 _LEAST_ROWS = 256
@@ -44,7 +46,7 @@ class Part:
     @classmethod
     def of(cls, length: int, d: int, size: int) -> "Part":
         """As much as fits the shared memory, for elements of `size` bytes, in even chunks of whole vectors."""
-        vector, line = _VECTOR_BYTES // size, _SHARED_BYTES // d
+        vector, line = _VECTOR_BYTES // size, _SHARED_BYTES // (d + _GAP)
         if (whole := length * size + _PAD_BYTES) <= line:
             return cls(length, d, line // whole, length)
         chunks = ceil(length / ((line - _PAD_BYTES) // _VECTOR_BYTES * vector))
@@ -85,7 +87,7 @@ class Turned:
         """Blocks of whole vectors, in aligned rows."""
         pattern, vector = problem.pattern, _VECTOR_BYTES // problem.dtype.itemsize
         whole = problem.aligned and pattern.b % vector == 0 == pattern.c % vector
-        small = (_VECTOR_BYTES + _PAD_BYTES) * pattern.d <= _SHARED_BYTES
+        small = (_VECTOR_BYTES + _PAD_BYTES) * (pattern.d + _GAP) <= _SHARED_BYTES
         first = problem.layout is Layout.FIRST and pattern.d > 1
         return first and whole and small and self.inner.fits(_turned(problem), limits)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from math import isqrt
 from typing import Protocol
 
 from torch import Tensor
@@ -17,6 +19,18 @@ from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 LARGEST_TILES = 2**30
 """Kernels that count tiles in 32 bits are for fewer."""
+
+
+_READ_TOGETHER = 1 << 24
+"""Bytes of values that the tiles of some rows may read: they stay in the second-level cache for those of the next."""
+
+
+@cache
+def read_together(blocks: int, bytes_each: int) -> int:
+    """How many blocks should be multiplied by the same rows before the next rows come: a divisor of their number."""
+    small = [k for k in range(1, isqrt(blocks) + 1) if blocks % k == 0]
+    divisors = (*small, *(blocks // k for k in small))
+    return max(k for k in divisors if k == 1 or k * bytes_each <= _READ_TOGETHER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,14 +71,14 @@ struct alignas(16) Place {
     int across, strip, l, i;
 };
 
-// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first the i of the
-// same strip.
+// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first `together` i of
+// the same strip, whose values stay in the second-level cache for the next one, and then the rest of the i.
 struct Work {
-    int tiles_b, strips, d, a, steps;
+    int tiles_b, strips, d, together, steps;
     unsigned tiles;
 
-    __device__ Work(int rows, const Pattern& p)
-        : tiles_b((p.b + TILE_B - 1) / TILE_B), strips((rows + TILE_N - 1) / TILE_N), d(p.d), a(p.a),
+    __device__ Work(int rows, const Pattern& p, int together)
+        : tiles_b((p.b + TILE_B - 1) / TILE_B), strips((rows + TILE_N - 1) / TILE_N), d(p.d), together(together),
           steps((p.c + TILE_K - 1) / TILE_K), tiles(tiles_b * strips * p.a * p.d) {}
 
     __device__ Place place(int tile) const {
@@ -87,7 +87,7 @@ struct Work {
         if (LAST)
             p.strip = tile % strips, tile /= strips, p.l = tile % d, p.i = tile / d;
         else
-            p.l = 0, p.i = tile % a, p.strip = tile / a;
+            p.l = 0, p.i = tile % together, tile /= together, p.strip = tile % strips, p.i += tile / strips * together;
         return p;
     }
 };
@@ -348,7 +348,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
                const float* __restrict__ values, const float* __restrict__ bias, const float* residual, float* y,
                const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
-               float negative_slope, int staged, int counter) {
+               float negative_slope, int staged, int together, int counter) {
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ Place places[X_STAGES];
     __shared__ __align__(8) uint64_t barriers[2 * (X_STAGES + W_STAGES)];
@@ -357,7 +357,7 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     const Ring<W_STAGES> w_ring{shared_address(barriers + 2 * X_STAGES)};
     const Pattern p{a, b, c, d};
     const int used = rows_in_use(count, rows);
-    const Work work(used, p);
+    const Work work(used, p, together);
     if (threadIdx.x == 0) {
         x_ring.init(), w_ring.init();
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

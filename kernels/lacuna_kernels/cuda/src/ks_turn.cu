@@ -3,7 +3,8 @@
 //   ks_turn_out   y[n, i, j, l] = f(t[n, i, l, j] + bias[i, j, l] + residual[n, i, j, l])    for t of rows [a, d, b]
 // A block turns `group` whole matrices, or CHUNK of k (or j) by all l of one, in shared memory: global reads and writes
 // are runs of whole vectors of 16 bytes, and the elements are picked one by one on the way out of shared memory.
-// x and y are those of the whole batch, t of its rows from `first` on.
+// x and y are those of the whole batch, t of its rows from `first` on. Threads step from place to place without a
+// division: with some it was they that took the time, not the memory.
 #include <cstdint>
 
 #include "ks_matmul.cuh"
@@ -13,6 +14,22 @@ constexpr int THREADS = 256;
 constexpr int RUN = 4;  // vectors side by side that neighbouring threads write
 
 struct __align__(16) Vector { Element of[VECTOR]; };
+
+// A place among `size` by ... that goes on by a fixed step: low < size, and high.
+struct Place {
+    int size, low, high, step_low, step_high;
+
+    __device__ Place(int at, int step, int size)
+        : size(size), low(at % size), high(at / size), step_low(step % size), step_high(step / size) {}
+
+    // Whether there was a carry.
+    __device__ bool next() {
+        low += step_low, high += step_high;
+        const bool carry = low >= size;
+        if (carry) low -= size, ++high;
+        return carry;
+    }
+};
 
 // Rows of this part of the batch that are in use.
 __device__ __forceinline__ int rows_here(const int* count, int first, int rows) {
@@ -36,30 +53,36 @@ struct Unit {
 extern "C" __global__ void __launch_bounds__(THREADS)
 ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __restrict__ count,
            int* __restrict__ count_here, int first, int rows, int a, int c, int d, int group, int chunk) {
-    extern __shared__ __align__(16) Element tile[];  // [matrix][k][l], as x has it
+    // [matrix][VECTOR k][VECTOR][l], as x has it, but for a gap after each VECTOR k if threads would meet in a bank.
+    extern __shared__ __align__(16) Element tile[];
     const int used = rows_here(count, first, rows);
     if (blockIdx.x == 0 && threadIdx.x == 0) *count_here = used;
     const Unit unit(Index(used) * a, c, group, chunk);
     if (unit.matrices <= 0) return;
     const Index start = (Index(first) * a + unit.matrix) * c * d + Index(unit.start) * d;
     const Vector* from = reinterpret_cast<const Vector*>(x + start);
-    const int size = unit.size * d;
+    const int gap = d % 8 == 0 ? 2 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
+    Place in(threadIdx.x, THREADS, d);
 #pragma unroll 4
-    for (int v = threadIdx.x; v < unit.matrices * size / VECTOR; v += THREADS)
-        reinterpret_cast<Vector*>(tile)[v] = from[v];
+    for (int v = threadIdx.x; v < unit.matrices * vectors * d; v += THREADS, in.next())
+        reinterpret_cast<Vector*>(tile)[v + in.high * gap] = from[v];
     __syncthreads();
 
+    const int r = threadIdx.x % RUN, runs = (vectors + RUN - 1) / RUN, pitch = (d + gap) * VECTOR;
     Element* to = t + unit.matrix * c * d + unit.start;
-    const int runs = (unit.size / VECTOR + RUN - 1) / RUN, each = runs * d * RUN;
-    for (int v = threadIdx.x; v < unit.matrices * each; v += THREADS) {
-        const int matrix = v / each, rest = v % each;
-        const int k = (rest / (d * RUN) * RUN + rest % RUN) * VECTOR, l = rest / RUN % d;
-        if (k >= unit.size) continue;
-        const Element* picked = tile + matrix * size + k * d + l;
-        Vector out;
+    Place line(threadIdx.x / RUN, THREADS / RUN, d);  // l, and runs of all matrices
+    Place run(line.high, line.step_high, runs);       // runs of one, and matrices
+    while (run.high < unit.matrices) {
+        const int k = run.low * RUN + r, l = line.low;  // in vectors
+        if (k < vectors) {
+            const Element* picked = tile + (run.high * vectors + k) * pitch + l;
+            Vector out;
 #pragma unroll
-        for (int e = 0; e < VECTOR; ++e) out.of[e] = picked[e * d];
-        *reinterpret_cast<Vector*>(to + (Index(matrix) * d + l) * c + k) = out;
+            for (int e = 0; e < VECTOR; ++e) out.of[e] = picked[e * d];
+            *reinterpret_cast<Vector*>(to + (Index(run.high) * d + l) * c + k * VECTOR) = out;
+        }
+        if (line.next()) ++run.low;
+        run.next();
     }
 }
 
@@ -73,21 +96,22 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
     const Epilogue epilogue{bias, residual, y, activation, negative_slope};
     const int pitch = chunk + 4 / int(sizeof(Element)), vectors = unit.size / VECTOR;
     const Element* from = t + unit.matrix * b * d + unit.start;
+    Place at(threadIdx.x, THREADS, vectors);  // vectors of a line, and lines
 #pragma unroll 4
-    for (int v = threadIdx.x; v < unit.matrices * d * vectors; v += THREADS) {
-        const int line = v / vectors, j = v % vectors * VECTOR;
-        const uint4 in = *reinterpret_cast<const uint4*>(from + Index(line) * b + j);
-        uint32_t* to = reinterpret_cast<uint32_t*>(tile + line * pitch + j);
+    for (int v = threadIdx.x; v < unit.matrices * d * vectors; v += THREADS, at.next()) {
+        const uint4 in = *reinterpret_cast<const uint4*>(from + Index(at.high) * b + at.low * VECTOR);
+        uint32_t* to = reinterpret_cast<uint32_t*>(tile + at.high * pitch + at.low * VECTOR);
         to[0] = in.x, to[1] = in.y, to[2] = in.z, to[3] = in.w;
     }
     __syncthreads();
 
     const bool plain = !bias && !residual && activation == ACTIVATION_NONE, within = d % VECTOR == 0;
-    const int each = unit.size * d / VECTOR;
-#pragma unroll 2
-    for (int v = threadIdx.x; v < unit.matrices * each; v += THREADS) {
-        const int matrix = v / each, place = (v - matrix * each) * VECTOR;
-        int j = place / d, l = place - j * d;
+    Place element(threadIdx.x * VECTOR, THREADS * VECTOR, d);  // l, and j of all matrices
+    Place line(element.high, element.step_high, unit.size);    // j of one, and matrices
+    while (line.high < unit.matrices) {
+        const int matrix = line.high, j = line.low;
+        int l = element.low;
+        const int place = j * d + l;
         const Element* picked = tile + (matrix * d + l) * pitch + j;
         Vector out;
 #pragma unroll
@@ -97,15 +121,17 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
             if (!within && ++l == d) l = 0, picked += 1 - d * pitch;  // the next j
         }
         const Index whole = Index(first) * a + unit.matrix + matrix;  // counted over the batch's rows and i
-        const Index offset = Index(unit.start) * d + place, at = whole * b * d + offset;
+        const Index offset = Index(unit.start) * d + place, to = whole * b * d + offset;
         if (!plain) {
             float sums[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) sums[e] = to_float(out.of[e]);
-            epilogue.finish(sums, (whole % a) * b * d + offset, at);
+            epilogue.finish(sums, (whole % a) * b * d + offset, to);
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) out.of[e] = from_float<Element>(sums[e]);
         }
-        *reinterpret_cast<Vector*>(y + at) = out;
+        *reinterpret_cast<Vector*>(y + to) = out;
+        if (element.next()) ++line.low;
+        line.next();
     }
 }
