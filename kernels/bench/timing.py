@@ -14,7 +14,7 @@ ROTATE_BYTES = 2**28
 Launch = Callable[[int], object]
 """Enqueues one run on the operands of a copy; copies are numbered from 0."""
 
-_GRAPH_BELOW_MS, _GRAPH_MS = 5.0, 0.4
+_GRAPH_BELOW_MS, _GRAPH_MS = 25.0, 0.4
 _ENOUGH_MS = 12.0
 _SURE_MS = 1.0  # what takes longer is measured well enough by one run
 
@@ -30,7 +30,7 @@ def copies_of(operand_bytes: int, most: int = 1024) -> int:
 def milliseconds(launch: Launch, copies: int = 1, most: int = 7, *, hopeless_ms: float = inf) -> float:
     """Median time of one launch on the current stream, which must not be the default one; it has run before.
 
-    Launches of up to 5 ms are captured in a graph that walks through the copies, so that the host is not what is
+    Launches of up to 25 ms are captured in a graph that walks through the copies, so that the host is not what is
     measured; longer ones run one by one. At least 3 runs of each copy are timed, or 3 in all of long ones, and up to
     `most` while they are short. One that takes over 1 ms and over hopeless_ms is timed once.
     """

@@ -24,7 +24,7 @@ _VECTOR_BYTES = 16
 _SHARED_BYTES = 44 * 1024
 """What a block turns at once: at least a vector of k by all l."""
 _PAD_BYTES = 4
-_GAP = 2
+_GAP = 1
 """Vectors that may be left free after d of them: ks_turn_in."""
 _SCRATCH_BYTES = 1 << 29
 """Turned copies of a part of the batch take so much at most, unless that were too few rows to keep a device busy."""
@@ -94,7 +94,7 @@ class Turned:
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The other way's, x and y read and written once more, and some launches."""
         parts = ceil(problem.rows / _rows_at_once(problem))
-        return self.inner.seconds(_turned(problem), limits) + 2 * problem.bytes / 2.5e12 + parts * 6e-6
+        return self.inner.seconds(_turned(problem), limits) + 2 * problem.bytes / 2.8e12 + parts * 6e-6
 
     def scratch_bytes(self, problem: Problem) -> int:
         """Turned rows of x and of y, and how many of them are in use."""

@@ -11,7 +11,7 @@
 
 constexpr int VECTOR = 16 / sizeof(Element);
 constexpr int THREADS = 256;
-constexpr int RUN = 4;  // vectors side by side that neighbouring threads write
+constexpr int RUN = 8;  // vectors side by side that neighbouring threads write: whole lines of memory
 
 struct __align__(16) Vector { Element of[VECTOR]; };
 
@@ -61,7 +61,7 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
     if (unit.matrices <= 0) return;
     const Index start = (Index(first) * a + unit.matrix) * c * d + Index(unit.start) * d;
     const Vector* from = reinterpret_cast<const Vector*>(x + start);
-    const int gap = d % 8 == 0 ? 2 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
+    const int gap = d % 8 == 0 ? 1 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
     Place in(threadIdx.x, THREADS, d);
 #pragma unroll 4
     for (int v = threadIdx.x; v < unit.matrices * vectors * d; v += THREADS, in.next())
