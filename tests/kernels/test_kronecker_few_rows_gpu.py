@@ -138,6 +138,25 @@ def test_a_chain_has_the_bits_of_factor_after_factor(hopper, way, precision, cha
         assert torch.equal(y, expected), rows
 
 
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+@pytest.mark.parametrize("way", CHAIN_WAYS, ids=lambda way: way.name)
+def test_a_chain_from_and_to_fp32_rounds_as_if_it_were_converted_before_and_after(hopper, way, precision, chain):
+    packed = way.pack([operands(pattern, 0, precision)[1] for pattern in chain])
+    for rows in ROWS:
+        problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in chain]
+        wide = torch.randn(rows, problems[0].pattern.width_in, device="cuda")
+        narrow, made = wide.to(problems[0].dtype), []
+        for x in (wide, narrow):
+            for like in (wide, narrow):
+                y = poisoned(rows, problems[-1].pattern.width_out, like)
+                way.launch(hopper, problems, packed, Operands(x, y))
+                made.append(y.float())
+
+        assert not bool(made[0].isnan().any())
+        assert all(torch.equal(made[0], y) for y in made)
+
+
 @pytest.mark.parametrize("used", [0, 1, 8, 17, 30])
 def test_a_chain_neither_reads_nor_writes_rows_past_the_count(hopper, used):
     chain = CHAINS[0]

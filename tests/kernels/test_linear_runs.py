@@ -47,6 +47,17 @@ def test_layers_are_one_step_for_few_rows(rows: int) -> None:
     assert steps(network("y"), rows, Precision.BF16) == ["y"]
 
 
+def test_a_network_that_is_one_run_is_one_launch_from_fp32_to_fp32() -> None:
+    graph = network("y")
+    layers = fuse(graph, random_weights(graph, 0), Precision.BF16)
+    plan = draw(
+        cast(Device, SimpleNamespace(limits=H200)), graph, layers, Weights(torch.device("cpu")), Capacity(0, 8)
+    )
+
+    assert [step.name for step in plan.steps] == ["y"]
+    assert plan.outputs["y"].dtype is plan.inputs["x"].dtype is torch.float32
+
+
 def test_layers_are_steps_of_their_own_for_many_rows_and_in_fp32() -> None:
     assert steps(network("y"), 10_000, Precision.BF16) == ["a", "b", "y"]
     assert steps(network("y"), 8, Precision.FP32) == ["a", "b", "y"]

@@ -127,7 +127,8 @@ def _write(writer: Writer, graph: Graph, layers: Sequence[Layer], coming: Vector
     """Write the steps of all layers; returns the buffers of the inputs."""
     inputs = {name: writer.spec(name, kind.dtype.torch) for name, kind in graph.input_value_types.items()}
     writer.dtypes.update({name: spec.dtype for name, spec in inputs.items()})
-    writer.add("begin", [], {STATUS: coming.spec}, _begin)
+    if levels_of(graph.types):  # or else nobody changes it
+        writer.add("begin", [], {STATUS: coming.spec}, _begin)
     for part in linear_runs.runs(writer, graph, layers):
         if isinstance(part, linear_runs.Run):
             linear_runs.write(writer, part)

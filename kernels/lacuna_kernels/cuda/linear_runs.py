@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, combinations
 
+import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.capacity import Capacity
@@ -26,17 +27,21 @@ class Run:
     """Layers of a network that a kernel takes together, each reading nothing but what the one before it made.
 
     problems  of the factors of all layers
+    is_end    whether what they make is an output of the network, and nothing else
     """
 
     layers: tuple[Layer, ...]
     way: FewRowsChain
     problems: tuple[Problem, ...]
+    is_end: bool
 
 
 def runs(writer: Writer, graph: Graph, layers: Sequence[Layer]) -> Iterator[Layer | Run]:
     """The layers in order, those that cost less together as runs."""
+    read = {name for layer in layers for name in layer.inputs}
     for line in lines(graph, layers):
-        yield from line if len(line) == 1 else _cheapest(writer, line)
+        is_end = line[-1].output not in read
+        yield from line if len(line) == 1 else _cheapest(writer, line, is_end)
 
 
 def lines(graph: Graph, layers: Sequence[Layer]) -> Iterator[Sequence[Layer]]:
@@ -61,7 +66,7 @@ def _follows(types: Mapping[str, ValueType], uses: Counter[str], first: Layer, t
     )
 
 
-def _cheapest(writer: Writer, line: Sequence[Layer]) -> list[Layer | Run]:
+def _cheapest(writer: Writer, line: Sequence[Layer], is_end: bool) -> list[Layer | Run]:
     """The layers of a line, alone or in runs, as they cost least together: measured, or else predicted."""
     limits, table = writer.device.limits, writer.table
     each = [problems_of(layer, writer.types[layer.output], writer.room) for layer in line]
@@ -75,7 +80,8 @@ def _cheapest(writer: Writer, line: Sequence[Layer]) -> list[Layer | Run]:
             problems = tuple(chain.from_iterable(each[start:end]))
             for way in _ways(problems, limits):
                 together = cost_of(table, Stage(way, 0, problems, limits))
-                options.append((cost + together, [*before, Run(tuple(line[start:end]), way, problems)]))
+                run = Run(tuple(line[start:end]), way, problems, is_end and end == len(line))
+                options.append((cost + together, [*before, run]))
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
 
@@ -100,10 +106,12 @@ def _ways(problems: Sequence[Problem], limits: DeviceLimits) -> list[FewRowsChai
 
 
 def write(writer: Writer, run: Run) -> None:
-    """y = f_n(K_n ... f_1(K_1 x + bias_1) ... + bias_n), as one step."""
+    """y = f_n(K_n ... f_1(K_1 x + bias_1) ... + bias_n), as one step, from and to fp32 at the ends of a network."""
     layers, last, weights = run.layers, run.layers[-1], writer.weights
     dtype, device = DTYPES[last.precision], writer.device
-    (x, *residual) = [writer.converted(name, dtype) for name in layers[0].inputs]
+    given, *others = layers[0].inputs
+    x = given if writer.dtypes[given] is torch.float32 else writer.converted(given, dtype)
+    residual = [writer.converted(name, dtype) for name in others]
     count = None if writer.types[last.output].axis is Axis.SEQUENCE else writer.count_of(last.output)
     key = (*(layer.output for layer in layers), run.way.packing, dtype)
     factors = [factor for layer in layers for factor in factors_of(layer)]
@@ -123,4 +131,5 @@ def write(writer: Writer, run: Run) -> None:
         run.way.launch_layers(device, run.problems, packed, operands, dict(zip(ends, epilogues, strict=True)))
 
     reads = [x, *residual] if count is None else [x, *residual, count]
-    writer.add(last.output, reads, writer.output(last), launch)
+    made = torch.float32 if run.is_end else dtype
+    writer.add(last.output, reads, {last.output: writer.spec(last.output, made)}, launch)

@@ -39,7 +39,12 @@ def _fits(problem: Problem, limits: DeviceLimits) -> bool:
 def _variants(precision: Precision, tiles: int, stages: int, cluster: int) -> tuple[Variant, ...]:
     if precision not in PRECISIONS:
         return ()
-    constants = (("ELEMENT", ELEMENTS[DTYPES[precision]]), ("TILES", tiles), ("STAGES", stages))
+    constants = (
+        ("ELEMENT", ELEMENTS[DTYPES[precision]]),
+        ("TILES", tiles),
+        ("STAGES", stages),
+        ("WIDE", int(cluster > 1)),
+    )
     return (Variant("ks_few_rows.cu", "ks_few_rows", constants, ("sm_90a",), _MOST_SHARED_BYTES, cluster),)
 
 
@@ -56,6 +61,8 @@ def _launch(
         operands.y,
         operands.count,
         rows,
+        int(operands.x.dtype is torch.float32),
+        int(operands.y.dtype is torch.float32),
         shared_bytes=program.shared_bytes,
     )
 
@@ -187,7 +194,10 @@ class FewRowsChain:
         operands: Operands,
         epilogues: Mapping[int, Epilogue],
     ) -> None:
-        """Enqueue factors of several layers: epilogues are those of factors before the last, by index."""
+        """Enqueue factors of several layers: epilogues are those of factors before the last, by index.
+
+        x may be fp32, which is rounded first, and so may y, to which rounded values are widened.
+        """
         program = self.program([problem.pattern for problem in problems])
         sizes = [deal.values_bytes() for deal in program.deals] + [deal.items * ROUTES_BYTES for deal in program.deals]
         places = [packed.data_ptr() + start for start in accumulate(sizes, initial=0)]

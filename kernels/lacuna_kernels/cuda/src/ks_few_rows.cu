@@ -11,6 +11,8 @@
 // factor's in a buffer of its own. Who computes a feature sends it to the blocks that read it, which wait until all
 // bytes have come. The team of a chain is a cluster; that of a single factor need not be.
 //
+// WIDE, x may be, and the y of a chain may be written, in fp32: so a network's ends need no launches of their own.
+//
 // What bounds it is the number of instructions, cold in the instruction cache: rare things stand behind branches.
 #include <cstdint>
 
@@ -23,9 +25,10 @@
 #undef ELEMENT
 #define ELEMENT __nv_bfloat16
 #define TILES 1
+#define WIDE 0  // whether x and y may be fp32
 #endif
 #ifndef BLOCKS
-#define BLOCKS (TILES == 1 ? 2 : 1)
+#define BLOCKS (TILES == 1 && !WIDE ? 2 : 1)
 #endif
 #ifndef STAGES
 #define STAGES 3
@@ -149,24 +152,33 @@ struct Ahead {
     }
 };
 
+// 8 neighbouring elements, of x's own type or of fp32, rounded.
+__device__ __forceinline__ uint4 eight(const Element* from) { return *reinterpret_cast<const uint4*>(from); }
+__device__ __forceinline__ uint4 eight(const float* from) {
+    const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+    return make_uint4(pack(low.x, low.y, Element()), pack(low.z, low.w, Element()),
+                      pack(high.x, high.y, Element()), pack(high.z, high.w, Element()));
+}
+
 // Bring in the features that this block's items of the first factor read: a thread makes whole atoms.
-__device__ __forceinline__ void load_x(const Factor& f, const Element* x, int rows, int rank, int threads,
+template <class Source>
+__device__ __forceinline__ void load_x(const Factor& f, const Source* x, int rows, int rank, int threads,
                                        char* atoms) {
     const int units = units_here(f, rank), first = f.spread > 1 ? f.by_strips(rank * f.share) : rank * f.block_units;
     const Index width = f.width_in;
     if (f.d == 1 && f.c % 8 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {  // 8 rows of 8 features
         const int runs = units * f.c / 8;
-        const Element* start = x + Index(first) * f.c;
+        const Source* start = x + Index(first) * f.c;
 #pragma unroll 1
         for (int task = threadIdx.x; task < runs * TILES; task += threads) {
             const int n = task % TILES, run = task / TILES;
             const int unit = f.by_inner(run * 8), atom = run * 8 + unit * (f.k_tiles * 16 - f.c);
             uint32_t row[8][4];
-            const Element* from = start + n * 8 * width + run * 8;
+            const Source* from = start + n * 8 * width + run * 8;
 #pragma unroll
             for (int r = 0; r < 8; ++r) {
                 uint4 v = make_uint4(0, 0, 0, 0);
-                if (n * 8 + r < rows) v = *reinterpret_cast<const uint4*>(from);
+                if (n * 8 + r < rows) v = eight(from);
                 from += width;
                 row[r][0] = v.x, row[r][1] = v.y, row[r][2] = v.z, row[r][3] = v.w;
             }
@@ -188,13 +200,14 @@ __device__ __forceinline__ void load_x(const Factor& f, const Element* x, int ro
         const int unit = f.d == 1 ? outer : inner, k = f.d == 1 ? inner : outer;
         if (unit >= units) continue;
         const int i = f.by_d(first + unit);
-        const Element* from = x + (Index(i) * f.c + k) * f.d + first + unit - i * f.d;
+        const Source* from = x + (Index(i) * f.c + k) * f.d + first + unit - i * f.d;
         char* to = atoms + swizzled(unit * (f.k_tiles * 16) + k);
 #pragma unroll 1
         for (int n = 0; n < TILES; ++n, from += 8 * width, to += f.pitch) {
             __align__(16) Element atom[8];
 #pragma unroll
-            for (int r = 0; r < 8; ++r) atom[r] = n * 8 + r < rows ? from[r * width] : from_float<Element>(0.0f);
+            for (int r = 0; r < 8; ++r)
+                atom[r] = from_float<Element>(n * 8 + r < rows ? to_float(from[r * width]) : 0.0f);
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4*>(atom);
         }
     }
@@ -216,8 +229,19 @@ __device__ __forceinline__ void clear_padding(const Program& p, int threads, cha
     }
 }
 
-// Write the run of features of y that this block gathered.
-__device__ __forceinline__ void drain(const Factor& g, Element* y, int rows, int rank, int threads, const char* atoms) {
+__device__ __forceinline__ void write_eight(Element* to, const Element (&v)[8]) {
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(v);
+}
+__device__ __forceinline__ void write_eight(float* to, const Element (&v)[8]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+        reinterpret_cast<float4*>(to)[h] = make_float4(to_float(v[4 * h]), to_float(v[4 * h + 1]),
+                                                       to_float(v[4 * h + 2]), to_float(v[4 * h + 3]));
+}
+
+// Write the run of features of y that this block gathered, of y's own type or widened to fp32.
+template <class Target>
+__device__ __forceinline__ void drain(const Factor& g, Target* y, int rows, int rank, int threads, const char* atoms) {
     const int begin = rank * g.c, features = min(g.c, g.width_out - begin);
     const bool vectors = g.width_out % 8 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0;
 #pragma unroll 1
@@ -228,19 +252,20 @@ __device__ __forceinline__ void drain(const Factor& g, Element* y, int rows, int
         const char* from = atoms + row / 8 * g.pitch + row % 8 * 2;
 #pragma unroll
         for (int e = 0; e < 8; ++e) v[e] = *reinterpret_cast<const Element*>(from + swizzled(run + e));
-        Element* to = y + Index(row) * g.width_out + begin + run;
+        Target* to = y + Index(row) * g.width_out + begin + run;
         if (vectors) {
-            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(v);
+            write_eight(to, v);
         } else {
 #pragma unroll 1
             for (int e = 0; e < 8 && run + e < features; ++e)
-                to[e] = *reinterpret_cast<const Element*>(from + swizzled(run + e));
+                to[e] = from_float<Target>(to_float(*reinterpret_cast<const Element*>(from + swizzled(run + e))));
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
-ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, const int* count, int rows) {
+ks_few_rows(const __grid_constant__ Program p, const void* x, void* y, const int* count, int rows, int wide_x,
+            int wide_y) {
     extern __shared__ __align__(128) char shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = blockIdx.x;
     const uint32_t base = shared_address(shared), barriers = base + p.barriers;
@@ -265,7 +290,12 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
     asm volatile("griddepcontrol.wait;" ::: "memory");
     const int start = blockIdx.y * (8 * TILES);
     const int used = min(8 * TILES, max(0, (count ? min(*count, rows) : rows) - start));
-    load_x(p.of[0], x + Index(start) * p.of[0].width_in, used, rank, p.warps * 32, shared + p.atoms + p.of[0].buffer);
+    const Index skipped = Index(start) * p.of[0].width_in;
+    char* const atoms = shared + p.atoms + p.of[0].buffer;
+    if (WIDE && wide_x)
+        load_x(p.of[0], static_cast<const float*>(x) + skipped, used, rank, p.warps * 32, atoms);
+    else
+        load_x(p.of[0], static_cast<const Element*>(x) + skipped, used, rank, p.warps * 32, atoms);
     if (p.padded) clear_padding(p, p.warps * 32, shared);
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");  // all barriers of the team are there
     __syncthreads();
@@ -391,7 +421,12 @@ ks_few_rows(const __grid_constant__ Program p, const Element* x, Element* y, con
         const Factor& g = p.of[p.factors];
         if (rank * g.c < g.width_out) {
             barrier_wait(barriers + p.factors * 8, 0);
-            drain(g, y + Index(start) * g.width_out, used, rank, p.warps * 32, shared + p.atoms + g.buffer);
+            const Index at = Index(start) * g.width_out;
+            const char* const made = shared + p.atoms + g.buffer;
+            if (WIDE && wide_y)
+                drain(g, static_cast<float*>(y) + at, used, rank, p.warps * 32, made);
+            else
+                drain(g, static_cast<Element*>(y) + at, used, rank, p.warps * 32, made);
         }
     }
 }
