@@ -32,7 +32,7 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
     __shared__ float w_tile[TILE_K * PITCH_W];
     const Pattern p{a, b, c, d};
     const Epilogue epilogue{bias, residual, y, activation, negative_slope};
-    const Index width_in = p.width_in(), width_out = p.width_out();
+    const Index width_in = p.width_in();
     const int thread = threadIdx.x;
     const int my_l = thread % TILE_D, my_j = thread / TILE_D % STEP_B, my_row = thread / (TILE_D * STEP_B) * THREAD_N;
     const int load_row = thread / RUN, load_k = thread % RUN / TILE_D, load_l = thread % TILE_D;
@@ -92,6 +92,8 @@ ks_matmul_simt(const Element* __restrict__ x, const Element* __restrict__ values
             }
         }
 
+        asm volatile("" : "+r"(a), "+r"(b), "+r"(d));  // so that what follows from them takes no registers before
+        const Index width_out = Index(a) * b * d;
 #pragma unroll
         for (int r = 0; r < THREAD_N; ++r)
 #pragma unroll
