@@ -50,9 +50,7 @@ def test_layers_are_one_step_for_few_rows(rows: int) -> None:
 def test_a_network_that_is_one_run_is_one_launch_from_fp32_to_fp32() -> None:
     graph = network("y")
     layers = fuse(graph, random_weights(graph, 0), Precision.BF16)
-    plan = draw(
-        cast(Device, SimpleNamespace(limits=H200)), graph, layers, Weights(torch.device("cpu")), Capacity(0, 8)
-    )
+    plan = draw(cast(Device, SimpleNamespace(limits=H200)), graph, layers, Weights(torch.device("cpu")), Capacity(0, 8))
 
     assert [step.name for step in plan.steps] == ["y"]
     assert plan.outputs["y"].dtype is plan.inputs["x"].dtype is torch.float32

@@ -12,6 +12,7 @@ from lacuna_kernels.cuda.kronecker import (
     exchange,
     few_rows,
     halves,
+    joined,
     last,
     planes,
     semi_structured,
@@ -44,6 +45,7 @@ WAYS: tuple[Way, ...] = (
     *semi_structured.WAYS,
     *exchange.WAYS,
     *(Turned(way) for way in INNER),
+    *(joined.Joined(way) for way in tf32.WAYS if way.layout is Layout.FIRST and way.precision is Precision.TF32),
 )
 """All that are chosen among."""
 

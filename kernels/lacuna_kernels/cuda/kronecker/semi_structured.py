@@ -1,23 +1,23 @@
 """16-bit factors with a small d, batch-size-first, on Hopper's sparse tensor cores: ks_matmul_tma.cu with SPARSE.
 
-Taken as if d were 1, such a factor has blocks [b*d, c*d] that are 0 where the l of row and column differ. So of every 4
-neighbours of a row at most two are not 0: that is the 2:4 structured sparsity of sparse tensor cores (PTX ISA,
-wgmma.mma_async.sp), which go through twice as many k for it. x and y need not be taken apart by l.
+As in `joined` it is taken as if d were 1. Of every 4 neighbours of a row of such a block at most two are not 0: that is
+the 2:4 structured sparsity of sparse tensor cores (PTX ISA, wgmma.mma_async.sp), which go through twice as many k for
+it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.joined import joined, joined_block
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tma import MANY, PANEL_BYTES, STEP, VECTOR, Tma
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
-from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _DEPTHS = (2, 3, 4, 6)
 """Values of d: places of values come again after 96 k."""
@@ -63,16 +63,16 @@ class SemiStructured(Tma):
         hopper = limits.hopper and self.shared_bytes <= limits.shared_bytes
         mine = problem.layout is Layout.FIRST and p.d in _DEPTHS and bool(self.variants(problem.precision))
         vectors = problem.aligned and p.b * p.d % VECTOR == 0 == p.c * p.d % VECTOR
-        return hopper and mine and vectors and self._tiles(_seen(problem)) < LARGEST_TILES
+        return hopper and mine and vectors and self._tiles(joined(problem)) < LARGEST_TILES
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """Memory, or the tiles of one multiprocessor if slower, and some of the other; fitted to runs of an H200."""
-        p, elements = _seen(problem).pattern, self._rows * self._columns
+        p, elements = joined(problem).pattern, self._rows * self._columns
         # Bytes of shared memory in a step: the products of each 64 j read all of x; and what comes.
         x, values = self._columns * STEP * 2, self._rows * STEP
         step = (self._rows // _ROWS * x + values + x + values) / 193 + 106
         clocks = ceil(p.c / STEP) * step + elements * 0.0464 + 154
-        tiles = self._tiles(_seen(problem)) / limits.multiprocessors
+        tiles = self._tiles(joined(problem)) / limits.multiprocessors
         products = (tiles if tiles > MANY else ceil(tiles)) * clocks / 1.755e9
         memory = problem.bytes / 5.5e12
         return 4e-6 + max(memory, products) + 0.55 * min(memory, products)
@@ -86,11 +86,9 @@ class SemiStructured(Tma):
         blocks, steps = ceil(b * d / _ROWS), ceil(c * d / STEP)
         places = _places(blocks * _ROWS, steps * STEP, d).to(values.device)
         packed = values.new_empty(a * blocks, steps, _PIECE // 32, _PIECE)
-        same = torch.eye(d, dtype=values.dtype, device=values.device)
         for i, mine in enumerate(packed.view(a, -1)):
             whole = values.new_zeros(blocks * _ROWS, steps * STEP)
-            by_l = values[i, :, None] * same[:, None]  # j, l, k, l of k
-            whole[: b * d, : c * d] = by_l.reshape(b * d, c * d)
+            whole[: b * d, : c * d] = joined_block(values[i])
             kept = whole.view(blocks * _ROWS, -1, 4).gather(2, places)
             # block row | step half eight element
             mine.view(blocks, steps, 4, _ROWS, 8).copy_(kept.view(blocks, _ROWS, steps, 4, 8).permute(0, 2, 3, 1, 4))
@@ -102,17 +100,11 @@ class SemiStructured(Tma):
         strides = [2 * piece, 2 * piece * rows, 2 * piece * rows * steps]
         box = (piece, rows, 1, self._rows // _ROWS)
         values_map = tensor_map(packed, (piece, rows, steps, blocks), strides, box, Swizzle.NONE)
-        self._launch(device, _seen(problem), problem.pattern.d, values_map, operands)
+        self._launch(device, joined(problem), problem.pattern.d, values_map, operands)
 
     def _block_bytes(self, problem: Problem) -> int:
         """Half of them."""
         return Tma._block_bytes(self, problem) // 2
-
-
-def _seen(problem: Problem) -> Problem:
-    """As if d were 1."""
-    a, b, c, d = problem.pattern.values
-    return replace(problem, pattern=KSPattern(a, b * d, c * d, 1))
 
 
 def _places(rows: int, columns: int, d: int) -> Tensor:

@@ -224,7 +224,7 @@ class Teams:
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slowest of device memory, the second-level cache, taking apart and products; fitted to runs of an H200."""
+        """The slowest of memory, the second-level cache, taking apart and products; fitted to runs of an H200."""
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
