@@ -109,12 +109,21 @@ class Exchange:
 WAYS = tuple(
     Exchange(Teams(*teams))
     for teams in (
-        (8, 2, 128, 2, 2, 64, False),
-        (4, 4, 64, 2, 2, 64, False),
-        (8, 3, 64, 3, 2, 128, True),
-        (8, 1, 128, 2, 4, 64, True),
-        (2, 3, 64, 3, 2, 64, True),
-        (2, 2, 128, 2, 4, 64, True),
-        (2, 2, 128, 2, 2, 128, True),
+        (8, 2, 64, 128, 2, 2, 64, False),
+        (4, 4, 64, 64, 2, 2, 64, False),
+        (8, 3, 64, 64, 3, 2, 128, True),
+        (8, 1, 64, 128, 2, 4, 64, True),
+        (2, 3, 64, 64, 3, 2, 64, True),
+        (2, 2, 64, 128, 2, 4, 64, True),
+        (2, 2, 64, 128, 2, 2, 128, True),
     )
 )
+TALL = tuple(
+    Exchange(Teams(*teams))
+    for teams in (
+        (8, 2, 128, 64, 2, 2, 64, False),
+        (8, 3, 128, 32, 3, 2, 64, True),
+        (8, 1, 128, 64, 2, 4, 64, True),
+    )
+)
+"""Tiles of twice as many rows, which read the weights half as often."""

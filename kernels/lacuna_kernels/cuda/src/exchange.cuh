@@ -7,9 +7,10 @@
 #include "layout.cuh"
 #include "team.cuh"
 
-constexpr int L = TEAM * OWN_L, ROWS = 64, OWN_ROWS = ROWS / TEAM;
+constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
 constexpr bool BY_COLUMNS = OWN_L < GROUPS;          // whether warpgroups that multiply differ in columns, or else in l
 constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup
+constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;  // of 64 rows; of a warpgroup, strips of an l after strips
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
@@ -28,7 +29,7 @@ constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
 constexpr int CREW = UNITS % TAKERS == 0 ? TAKERS : UNITS < TAKERS ? UNITS : 32, CREWS = TAKERS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
-static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
+static_assert(ROWS % 64 == 0 && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
