@@ -8,7 +8,7 @@ from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _VECTOR_BYTES = 16
-_SWIZZLES = {32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
+_SWIZZLES = {16: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class Schedule:
 class Planes:
     """The constants of ks_matmul_planes.cu.
 
-    depth  neighbouring l that a block takes: 16, or all of them, where that is 2, 3, 4, 6, 8, 12 or 16
+    depth  neighbouring l that a block takes: 8, 16, or all of them, where that is 2, 3, 4, 6, 8, 12 or 16
     whole  whether they are all
     tile   rows of one product
     """
@@ -164,6 +164,8 @@ class Planes:
     def _side_by_side(self, chunks: int, resident: bool) -> int:
         """Chunks that blocks share at a time: lines of 128 bytes, but not more weights on their way than that takes."""
         few = 2 if self.whole else 64 // self.depth
+        while few > 1 and chunks % few and self.depth == 8:
+            few -= 1
         return few if not resident and chunks % few == 0 else chunks
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
@@ -192,7 +194,7 @@ class Planes:
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, and threads that write whole vectors."""
         p = problem.pattern
-        mine = p.d == self.depth if self.whole else p.d % 8 == 0 and p.d > 16
+        mine = p.d == self.depth if self.whole else p.d % 8 == 0 and p.d > self.depth
         whole_vectors = self._boxes.fits(p, p.b) if self.box_rows else p.b * p.d % 8 == 0
         whole_out = whole_vectors and (p.b % 2 == 0 or not self.pairs)
         return (
@@ -320,3 +322,5 @@ WAYS = (
     Planes(2, True, 128),
     Planes(2, True, 64),
 )
+NARROW = (Planes(8, False, 32), Planes(8, False, 16))
+"""Half a sector of memory of each k, for twice as many rows as 16 l leave room for."""
