@@ -1,5 +1,5 @@
-// What an H200 allows, beside which kernels are judged: rates of device memory by the share of writes, of copies from the
-// second-level cache into shared memory, and of stores between blocks of a cluster.
+// What an H200 allows, beside which kernels are judged: rates of device memory by the share of writes, of copies from
+// the second-level cache into shared memory, and of stores between blocks of a cluster.
 //
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o /tmp/limits kernels/bench/limits.cu && /tmp/limits
 #include <cooperative_groups.h>
@@ -79,6 +79,7 @@ float best_ms(Launch launch) {
         float ms;
         CHECK(cudaEventRecord(start));
         launch();
+        CHECK(cudaGetLastError());
         CHECK(cudaEventRecord(end));
         CHECK(cudaEventSynchronize(end));
         CHECK(cudaEventElapsedTime(&ms, start, end));

@@ -6,6 +6,7 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
 from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, UNMEASURED, WAYS
+from lacuna_kernels.cuda.kronecker.few_rows import FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import ChainWay, Epilogue, Operands, Way
 from lacuna_kernels.ops.activation import Activation
@@ -49,11 +50,12 @@ def multiply(device: Device, way: Way, problem: Problem) -> None:
     way.launch(device, problem, packed, Operands(x, y, epilogue, count, scratch))
 
 
-def multiply_chain(device: Device, way: ChainWay, problems: list[Problem]) -> None:
-    """As `multiply`, for two factors in one launch."""
+def multiply_chain(device: Device, way: ChainWay, problems: list[Problem], kind: torch.dtype) -> None:
+    """As `multiply`, for two factors in one launch, from and to elements of a kind."""
     dtype, width = problems[0].dtype, problems[-1].pattern.width_out
-    x, y = (torch.ones(CHAIN_ROWS, w, dtype=dtype, device="cuda") for w in (problems[0].pattern.width_in, width))
-    epilogue = Epilogue(torch.ones(width, device="cuda"), y, Activation.RELU)
+    x, y = (torch.ones(CHAIN_ROWS, w, dtype=kind, device="cuda") for w in (problems[0].pattern.width_in, width))
+    residual = y if kind is dtype else y.to(dtype)
+    epilogue = Epilogue(torch.ones(width, device="cuda"), residual, Activation.RELU)
     count = torch.tensor([CHAIN_ROWS - 1], dtype=torch.int32, device="cuda")
     packed = way.pack([torch.ones(p.pattern.values, dtype=dtype, device="cuda") for p in problems])
     scratch = torch.zeros(way.scratch_bytes(problems), dtype=torch.uint8, device="cuda")
@@ -79,7 +81,11 @@ def main() -> None:
                 problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
                 for chain_way in CHAIN_WAYS:
                     if chain_way.fits(problems, device.limits):
-                        multiply_chain(device, chain_way, problems)
+                        for kind in {
+                            problems[0].dtype,
+                            *([torch.float32] if isinstance(chain_way, FewRowsChain) else []),
+                        }:
+                            multiply_chain(device, chain_way, problems, kind)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _ways(problems: Sequence[Problem], limits: DeviceLimits) -> list[FewRowsChai
 
 
 def write(writer: Writer, run: Run) -> None:
-    """y = f_n(K_n ... f_1(K_1 x + bias_1) ... + bias_n), as one step, from and to fp32 at the ends of a network."""
+    """y = f_n(K_n ... f_1(K_1 x + bias_1) ... + bias_n), as one step: from fp32 if x is, to fp32 at a network's end."""
     layers, last, weights = run.layers, run.layers[-1], writer.weights
     dtype, device = DTYPES[last.precision], writer.device
     given, *others = layers[0].inputs

@@ -50,7 +50,7 @@ WAYS: tuple[Way, ...] = (
 """All that are chosen among."""
 
 UNMEASURED: tuple[Way, ...] = (*exchange.TALL, *planes.NARROW)
-"""Right where they were simulated on a CPU, but not yet run on a GPU: for tests and benchmarks that name them."""
+"""Not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
@@ -64,9 +64,11 @@ MEASURED_NOTHING = Table()
 NOMINAL_ROWS = 25_088
 """How a factor's products are added up is chosen as for so many rows, whatever their number.
 
-By the predictions, fp32 and tf32 factors of the paper's grid, batch-size-first, take 1.1 % longer than by a free choice
-for each of 1, 64, 512, 4096, 25088 and 10^6 rows together; chosen as for 4096 rows 2.2 %, as for 512 11 %.
+By the predictions, factors of the paper's grid, batch-size-first, take as long as by a free choice for 4096 rows and
+more. For 512, 64 and 1 they take 1.04, 1.13 and 1.17 times as long in fp16, 1.1, 1.4 and 2.0 times in fp32.
 """
+_RELUCTANCE = 1.25
+"""What sums must be faster by for many rows, for which there is no way that is made for few rows."""
 
 _LARGEST_ENTRY = 2**30
 
@@ -93,10 +95,15 @@ def _cost(table: Table, name: str, problems: Sequence[Problem], predicted_second
 
 
 def sums_of(problem: Problem, limits: DeviceLimits) -> Sums:
-    """How the products are added up: as the fastest way for NOMINAL_ROWS does."""
+    """How the products are added up: as the fastest way for NOMINAL_ROWS does, by a margin if few rows lose by it."""
     nominal = replace(problem, rows=NOMINAL_ROWS, aligned=True)
     fits = [way for way in WAYS if way.fits(nominal, limits)]
-    return min(fits, key=lambda way: way.seconds(nominal, limits)).sums(nominal)
+
+    def cost(way: Way) -> float:
+        reluctance = _RELUCTANCE if way.sums(nominal) is Sums.SEMI_STRUCTURED else 1.0
+        return reluctance * way.seconds(nominal, limits)
+
+    return min(fits, key=cost).sums(nominal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Planes:
     @property
     def _boxes(self) -> Boxes:
         piece = {3: 32, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
-        return Boxes(_SIZE, self.depth, self.whole, piece)
+        return Boxes(self.depth, self.whole, piece)
 
     @property
     def pairs(self) -> bool:

@@ -53,7 +53,7 @@ class Teams:
 
     blocks   of a team: each reads and writes rows / blocks of the rows
     own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
-    rows     of a tile, 64 or 128: of all, the weights are read once
+    rows     of a tile, 64 or 128, for all of which the weights are read once
     columns  j of a product
     groups   warpgroups that multiply: they differ in l, or where they are more, in columns
     steps    of 16 k in a stage
@@ -124,24 +124,10 @@ class Teams:
         return PART * self.shares * self.depth * self.own_rows * SIZE
 
     @property
-    def crews(self) -> int:
-        """Of threads that take stages of x apart in turn: a stage must always be the same crew's."""
-        units = self.own_rows * 2 * self.steps * (self.depth // self._run)
-        if units % self.takers == 0:
-            return 1
-        return self.takers // (units if units < self.takers else 32)
-
-    @property
-    def _run(self) -> int:
-        """Neighbouring l that a thread takes at once."""
-        vector = _VECTOR_BYTES // SIZE
-        return vector if self.depth % vector == 0 else self.depth
-
-    @property
     def boxes(self) -> Boxes:
         """How x comes."""
         whole = 128 if self.k // 2 * self.depth * SIZE % 128 == 0 else 64
-        return Boxes(SIZE, self.depth, self.whole, whole if self.whole else self.depth * SIZE)
+        return Boxes(self.depth, self.whole, whole if self.whole else self.depth * SIZE)
 
     def passes(self, pattern: KSPattern) -> int:
         """Over the planes of a tile."""
@@ -161,15 +147,14 @@ class Teams:
         Planes are best kept for as long as all columns take them. Weights that do not all fit want many bytes on their
         way.
         """
-        all_weights = self.k_stages(pattern) * self.passes(pattern)
-        whole = _round_up(self.k_stages(pattern), self.crews)
-        for least_x in (max(2, self.crews),) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
+        all_weights, whole = self.k_stages(pattern) * self.passes(pattern), self.k_stages(pattern)
+        for least_x in (2,) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
             for w, raw, y in self._wanted(all_weights) if least_x <= _MOST_STAGES else ():
                 used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
                 left = SHARED_BYTES - _BARRIERS_BYTES - used
                 if left >= 0:
-                    more = min(left // self.raw_bytes, 4 - raw) // self.crews * self.crews
-                    x = least_x + (left - more * self.raw_bytes) // self.plane_bytes // self.crews * self.crews
+                    more = min(left // self.raw_bytes, 4 - raw)
+                    x = least_x + (left - more * self.raw_bytes) // self.plane_bytes
                     return Stages(raw + more, min(x, 2 * least_x, _MOST_STAGES), w, y)
         return None
 
@@ -179,13 +164,12 @@ class Teams:
 
     def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
         """Stages of weights, raw x and y, the best first."""
-        raws = {1: (3, 2), 2: (4, 2), 4: (4,)}[self.crews]
         if all_weights <= _MOST_STAGES:
-            yield from ((all_weights, raw, y) for raw in raws for y in (4, 2))
+            yield from ((all_weights, raw, y) for raw in (3, 2) for y in (4, 2))
         for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
             w = min(_MOST_STAGES, max(2, on_their_way // self.weight_bytes), all_weights - 1)
             if w >= 2:
-                yield from ((w, raw, y) for raw in raws for y in (4, 3, 2))
+                yield from ((w, raw, y) for raw in (3, 2) for y in (4, 3, 2))
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
@@ -237,8 +221,8 @@ class Teams:
         on_their_way = schedule.stages.w * self.weight_bytes
         from_cache = 26.0 if on_their_way >= 48 * 1024 else 13.0  # with little under way every copy is waited for
         clocks = max(memory, (streamed + x) / from_cache, x / (0.137 * self.takers), 99 * stages * self.steps)
-        three = 1.35 if self.groups == 3 else 1.0
-        return 5e-6 + three * ceil(tiles / schedule.teams) * (clocks + 1900 * passes) / 1.7e9
+        scattered = 1.35 if self.blocks == 8 and self.groups == 3 else 1.0
+        return 5e-6 + scattered * ceil(tiles / schedule.teams) * (clocks + 1900 * passes) / 1.7e9
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
@@ -256,7 +240,3 @@ class Teams:
             "BRING_REGISTERS": 80,
             "MULTIPLY_REGISTERS": multiply,
         }
-
-
-def _round_up(number: int, to: int) -> int:
-    return ceil(number / to) * to

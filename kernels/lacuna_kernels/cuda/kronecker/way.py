@@ -19,8 +19,6 @@ from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 LARGEST_TILES = 2**30
 """Kernels that count tiles in 32 bits are for fewer."""
-
-
 _READ_TOGETHER = 1 << 24
 """Bytes of values that the tiles of some rows may read: they stay in the second-level cache for those of the next."""
 
@@ -54,7 +52,7 @@ PLAIN = Epilogue()
 class Operands:
     """The matrices of a launch, contiguous, of the problem's type and layout.
 
-    x        [rows, a*c*d], or [a*c*d, rows] batch-size-last
+    x        [rows, a*c*d], or [a*c*d, rows] batch-size-last; chains of few rows take fp32 for x and y too
     y        [rows, a*b*d], or [a*b*d, rows]; must not overlap x
     count    int32 [1] on the device: rows in use; what is past them in x does not matter, and in y stays. None: all
     scratch  uint8, as many as the way asks for, of any content
@@ -86,7 +84,8 @@ class Sums(StrEnum):
     """How the products of one output are added up; ways that share it give the same sums, bit by bit.
 
     So a way may be chosen by the number of rows without a row's bits depending on the rows beside it. Only in 16 bits,
-    `turned` rounds sums before its epilogue and `chain` before its residual: there bits may differ by that rounding.
+    `turned` rounds sums before its epilogue, `chain` and `exchange` before their residual: there bits may differ by
+    that rounding.
     """
 
     FMA = "fma"

@@ -8,9 +8,10 @@
 #include "team.cuh"
 
 constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
-constexpr bool BY_COLUMNS = OWN_L < GROUPS;          // whether warpgroups that multiply differ in columns, or else in l
-constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;  // l of a warpgroup
-constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;  // of 64 rows; of a warpgroup, strips of an l after strips
+// Whether warpgroups that multiply differ in columns, or else in l.
+constexpr bool BY_COLUMNS = OWN_L < GROUPS;
+constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a warpgroup
+constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;        // of 64 rows; of a warpgroup, those of an l together
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
@@ -25,12 +26,12 @@ constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
 constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
-// Takers of a stage. Crews take turns; a stage of a ring must always be the same crew's.
-constexpr int CREW = UNITS % TAKERS == 0 ? TAKERS : UNITS < TAKERS ? UNITS : 32, CREWS = TAKERS / CREW;
+constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
 static_assert(ROWS % 64 == 0 && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
+static_assert(SHARES <= 2, "y_offset");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
 struct Arguments {
@@ -211,25 +212,22 @@ struct Unit {
     }
 };
 
-// Take stages of x apart, a crew a stage: `take` gets a unit, and where its stage is as it came and in planes.
+// Take stages of x apart: `take` gets a unit, and where its stage is as it came and in planes.
 template <class Take>
 __device__ __forceinline__ void take_apart(const Work& w, Take take) {
-    const int crew = threadIdx.x / CREW, thread = threadIdx.x % CREW;
-    if (crew >= CREWS) return;
+    if (threadIdx.x >= CREW) return;
     int left = 0;
     for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;
-    for (int skip = 0; skip < crew; ++skip, --left) in.next(w.raw_stages), out.next(w.x_stages);
 #pragma unroll 1
-    for (; left > 0; left -= CREWS) {
+    for (; left > 0; --left, in.next(w.raw_stages), out.next(w.x_stages)) {
         barrier_wait(w.full_raw(in.stage), in.phase);
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
 #pragma unroll 1
-        for (int unit = thread; unit < UNITS; unit += CREW) take(unit, in.stage, out.stage);
+        for (int unit = threadIdx.x; unit < UNITS; unit += CREW) take(unit, in.stage, out.stage);
         barrier_arrive(w.empty_raw(in.stage));
         publish_shared();
         barrier_arrive(w.full_x(out.stage));  // what is for this block
-        for (int skip = 0; skip < CREWS; ++skip) in.next(w.raw_stages), out.next(w.x_stages);
     }
 }
 

@@ -179,13 +179,14 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
                  : registers                                                                                   \
                  : "l"(x), "l"(y), "r"(which), "r"(add))
 #define SPARSE_PRODUCTS(type)                                                               \
+    static_assert(N == 128 || N == 256, "not written down");                                \
     if constexpr (N == 128) SPARSE_PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67); \
     if constexpr (N == 256) SPARSE_PRODUCT(256, SUMS_128, REGISTERS_128, type, 128, 129, 130, 131)
 
 // d [64, N] = x [64, 32 k] y [32 k, N], plus d if `add`, where of every 4 neighbours of a row of x two are there, side
 // by side, and the others are 0: 16 k of them. Rows of y are along k. `which` tells their places: for each 4 neighbours
-// those of the first and the second, of two bits each. Lane 4 r + h has those of rows r (low half) and r + 8 of its warp's
-// 16 rows, of the h-th 16 of the 32 k, for h = 0 and 1.
+// those of the first and the second, of two bits each. Lane 4 r + h has those of rows r (low half) and r + 8 of its
+// warp's 16 rows, of the h-th 16 of the 32 k, for h = 0 and 1. It must not change before the products are done.
 template <int N>
 __device__ __forceinline__ void multiply_add_sparse(float (&d)[N / 2], uint64_t x, uint64_t y, uint32_t which, int add,
                                                     __half) {

@@ -6,8 +6,8 @@
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  two warps, or four: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to the plane
-//               of each l, in the block that owns it, in the order of the matrices that the products read
+//   take apart  two warps, or four: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to
+//               the plane of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
 //   write       four warps, or two: 8 j of RUN l of one row are put back in the order of y

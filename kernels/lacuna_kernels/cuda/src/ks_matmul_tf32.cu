@@ -71,8 +71,8 @@ struct alignas(16) Place {
     int across, strip, l, i;
 };
 
-// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first `together` i of
-// the same strip, whose values stay in the second-level cache for the next one, and then the rest of the i.
+// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first `together` i
+// of the same strip, whose values stay in the second-level cache for the next one, and then the rest of the i.
 struct Work {
     int tiles_b, strips, d, together, steps;
     unsigned tiles;

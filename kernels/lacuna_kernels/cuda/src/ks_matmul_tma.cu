@@ -31,7 +31,8 @@ constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_RO
 constexpr int STEP = 64;  // k of a stage: 128 bytes
 constexpr bool ROWS_J = LAST || SPARSE;
 constexpr int SPARSE_BYTES = 64 * STEP;  // 64 j of a stage: half of 64 k, in matrices of [8 j][8 k] each
-constexpr int LEFT_BYTES = SPARSE ? ROWS / 64 * SPARSE_BYTES : ROWS * STEP * 2, STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
+constexpr int LEFT_BYTES = SPARSE ? ROWS / 64 * SPARSE_BYTES : ROWS * STEP * 2;
+constexpr int STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
 constexpr int SQUARE_BYTES = 64 * 64 * 2;  // a panel of y, or 64 n by STEP k of x
 constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
 constexpr int TILE_N = ROWS_J ? COLUMNS : ROWS, TILE_J = ROWS_J ? ROWS : COLUMNS;
@@ -174,8 +175,8 @@ __device__ __forceinline__ void release(uint32_t empty) {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
-// SPARSE: where the values of a thread's rows lie among each 4 neighbours along k. Row (j, l) has those at k = l, l + d,
-// l + 2 d, ...; 64 rows on, or 64 k back, it is alike, and so after `period` times 32 k.
+// SPARSE: where the values of a thread's rows lie among each 4 neighbours along k. Row (j, l) has those at k = l,
+// l + d, l + 2 d, ...; so places 64 rows on are those 64 k back, and after 96 k they come again, as d is 2, 3, 4 or 6.
 struct Places {
     uint32_t words[3];  // for the first 64 j and 32 k; for the next 32 k; for those after them
 
@@ -185,7 +186,7 @@ struct Places {
             words[step] = 0;
             for (int four = 0; four < 8; ++four) {
                 const int k = step * 32 + half + four % 4 * 4;
-                // The first k from here on with a value, counted from here: 3 * 64 and 2 * 64 are whole numbers of d.
+                // The first k from here on with a value, counted from here; 192 is a multiple of d.
                 const int first = (row + four / 4 * 8 - k + 192) % d, second = first + d;
                 // The places of two values, or of one and any other, whose value is stored as 0.
                 const int low = first < 3 ? first : 0, high = first < 3 && second < 4 ? second : 3;

@@ -4,7 +4,7 @@
 // A block turns `group` whole matrices, or CHUNK of k (or j) by all l of one, in shared memory: global reads and writes
 // are runs of whole vectors of 16 bytes, and the elements are picked one by one on the way out of shared memory.
 // x and y are those of the whole batch, t of its rows from `first` on. Threads step from place to place without a
-// division: with some it was they that took the time, not the memory.
+// division.
 #include <cstdint>
 
 #include "ks_matmul.cuh"

@@ -41,5 +41,7 @@ __device__ __forceinline__ uint2 read_8_bytes(uint32_t from) {
 }
 
 __device__ __forceinline__ void write_16_bytes(uint32_t to, const uint4& v) {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
