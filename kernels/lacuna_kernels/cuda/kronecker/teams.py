@@ -57,7 +57,7 @@ class Teams:
     columns  j of a product
     groups   warpgroups that multiply: they differ in l, or where they are more, in columns
     steps    of 16 k in a stage
-    takers   threads that take x apart: 64, or 128, which leaves half as many to write
+    takers   threads that take x apart, of 192: the others write y
     whole    whether a chunk is all of d
     """
 

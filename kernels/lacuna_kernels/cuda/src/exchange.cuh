@@ -15,6 +15,7 @@ constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;        // of 64 rows
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
+constexpr bool EVEN_FIRST = RUN == 8;                              // of 8 j that are exchanged
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
@@ -258,20 +259,22 @@ __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply
     }
 }
 
-// Write y part after part: `part` gets a tile, the first j, and the stage where it is.
-template <class Part>
-__device__ __forceinline__ void write(const Work& w, int thread, Part part) {
+// Write y part after part.
+template <class Writer>
+__device__ __forceinline__ void write(const Work& w, Writer writer) {
     Ring ring;
-    for (Tile at(w); at.is_there(w); at.next(w))
+    for (Tile at(w); at.is_there(w); at.next(w)) {
+        writer.enter(at);
         for (int pass = 0; pass < w.passes; ++pass) {
             const int parts = w.parts(pass);
             for (int q = 0; q < parts; ++q) {
                 barrier_wait(w.full_y(ring.stage), ring.phase);
-                if (thread == 0) barrier_expect(w.full_y(ring.stage), Y_FROM_OTHERS);
-                part(at, pass * PASS_COLUMNS + q * PART, ring.stage);
+                if (writer.thread == 0) barrier_expect(w.full_y(ring.stage), Y_FROM_OTHERS);
+                writer.write(pass * PASS_COLUMNS + q * PART, ring.stage);
                 __syncwarp();
-                if (thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), thread % 32));
+                if (writer.thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), writer.thread % 32));
                 ring.next(w.y_stages);
             }
         }
+    }
 }

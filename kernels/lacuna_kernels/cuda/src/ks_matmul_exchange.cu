@@ -6,11 +6,11 @@
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  two warps, or four: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to
+//   take apart  two warps, or three: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to
 //               the plane of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
-//   write       four warps, or two: 8 j of RUN l of one row are put back in the order of y
+//   write       four warps, or three: 4 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
 // cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
 // pass.
@@ -24,7 +24,7 @@
 #define COLUMNS 128   // j of a product
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
-#define TAKERS 64     // threads that take x apart: 64, or 128
+#define TAKERS 64     // threads that take x apart, of 192: the others write
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define APART_REGISTERS 88
 #define BRING_REGISTERS 80
@@ -33,13 +33,16 @@
 
 #include "exchange.cuh"
 
-// Store in a block of the team; what it gets from others its barrier counts.
-__device__ __forceinline__ void store(const Work& w, uint32_t to, int owner, const uint4& v, uint32_t barrier) {
+// Store in a block of the team, whose places are `away` from this block's; what it gets from others its barrier counts.
+__device__ __forceinline__ void store(const Work& w, uint32_t to, int owner, uint32_t away, const uint4& v,
+                                      uint32_t barrier) {
     if (owner == w.rank)
         write_16_bytes(to, v);
     else
-        store_there(in_block(to, owner), v, in_block(barrier, owner));
+        store_there(to + away, v, barrier + away);
 }
+
+__device__ __forceinline__ uint32_t away(const Work& w, int owner) { return in_block(w.shared, owner) - w.shared; }
 
 // ---- take apart ----
 // A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
@@ -63,7 +66,8 @@ __device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int o
         uint32_t pairs[4];
 #pragma unroll
         for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
-        store(w, to + l % OWN_L * 2 * PLANE, owner, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), w.full_x(out));
+        store(w, to + l % OWN_L * 2 * PLANE, owner, away(w, owner), make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
+              w.full_x(out));
     }
 }
 
@@ -110,9 +114,18 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer
 
 // Where y of an l, a row of the block's and 8 j lies among what is exchanged: so that neither those who store nor those
 // who read meet in a bank.
-__device__ __forceinline__ uint32_t y_offset(int l, int row, int eight) {
-    if (BY_COLUMNS) return ((l * OWN_ROWS + row) * (PART / 8) + (eight ^ (row & 1) * 4)) * 16;
-    return ((l * OWN_ROWS + (RUN == 8 ? row ^ (l / 8 & 1) : row)) * 4 + eight) * 16;
+constexpr unsigned EIGHTS = PART / 8, Y_L = OWN_ROWS * EIGHTS * 16;  // bytes from an l to the next
+__device__ __forceinline__ uint32_t y_offset(unsigned l, unsigned row, unsigned eight) {
+    if (BY_COLUMNS) return l * Y_L + row * (EIGHTS * 16) + (eight ^ (row & 1) * 4) * 16;
+    return l * Y_L + (RUN == 8 ? row ^ (l / 8 & 1) : row) * (EIGHTS * 16) + eight * 16;
+}
+
+// The 8 neighbouring j of a thread's sums, as they are exchanged: the even ones first, so that those who write have
+// whole sectors of memory; or else as they are.
+__device__ __forceinline__ uint4 eight_of(const float* from) {
+    const auto two = [&](int e, int f) { return pack(from[e % 2 + e / 2 * 4], from[f % 2 + f / 2 * 4], Element()); };
+    if (EVEN_FIRST) return make_uint4(two(0, 2), two(4, 6), two(1, 3), two(5, 7));
+    return make_uint4(two(0, 1), two(2, 3), two(4, 5), two(6, 7));
 }
 
 // Send a part of all rows, each to the block that owns it.
@@ -121,14 +134,12 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
 #pragma unroll
     for (int h = 0; h < 2 * STRIPS; ++h) {  // 8 rows of each 16
         const int first = h / 2 * 64 + me.warp * 16 + h % 2 * 8, row = first + me.lane / 4, owner = first / OWN_ROWS;
+        const uint32_t to = w.y_at + ring.stage * Y_STAGE, there = away(w, owner);
 #pragma unroll
         for (int m = 0; m < MINE; ++m) {
             const int l = w.rank * OWN_L + me.first_l() + m;
-            const float* from = sums[m * STRIPS + h / 2] + 16 * q + 2 * (h % 2);
-            store(w, w.y_at + ring.stage * Y_STAGE + y_offset(l, row % OWN_ROWS, me.first_eight()), owner,
-                  make_uint4(pack(from[0], from[1], Element()), pack(from[4], from[5], Element()),
-                             pack(from[8], from[9], Element()), pack(from[12], from[13], Element())),
-                  w.full_y(ring.stage));
+            store(w, to + y_offset(l, row % OWN_ROWS, me.first_eight()), owner, there,
+                  eight_of(sums[m * STRIPS + h / 2] + 16 * q + 2 * (h % 2)), w.full_y(ring.stage));
         }
         __syncwarp();
         if (owner == w.rank && me.lane == 0) barrier_arrive(w.full_y(ring.stage));
@@ -228,40 +239,56 @@ __device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Wo
     }
 }
 
-// Write a part, from j on, of the block's rows.
-__device__ __forceinline__ void write_part(const Work& w, const Tile& at, int j, int stage, int thread) {
-    constexpr int FOURS = PART / 4, PIECES = OWN_ROWS * FOURS * RUNS;  // 4 j by RUN l of a row
-    const uint32_t from = w.y_at + stage * Y_STAGE;
-    const Index pitch = Index(w.a) * w.b * w.d, apart = RUN == 8 ? w.d : 8;  // vectors are the 8 l of a j, or go on
-    const int rows = w.rows - at.tile * ROWS - w.rank * OWN_ROWS, left_l = w.d - at.l(w), left_j = w.b - j;
-    const Index start = (at.tile * ROWS + w.rank * OWN_ROWS) * pitch + (Index(at.i(w)) * w.b + j) * w.d + at.l(w);
-#pragma unroll 1
-    for (int piece = thread; piece < PIECES; piece += WRITERS * 32) {
-        const int octet = piece % RUNS, four = piece / RUNS % FOURS, row = piece / RUNS / FOURS;
-        if (row >= rows || 4 * four >= left_j || (!WHOLE && 8 * octet >= left_l)) continue;
-        uint32_t words[RUN * 2];
-#pragma unroll
-        for (int r = 0; r < RUN; ++r) {
-            const uint2 both = read_8_bytes(from + y_offset(octet * 8 + r, row, four / 2) + four % 2 * 8);
-            words[2 * r] = both.x, words[2 * r + 1] = both.y;
-        }
-        uint4 vectors[VECTORS];
-#pragma unroll
-        for (int v = 0; v < VECTORS; ++v) {
-            uint32_t pairs[4];
-#pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                const int e = 8 * v + 2 * m, f = e + 1;  // in the order (j, l)
-                pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
-            }
-            vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-        }
-        const Index to = start + row * pitch + Index(4 * four) * w.d + 8 * octet;
-        if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart);
-#pragma unroll
-        for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<uint4*>(w.out.y + to + v * apart) = vectors[v];
+// A thread that writes.
+struct Writer {
+    const Work& w;
+    int thread;
+    Index start = 0;           // the first element of y of a tile, in the block's rows
+    int rows = 0, left_l = 0;  // of the tile that are there
+
+    __device__ __forceinline__ void enter(const Tile& at) {
+        const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l = at.l(w);
+        start = (first * Index(w.a) + i) * w.b * w.d + l;
+        rows = w.rows - first, left_l = w.d - l;
     }
-}
+
+    // Write a part, from j on: pieces of 4 j by RUN l of a row.
+    __device__ __forceinline__ void write(int j, int stage) const {
+        constexpr unsigned FOURS = PART / 4, PIECES = OWN_ROWS * FOURS * RUNS;
+        const uint32_t from = w.y_at + stage * Y_STAGE;
+        const Index first = start + Index(j) * w.d, pitch = Index(w.a) * w.b * w.d;
+        const Index apart = EVEN_FIRST ? 2 * w.d : 8;  // vectors are the l of a j, or go on
+#pragma unroll 1
+        for (unsigned piece = thread; piece < PIECES; piece += WRITERS * 32) {
+            const unsigned octet = piece % RUNS, half = piece / RUNS % 2, eight = piece / RUNS / 2 % EIGHTS;
+            const int row = piece / (RUNS * FOURS), l = 8 * octet;
+            if (row >= rows || j + int(eight) * 8 >= w.b || (!WHOLE && l >= left_l)) continue;
+            const uint32_t at = from + y_offset(l, row, eight) + half * 8;
+            uint32_t words[RUN * 2];
+#pragma unroll
+            for (int r = 0; r < RUN; ++r) {
+                const uint2 both = read_8_bytes(at + r * Y_L);
+                words[2 * r] = both.x, words[2 * r + 1] = both.y;
+            }
+            uint4 vectors[VECTORS];
+#pragma unroll
+            for (int v = 0; v < VECTORS; ++v) {
+                uint32_t pairs[4];
+#pragma unroll
+                for (int m = 0; m < 4; ++m) {
+                    const int e = 8 * v + 2 * m, f = e + 1;  // in the order (j, l)
+                    pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
+                }
+                vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            }
+            const Index to = first + row * pitch + (eight * 8 + half * (EVEN_FIRST ? 1 : 4)) * unsigned(w.d) + l;
+            Element* y = w.out.y + to;
+            if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart);
+#pragma unroll
+            for (int v = 0; v < VECTORS; ++v) write_out(y + v * apart, vectors[v]);
+        }
+    }
+};
 
 extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
 ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
@@ -270,14 +297,14 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    const uint32_t at = dynamic_shared();
+    const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
     const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();
     const auto write_all = [&](int thread) {
         const Work w(arguments, at);
-        write(w, thread, [&](const Tile& tile, int j, int stage) { write_part(w, tile, j, stage, thread); });
+        write(w, Writer{w, thread});
     };
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();

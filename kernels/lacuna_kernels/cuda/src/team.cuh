@@ -6,7 +6,7 @@
 // The address of a place of this block's shared memory in another block.
 __device__ __forceinline__ uint32_t in_block(uint32_t address, int rank) {
     uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
 }
 
@@ -43,5 +43,12 @@ __device__ __forceinline__ uint2 read_8_bytes(uint32_t from) {
 __device__ __forceinline__ void write_16_bytes(uint32_t to, const uint4& v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
                  ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+// 16 bytes to device memory at once; of an assignment the compiler may make four.
+__device__ __forceinline__ void write_out(void* to, const uint4& v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
 }
