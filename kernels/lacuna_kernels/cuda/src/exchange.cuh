@@ -246,7 +246,7 @@ __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply
         if (pass == 0) start = rings.x;
         if (w.keeps) rings.x = start;
         const bool last = pass + 1 == w.passes;
-        multiply(sums, done, before, last || !w.keeps, !w.resident || at.ends_chunk(w));
+        multiply(sums, done, before, pass == 0 || !w.keeps, last || !w.keeps, !w.resident || at.ends_chunk(w));
         before = {{at.chunk, at.tile}, pass, true};
         ++pass;
         if (last) pass = 0, at.next(w);

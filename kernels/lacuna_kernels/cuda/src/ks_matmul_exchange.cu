@@ -147,10 +147,16 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
     ring.next(w.y_stages);
 }
 
-// One pass over the planes of a tile, which are given back if `free_x`; the weights are if `free_w`. Meanwhile what was
-// done before is sent.
+// Wait for a stage of planes; what others stored there the products may read from now on.
+__device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
+    barrier_wait(w.full_x(xs.stage), xs.phase);
+    publish_shared();
+}
+
+// One pass over the planes of a tile, which are awaited if `fresh`, and given back if `free_x`; the weights are if
+// `free_w`. Meanwhile what was done before is sent.
 __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, Rings& rings, const Consumer& me,
-                                         const Pass& before, bool free_x, bool free_w) {
+                                         const Pass& before, bool fresh, bool free_x, bool free_w) {
     // Descriptors of operands in the first stages; addresses are in units of 16 bytes, and have room for all memory.
     const uint64_t x_first = operand(w.x_at + me.first_l() * 2 * PLANE, PLANE, 128);
     const uint64_t w_first =
@@ -160,11 +166,9 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
         if (free_w) me.give_back_w(w, w_stage);
         if (free_x) me.give_back_x(w, x_stage);
     };
-    int x_before = 0, w_before = 0;
+    int x_before = 0, w_before = 0, awaited = fresh ? w.stages : 1;
     const auto stage = [&](bool first) {
-        barrier_wait(w.full_x(xs.stage), xs.phase);
         barrier_wait(w.full_w(ws.stage), ws.phase);
-        publish_shared();
         products_begin();
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
@@ -180,12 +184,14 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
         if (!first) give_back(x_before, w_before);
         x_before = xs.stage, w_before = ws.stage;
         xs.next(w.x_stages), ws.next(w.w_stages, free_w);
+        if (--awaited > 0) await_planes(w, xs);  // while these products run
     };
     if (before.is_there) finish(done, w, me, before);
 #pragma unroll
     for (int p = 0; p < PRODUCTS; ++p)
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[p][n]);
+    if (fresh) await_planes(w, xs);
     const int parts = before.is_there ? w.parts(before.pass) : 0;
 #pragma unroll
     for (int q = 0; q < PARTS; ++q) {
@@ -202,8 +208,8 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
     Rings rings;
     take_turns<Sums>(
         w, rings,
-        [&](Sums& sums, Sums& done, const Pass& before, bool free_x, bool free_w) {
-            multiply(sums, done, w, rings, me, before, free_x, free_w);
+        [&](Sums& sums, Sums& done, const Pass& before, bool fresh, bool free_x, bool free_w) {
+            multiply(sums, done, w, rings, me, before, fresh, free_x, free_w);
         },
         [&](Sums& done, const Pass& before) {
             if (!before.is_there) return;
