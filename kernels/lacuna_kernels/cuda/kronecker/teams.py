@@ -18,6 +18,8 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
+_STREAM_BYTES = 64 * 1024
+"""Of weights on their way from the second-level cache, so that they are not waited for."""
 _IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -142,34 +144,36 @@ class Teams:
         return pattern.a * ceil(pattern.d / self.depth)
 
     def stages(self, pattern: KSPattern) -> Stages | None:
-        """As many as there is room for; None if there is none.
-
-        Planes are best kept for as long as all columns take them. Weights that do not all fit want many bytes on their
-        way.
-        """
-        all_weights, whole = self.k_stages(pattern) * self.passes(pattern), self.k_stages(pattern)
-        for least_x in (2,) if self.passes(pattern) == 1 or whole <= 2 else (whole, 4):
-            for w, raw, y in self._wanted(all_weights) if least_x <= _MOST_STAGES else ():
-                used = raw * self.raw_bytes + least_x * self.plane_bytes + w * self.weight_bytes + y * self.y_bytes
-                left = SHARED_BYTES - _BARRIERS_BYTES - used
-                if left >= 0:
-                    more = min(left // self.raw_bytes, 4 - raw)
-                    x = least_x + (left - more * self.raw_bytes) // self.plane_bytes
-                    return Stages(raw + more, min(x, 2 * least_x, _MOST_STAGES), w, y)
+        """As many as there is room for, the best first that fit; None if none do."""
+        all_weights = self.k_stages(pattern) * self.passes(pattern)
+        room = SHARED_BYTES - _BARRIERS_BYTES
+        for x, w, raw, y in self._wanted(pattern):
+            left = room - raw * self.raw_bytes - x * self.plane_bytes - w * self.weight_bytes - y * self.y_bytes
+            if left >= 0 and x <= _MOST_STAGES and w <= min(_MOST_STAGES, all_weights):
+                more = min(left // self.raw_bytes, 4 - raw)
+                left -= more * self.raw_bytes
+                return Stages(raw + more, min(x + min(left // self.plane_bytes, 2), _MOST_STAGES), w, y)
         return None
 
     def times(self, pattern: KSPattern, stages: Stages) -> int:
         """How often the x of a tile comes: once if its planes are kept for all passes."""
         return 1 if stages.x >= self.k_stages(pattern) else self.passes(pattern)
 
-    def _wanted(self, all_weights: int) -> Iterator[tuple[int, int, int]]:
-        """Stages of weights, raw x and y, the best first."""
-        if all_weights <= _MOST_STAGES:
-            yield from ((all_weights, raw, y) for raw in (3, 2) for y in (4, 2))
-        for on_their_way in (64 * 1024, 48 * 1024, 32 * 1024, 24 * 1024):
-            w = min(_MOST_STAGES, max(2, on_their_way // self.weight_bytes), all_weights - 1)
-            if w >= 2:
-                yield from ((w, raw, y) for raw in (3, 2) for y in (4, 3, 2))
+    def _wanted(self, pattern: KSPattern) -> Iterator[tuple[int, int, int, int]]:
+        """Stages of planes, weights, raw x and y, the best first.
+
+        Weights that do not all fit want four stages on their way. Planes are kept until all passes have taken them; as
+        many again, or half as many, let the next tile come meanwhile. Then y should not wait for those who write.
+        """
+        whole, passes = self.k_stages(pattern), self.passes(pattern)
+        ample = (2 * whole, ceil(1.5 * whole)) if passes > 1 else (min(2 * whole, 8), min(2 * whole, 6))
+        scarce = (whole, 4) if passes > 1 else (4, 2)
+        weights = (whole * passes, max(4, _STREAM_BYTES // self.weight_bytes))
+        many, few = ((3, 4), (3, 3)), ((2, 4), (2, 3), (3, 2), (2, 2))
+        orders = [(x, weights, raw_y) for raw_y in (many, few) for x in ample]
+        orders += [(x, weights, (*many, *few)) for x in scarce]
+        orders += [(x, (w,), (*many, *few)) for w in (3, 2) for x in (*ample, *scarce)]
+        yield from ((x, w, raw, y) for x, stages, raw_y in orders for w in stages for raw, y in raw_y)
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
