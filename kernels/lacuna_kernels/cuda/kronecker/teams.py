@@ -230,7 +230,7 @@ class Teams:
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
-        multiply = 104 if self.groups == 3 else 168  # 480 for five warpgroups, 512 for four
+        apart, bring, multiply = (88, 80, 104) if self.groups == 3 else (96, 80, 168)  # 480 for five warpgroups, 512 for four
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
@@ -240,7 +240,7 @@ class Teams:
             "STEPS": self.steps,
             "TAKERS": self.takers,
             "WHOLE": int(self.whole),
-            "APART_REGISTERS": 88,
-            "BRING_REGISTERS": 80,
+            "APART_REGISTERS": apart,
+            "BRING_REGISTERS": bring,
             "MULTIPLY_REGISTERS": multiply,
         }

@@ -28,6 +28,7 @@ constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STA
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
 constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
 constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
+constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
 static_assert(ROWS % 64 == 0 && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "warpgroups are alike");
@@ -206,16 +207,20 @@ struct Unit {
           eight(unit / 8 % 2 + unit / (2 * OWN_ROWS) % STEPS * 2),
           run(unit / (2 * OWN_ROWS * STEPS)) {}
 
-    // The address of vector m of the 8 k by RUN l: a vector is VECTOR l of one k, or they follow one another.
-    __device__ __forceinline__ uint32_t vector(uint32_t raw, int m) const {
-        const int v = RUN == VECTOR ? (eight * 8 + m) * RUNS + run : eight * (8 * RUN / VECTOR) + m;
-        return raw + swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
+    // Where in the stage vector m of the 8 k by RUN l is: a vector is VECTOR l of one k, or they follow one another.
+    __device__ __forceinline__ uint32_t vector(int m) const {
+        if (!WHOLE) return place((eight * 8) * RUNS + run) + m * (OWN_ROWS * PIECE);  // the places are alike
+        return place(RUN == VECTOR ? (eight * 8 + m) * RUNS + run : eight * (8 * RUN / VECTOR) + m);
+    }
+
+    __device__ __forceinline__ uint32_t place(int v) const {
+        return swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
     }
 };
 
-// Take stages of x apart: `take` gets a unit, and where its stage is as it came and in planes.
-template <class Take>
-__device__ __forceinline__ void take_apart(const Work& w, Take take) {
+// Take stages of x apart.
+template <class Taker>
+__device__ __forceinline__ void take_apart(const Work& w, const Taker& taker) {
     if (threadIdx.x >= CREW) return;
     int left = 0;
     for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
@@ -224,8 +229,7 @@ __device__ __forceinline__ void take_apart(const Work& w, Take take) {
     for (; left > 0; --left, in.next(w.raw_stages), out.next(w.x_stages)) {
         barrier_wait(w.full_raw(in.stage), in.phase);
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
-#pragma unroll 1
-        for (int unit = threadIdx.x; unit < UNITS; unit += CREW) take(unit, in.stage, out.stage);
+        taker.take(in.stage, out.stage);
         barrier_arrive(w.empty_raw(in.stage));
         publish_shared();
         barrier_arrive(w.full_x(out.stage));  // what is for this block

@@ -33,16 +33,10 @@
 
 #include "exchange.cuh"
 
-// Store in a block of the team, whose places are `away` from this block's; what it gets from others its barrier counts.
-__device__ __forceinline__ void store(const Work& w, uint32_t to, int owner, uint32_t away, const uint4& v,
-                                      uint32_t barrier) {
-    if (owner == w.rank)
-        write_16_bytes(to, v);
-    else
-        store_there(to + away, v, barrier + away);
+// From this block's places to those of another of the team; 0 for its own.
+__device__ __forceinline__ uint32_t away(const Work& w, int owner) {
+    return owner == w.rank ? 0 : in_block(w.shared, owner) - w.shared;
 }
-
-__device__ __forceinline__ uint32_t away(const Work& w, int owner) { return in_block(w.shared, owner) - w.shared; }
 
 // ---- take apart ----
 // A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
@@ -50,26 +44,38 @@ __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f)
     return __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
 }
 
-__device__ __forceinline__ void take_unit(const Work& w, int unit, int in, int out) {
-    const Unit at(RUNS == 3 ? hidden(unit) : unit);  // or else it would spill
-    uint32_t words[RUN * 4];
+// A thread that takes x apart.
+struct Taker {
+    const Work& w;
+    int thread;
+
+    // 8 k of RUN l of one row: from where a stage of x is to where one of planes is, of all who own some of the l.
+    __device__ __forceinline__ void take(const Unit& unit, uint32_t from, int stage) const {
+        const uint32_t to = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP + unit.eight % 2 * PLANE +
+                            (w.rank * OWN_ROWS + unit.row) * 16;
+        uint32_t words[RUN * 4];
 #pragma unroll
-    for (int m = 0; m < RUN; ++m) {
-        const uint4 vector = read_16_bytes(at.vector(w.raw_at + in * RAW_STAGE, m));
-        words[4 * m] = vector.x, words[4 * m + 1] = vector.y, words[4 * m + 2] = vector.z, words[4 * m + 3] = vector.w;
+        for (int m = 0; m < RUN; ++m) {
+            const uint4 v = read_16_bytes(from + unit.vector(m));
+            words[4 * m] = v.x, words[4 * m + 1] = v.y, words[4 * m + 2] = v.z, words[4 * m + 3] = v.w;
+        }
+#pragma unroll
+        for (int r = 0; r < RUN; ++r) {
+            const int l = unit.run * RUN + r;
+            uint32_t pairs[4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
+            store_in_team(to + l % OWN_L * 2 * PLANE, away(w, l / OWN_L),
+                          make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), w.full_x(stage));
+        }
     }
-    const uint32_t to = w.x_at + out * X_STAGE + at.eight / 2 * STEP + at.eight % 2 * PLANE +
-                        (w.rank * OWN_ROWS + at.row) * 16;
-#pragma unroll
-    for (int r = 0; r < RUN; ++r) {
-        const int l = at.run * RUN + r, owner = l / OWN_L;
-        uint32_t pairs[4];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
-        store(w, to + l % OWN_L * 2 * PLANE, owner, away(w, owner), make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]),
-              w.full_x(out));
+
+    __device__ __forceinline__ void take(int in, int out) const {
+#pragma unroll 1
+        for (int u = 0; u < UNITS_EACH; ++u)
+            take(Unit(hidden(thread) + u * CREW), w.raw_at + in * RAW_STAGE, out);  // or spills
     }
-}
+};
 
 // ---- multiply ----
 using Sums = float[PRODUCTS][COLUMNS / 2];
@@ -134,12 +140,16 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
 #pragma unroll
     for (int h = 0; h < 2 * STRIPS; ++h) {  // 8 rows of each 16
         const int first = h / 2 * 64 + me.warp * 16 + h % 2 * 8, row = first + me.lane / 4, owner = first / OWN_ROWS;
-        const uint32_t to = w.y_at + ring.stage * Y_STAGE, there = away(w, owner);
+        const uint32_t to = w.y_at + ring.stage * Y_STAGE, there = in_block(w.shared, owner) - w.shared;
 #pragma unroll
         for (int m = 0; m < MINE; ++m) {
             const int l = w.rank * OWN_L + me.first_l() + m;
-            store(w, to + y_offset(l, row % OWN_ROWS, me.first_eight()), owner, there,
-                  eight_of(sums[m * STRIPS + h / 2] + 16 * q + 2 * (h % 2)), w.full_y(ring.stage));
+            const uint32_t place = to + y_offset(l, row % OWN_ROWS, me.first_eight());
+            const uint4 eight = eight_of(sums[m * STRIPS + h / 2] + 16 * q + 2 * (h % 2));
+            if (owner == w.rank)
+                write_16_bytes(place, eight);
+            else
+                store_there(place + there, eight, w.full_y(ring.stage) + there);
         }
         __syncwarp();
         if (owner == w.rank && me.lane == 0) barrier_arrive(w.full_y(ring.stage));
@@ -318,7 +328,7 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
             write_all(threadIdx.x - TAKERS);
         } else {
             const Work w(arguments, at);
-            take_apart(w, [&](int unit, int in, int out) { take_unit(w, unit, in, out); });
+            take_apart(w, Taker{w, int(threadIdx.x)});
         }
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();

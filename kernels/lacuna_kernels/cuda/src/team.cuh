@@ -21,6 +21,16 @@ __device__ __forceinline__ void store_there(uint32_t to, const uint4& v, uint32_
                  : "memory");
 }
 
+// The same, or an ordinary store if `away`, from this block's places to those of the other, is 0; without a branch.
+__device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const uint4& v, uint32_t barrier) {
+    asm volatile(
+        "{\n.reg .pred here;\nsetp.eq.u32 here, %6, 0;\n"
+        "@here st.shared.v4.b32 [%0], {%2, %3, %4, %5};\n"
+        "@!here st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%1], {%2, %3, %4, %5}, [%7];\n}"
+        ::"r"(to), "r"(to + away), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(away), "r"(barrier + away)
+        : "memory");
+}
+
 __device__ __forceinline__ void meet_team() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
