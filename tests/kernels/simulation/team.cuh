@@ -25,10 +25,11 @@ inline T read(uint32_t from) {
 }
 inline uint4 read_16_bytes(uint32_t from) { return read<uint4>(from); }
 inline uint2 read_8_bytes(uint32_t from) { return read<uint2>(from); }
+inline void write_16_bytes(uint32_t to, const uint4& value) { memcpy(machine::at(to, 16, 16), &value, 16); }
 inline void store_in_team(uint32_t to, uint32_t away, const uint4& value, uint32_t barrier) {
     if (away)
         store_there(to + away, value, barrier + away);
     else
-        memcpy(machine::at(to, 16, 16), &value, 16);
+        write_16_bytes(to, value);
 }
 inline void write_out(void* to, const uint4& value) { memcpy(to, &value, 16); }
