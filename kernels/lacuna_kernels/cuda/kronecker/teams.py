@@ -230,7 +230,10 @@ class Teams:
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
-        apart, bring, multiply = (88, 80, 104) if self.groups == 3 else (96, 80, 168)  # 480 for five warpgroups, 512 for four
+        if self.groups == 3:
+            apart, bring, multiply = 88, 80, 104  # 480 for five warpgroups
+        else:
+            apart, bring, multiply = (104, 72, 168) if self.own_rows == 8 else (96, 80, 168)  # 512 for four
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,

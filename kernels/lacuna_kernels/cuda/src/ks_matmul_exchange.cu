@@ -73,7 +73,7 @@ struct Taker {
     __device__ __forceinline__ void take(int in, int out) const {
 #pragma unroll 1
         for (int u = 0; u < UNITS_EACH; ++u)
-            take(Unit(hidden(thread) + u * CREW), w.raw_at + in * RAW_STAGE, out);  // or spills
+            take(Unit((UNITS_EACH > 1 || RUNS == 3 ? hidden(thread) : thread) + u * CREW), w.raw_at + in * RAW_STAGE, out);
     }
 };
 
