@@ -202,6 +202,7 @@ __device__ __forceinline__ void bring_weights(const Work& w) {
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of RUN l
 
+    __device__ __forceinline__ Unit(int row, int eight, int run) : row(row), eight(eight), run(run) {}
     __device__ __forceinline__ explicit Unit(int unit)
         : row(unit % 8 + unit / 16 % (OWN_ROWS / 8) * 8),
           eight(unit / 8 % 2 + unit / (2 * OWN_ROWS) % STEPS * 2),

@@ -72,8 +72,12 @@ struct Taker {
 
     __device__ __forceinline__ void take(int in, int out) const {
 #pragma unroll 1
-        for (int u = 0; u < UNITS_EACH; ++u)
-            take(Unit((UNITS_EACH > 1 || RUNS == 3 ? hidden(thread) : thread) + u * CREW), w.raw_at + in * RAW_STAGE, out);
+        for (int u = 0; u < UNITS_EACH; ++u) {
+            const Unit unit((UNITS_EACH > 1 || RUNS == 3 ? hidden(thread) : thread) + u * CREW);
+#pragma unroll
+            for (int run = 0; run < RUNS; ++run)  // what follows from it is known beforehand
+                if (unit.run == run) take({unit.row, unit.eight, run}, w.raw_at + in * RAW_STAGE, out);
+        }
     }
 };
 
