@@ -5,7 +5,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker.exchange import TALL, WAYS, Exchange
+from lacuna_kernels.cuda.kronecker.exchange import WAYS, Exchange
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Way
@@ -18,7 +18,7 @@ SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256)]
 """b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
 CASES = [
     pytest.param(way, precision, id=f"{way.name} {precision}")
-    for way in (*WAYS, *TALL)
+    for way in WAYS
     for precision in (Precision.FP16, Precision.BF16)
 ]
 each_case = pytest.mark.parametrize("way, precision", CASES)

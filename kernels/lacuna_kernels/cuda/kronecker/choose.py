@@ -49,7 +49,7 @@ WAYS: tuple[Way, ...] = (
 )
 """All that are chosen among."""
 
-UNMEASURED: tuple[Way, ...] = (*exchange.TALL, *planes.NARROW)
+UNMEASURED: tuple[Way, ...] = (*planes.NARROW,)
 """Not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)

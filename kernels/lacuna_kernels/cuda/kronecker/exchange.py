@@ -116,12 +116,3 @@ WAYS = tuple(
         (2, 3, 64, 64, 3, 2, 64, True),
     )
 )
-TALL = tuple(
-    Exchange(Teams(*teams))
-    for teams in (
-        (8, 2, 128, 64, 2, 2, 64, False),
-        (8, 3, 128, 32, 3, 2, 96, True),
-        (8, 1, 128, 64, 2, 4, 64, True),
-    )
-)
-"""Tiles of twice as many rows, which read the weights half as often."""

@@ -169,11 +169,9 @@ class Teams:
         ample = (2 * whole, ceil(1.5 * whole)) if passes > 1 else (min(2 * whole, 8), min(2 * whole, 6))
         scarce = (whole, 4) if passes > 1 else (4, 2)
         weights = (whole * passes, max(4, _STREAM_BYTES // self.weight_bytes))
-        many, few = ((3, 4), (3, 3)), ((2, 4), (2, 3), (3, 2), (2, 2))
-        orders = [(x, weights, raw_y) for raw_y in (many, few) for x in ample]
-        orders += [(x, weights, (*many, *few)) for x in scarce]
-        orders += [(x, (w,), (*many, *few)) for w in (3, 2) for x in (*ample, *scarce)]
-        yield from ((x, w, raw, y) for x, stages, raw_y in orders for w in stages for raw, y in raw_y)
+        many, few = [(3, 4), (3, 3)], [(2, 4), (2, 3), (3, 2), (2, 2)]
+        yield from ((x, w, raw, y) for raw_y in (many, few) for x in ample for w in weights for raw, y in raw_y)
+        yield from ((x, w, raw, y) for x in scarce for w in (*weights, 4, 3, 2) for raw, y in many + few)
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""

@@ -44,7 +44,8 @@ __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f)
     return __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
 }
 
-// A thread that takes x apart.
+// A thread that takes x apart. What stays the same from stage to stage is kept in registers if there is room.
+constexpr bool HOISTED = UNITS_EACH == 1 && RUNS < 3;
 struct Taker {
     const Work& w;
     int thread;
@@ -73,7 +74,7 @@ struct Taker {
     __device__ __forceinline__ void take(int in, int out) const {
 #pragma unroll 1
         for (int u = 0; u < UNITS_EACH; ++u) {
-            const Unit unit((UNITS_EACH > 1 || RUNS == 3 ? hidden(thread) : thread) + u * CREW);
+            const Unit unit((HOISTED ? thread : hidden(thread)) + u * CREW);
 #pragma unroll
             for (int run = 0; run < RUNS; ++run)  // what follows from it is known beforehand
                 if (unit.run == run) take({unit.row, unit.eight, run}, w.raw_at + in * RAW_STAGE, out);
