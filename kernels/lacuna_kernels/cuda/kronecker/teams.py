@@ -225,7 +225,7 @@ class Teams:
         memory = (x + y) / (16.7 if self.whole or p.d % self.depth == 0 else 13.0)  # bytes a clock
         on_their_way = schedule.stages.w * self.weight_bytes
         from_cache = 26.0 if on_their_way >= 48 * 1024 else 13.0  # with little under way every copy is waited for
-        taken = x / (self.takers * (0.085 if self.whole else 0.13))
+        taken = x / (0.12 * self.takers)
         clocks = 1.15 * max(memory, (streamed + x) / from_cache, taken) + 400 * passes
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 

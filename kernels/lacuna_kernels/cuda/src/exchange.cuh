@@ -14,18 +14,21 @@ constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a war
 constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;        // of 64 rows; of a warpgroup, those of an l together
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
-constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread takes at once, and how often
+constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread writes at once, and how often
+constexpr int TAKEN = RUN > VECTOR ? 4 : RUN, TAKES = L / TAKEN;   // and takes
 constexpr bool EVEN_FIRST = RUN == 8;                              // of 8 j that are exchanged
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
+constexpr int CHUNKS = PIECE / 16;                                 // of 16 bytes in a piece
+constexpr int PHASES = L % CHUNKS == 0 ? 1 : 2 * L % CHUNKS == 0 ? 2 : 4;  // eights of k, until pieces begin alike again
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l
 constexpr int STEP = OWN_L * 2 * PLANE, X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * W_PLANE, W_STAGE = STEPS * W_STEP;
 constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
-constexpr int UNITS = OWN_ROWS * 2 * STEPS * RUNS;                 // 8 k by RUN l of a row, in a stage of x
+constexpr int UNITS = OWN_ROWS * 2 * STEPS * TAKES;                // 8 k by TAKEN l of a row, in a stage of x
 constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
 constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
 constexpr int UNITS_EACH = UNITS / CREW;
@@ -198,26 +201,28 @@ __device__ __forceinline__ void bring_weights(const Work& w) {
     }
 }
 
-// Where a unit of a stage of x is: neighbouring threads have neighbouring rows, then the other 8 of 16 k.
+// A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows.
 struct Unit {
-    int row, eight, run;  // of the block's rows, of 8 k, of RUN l
+    int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
-    __device__ __forceinline__ Unit(int row, int eight, int run) : row(row), eight(eight), run(run) {}
     __device__ __forceinline__ explicit Unit(int unit)
-        : row(unit % 8 + unit / 16 % (OWN_ROWS / 8) * 8),
-          eight(unit / 8 % 2 + unit / (2 * OWN_ROWS) % STEPS * 2),
+        : row(unit % OWN_ROWS),
+          eight(unit / OWN_ROWS % STEPS * 2 + unit / (OWN_ROWS * STEPS) % 2),
           run(unit / (2 * OWN_ROWS * STEPS)) {}
 
-    // Where in the stage vector m of the 8 k by RUN l is: a vector is VECTOR l of one k, or they follow one another.
-    __device__ __forceinline__ uint32_t vector(int m) const {
-        if (!WHOLE) return place((eight * 8) * RUNS + run) + m * (OWN_ROWS * PIECE);  // the places are alike
-        return place(RUN == VECTOR ? (eight * 8 + m) * RUNS + run : eight * (8 * RUN / VECTOR) + m);
-    }
+    __device__ __forceinline__ bool is(int of_run, int phase) const { return run == of_run && eight % PHASES == phase; }
 
-    __device__ __forceinline__ uint32_t place(int v) const {
-        return swizzled<PIECE>(v / (PIECE / 16) * (OWN_ROWS * PIECE) + row * PIECE + v % (PIECE / 16) * 16);
+    // Where in a stage of x the first of PHASES eights is.
+    __device__ __forceinline__ uint32_t start() const {
+        return swizzled<PIECE>(row * PIECE) + eight / PHASES * (PHASES * L / CHUNKS * OWN_ROWS * PIECE);
     }
 };
+
+// Where piece m of a unit is, from `start` in a stage on: the TAKEN l of one k, or 16 bytes of what follows one another.
+__device__ __forceinline__ uint32_t piece_of_x(uint32_t start, int run, int phase, int m) {
+    const int element = phase * 8 * L + (TAKEN == L ? m * VECTOR : m * L + run * TAKEN), v = element / VECTOR;
+    return (start ^ v % CHUNKS * 16) + v / CHUNKS * (OWN_ROWS * PIECE) + element % VECTOR * SIZE;
+}
 
 // Take stages of x apart.
 template <class Taker>

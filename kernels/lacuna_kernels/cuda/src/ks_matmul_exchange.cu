@@ -6,8 +6,8 @@
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  two warps, or three: 8 k of RUN l of one row are 16-byte loads, byte permutes, and a 16-byte store to
-//               the plane of each l, in the block that owns it, in the order of the matrices that the products read
+//   take apart  two warps, or three: 8 k of TAKEN l of one row are loads, byte permutes, and a 16-byte store to the
+//               plane of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
 //               the columns before are sent to the owners of the rows while the tensor cores work on the next
 //   write       four warps, or three: 4 j of RUN l of one row are put back in the order of y
@@ -45,27 +45,35 @@ __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f)
 }
 
 // A thread that takes x apart. What stays the same from stage to stage is kept in registers if there is room.
-constexpr bool HOISTED = UNITS_EACH == 1 && RUNS < 3;
+constexpr bool HOISTED = UNITS_EACH == 1 && TAKES < 3;
 struct Taker {
     const Work& w;
     int thread;
 
-    // 8 k of RUN l of one row: from where a stage of x is to where one of planes is, of all who own some of the l.
-    __device__ __forceinline__ void take(const Unit& unit, uint32_t from, int stage) const {
+    // From where a unit of x starts, in a stage, to the planes of a stage, of all who own some of the l.
+    __device__ __forceinline__ void take(const Unit& unit, int run, int phase, uint32_t start, int stage) const {
         const uint32_t to = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP + unit.eight % 2 * PLANE +
                             (w.rank * OWN_ROWS + unit.row) * 16;
-        uint32_t words[RUN * 4];
+        uint32_t words[TAKEN * 4];
+        if constexpr (TAKEN == 4) {
 #pragma unroll
-        for (int m = 0; m < RUN; ++m) {
-            const uint4 v = read_16_bytes(from + unit.vector(m));
-            words[4 * m] = v.x, words[4 * m + 1] = v.y, words[4 * m + 2] = v.z, words[4 * m + 3] = v.w;
+            for (int k = 0; k < 8; ++k) {
+                const uint2 v = read_8_bytes(piece_of_x(start, run, phase, k));
+                words[2 * k] = v.x, words[2 * k + 1] = v.y;
+            }
+        } else {
+#pragma unroll
+            for (int m = 0; m < TAKEN; ++m) {
+                const uint4 v = read_16_bytes(piece_of_x(start, run, phase, m));
+                words[4 * m] = v.x, words[4 * m + 1] = v.y, words[4 * m + 2] = v.z, words[4 * m + 3] = v.w;
+            }
         }
 #pragma unroll
-        for (int r = 0; r < RUN; ++r) {
-            const int l = unit.run * RUN + r;
+        for (int r = 0; r < TAKEN; ++r) {
+            const int l = run * TAKEN + r;
             uint32_t pairs[4];
 #pragma unroll
-            for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * RUN + r, (2 * m + 1) * RUN + r);
+            for (int m = 0; m < 4; ++m) pairs[m] = pair_of(words, 2 * m * TAKEN + r, (2 * m + 1) * TAKEN + r);
             store_in_team(to + l % OWN_L * 2 * PLANE, away(w, l / OWN_L),
                           make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), w.full_x(stage));
         }
@@ -75,9 +83,12 @@ struct Taker {
 #pragma unroll 1
         for (int u = 0; u < UNITS_EACH; ++u) {
             const Unit unit((HOISTED ? thread : hidden(thread)) + u * CREW);
+            const uint32_t start = w.raw_at + in * RAW_STAGE + unit.start();
 #pragma unroll
-            for (int run = 0; run < RUNS; ++run)  // what follows from it is known beforehand
-                if (unit.run == run) take({unit.row, unit.eight, run}, w.raw_at + in * RAW_STAGE, out);
+            for (int run = 0; run < TAKES; ++run)  // what follows from it is known beforehand
+#pragma unroll
+                for (int phase = 0; phase < PHASES; ++phase)
+                    if (unit.is(run, phase)) take(unit, run, phase, start, out);
         }
     }
 };
