@@ -1,5 +1,5 @@
-// What an H200 allows, beside which kernels are judged: rates of device memory by the share of writes, of copies from
-// the second-level cache into shared memory, and of stores between blocks of a cluster.
+// What an H200 allows, beside which kernels are judged: rates of device memory by the share of writes, and of what its
+// multiprocessors get from the second-level cache, write to it and send to one another in a cluster, alone and at once.
 //
 //     nvcc -std=c++17 -O3 -arch=sm_90a -o /tmp/limits kernels/bench/limits.cu && /tmp/limits
 #include <cooperative_groups.h>
@@ -14,7 +14,7 @@
     if (cudaError_t error = (call)) printf("%s\n", cudaGetErrorString(error)), exit(1)
 
 constexpr size_t BYTES = size_t(8) << 30, CACHED = 4 << 20;
-constexpr int SENT = 65536, PIECE = 8192, PIECES = 8, ROUNDS = 200, BLOCKS = 132, SENDERS = 128;
+constexpr int SENT = 65536, PIECE = 8192, PIECES = 8, ROUNDS = 400, BLOCKS = 132, SENDERS = 256, AHEAD = 4;
 
 template <int READ, int WRITE>
 __global__ void mix(const uint4* __restrict__ x, uint4* __restrict__ y, size_t n) {
@@ -29,14 +29,59 @@ __global__ void mix(const uint4* __restrict__ x, uint4* __restrict__ y, size_t n
     }
 }
 
+// What the blocks of `traffic` do, SENT bytes each in each of ROUNDS rounds.
+struct Traffic {
+    int together;  // bytes of what is sent that lie side by side, of neighbouring threads, or of a copy
+    bool bulk;     // whether the copy engine sends
+    bool send, write, read;
+};
+
+// Every block sends as much as it gets, to all others of its cluster in turn.
+__device__ void send(const Traffic& traffic, uint32_t memory, uint32_t barriers) {
+    const auto cluster = cooperative_groups::this_cluster();
+    const int blocks = cluster.num_blocks(), rank = cluster.block_rank();
+    const int pieces = SENT / traffic.together, threads = traffic.together / 16;
+    const auto other = [&](int part) { return (rank + 1 + part % (blocks - 1)) % blocks; };
+    for (int round = 0; round <= ROUNDS; ++round) {
+        const uint32_t barrier = barriers + round % AHEAD * 8;
+        if (round < ROUNDS) {
+            if (threadIdx.x == 0) barrier_expect(barrier, SENT);
+            if (!traffic.bulk) {
+#pragma unroll 4
+                for (int part = 0; part < SENT / (16 * SENDERS); ++part) {
+                    const int n = part * SENDERS + threadIdx.x;
+                    const uint32_t at = memory + n / threads * 37 % pieces * traffic.together + n % threads * 16;
+                    store_there(in_block(at, other(part)), make_uint4(round, part, rank, n),
+                                in_block(barrier, other(part)));
+                }
+            } else if (threadIdx.x == 0) {
+                for (int part = 0; part < pieces; ++part) {
+                    const uint32_t at = memory + part * traffic.together;
+                    asm volatile(
+                        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                        ::"r"(in_block(at, other(part))), "r"(at), "r"(traffic.together),
+                        "r"(in_block(barrier, other(part)))
+                        : "memory");
+                }
+            }
+        }
+        if (round > 0) barrier_wait(barriers + (round - 1) % AHEAD * 8, (round - 1) / AHEAD % 2);
+    }
+}
+
+// Every block writes the same SENT bytes of its own again and again.
+__device__ void write(char* y, int thread) {
+    for (int round = 0; round < ROUNDS; ++round)
+#pragma unroll 4
+        for (int part = 0; part < SENT / (16 * SENDERS); ++part)
+            write_out(y + size_t(blockIdx.x) * SENT + (part * SENDERS + thread) * 16,
+                      make_uint4(round, part, thread, 0));
+}
+
 // Every block reads the same CACHED bytes, from different places on.
-__global__ void __launch_bounds__(128, 1) from_cache(const char* x) {
-    const uint32_t memory = dynamic_shared(), barriers = memory + PIECES * PIECE;
-    if (threadIdx.x) return;
-    for (int s = 0; s < PIECES; ++s) barrier_init(barriers + 8 * s, 1);
-    barriers_are_ready();
+__device__ void read(const char* x, uint32_t memory, uint32_t barriers) {
     size_t at = blockIdx.x * 37 % 64 * PIECE;
-    constexpr int count = ROUNDS * 16;
+    constexpr int count = ROUNDS * (SENT / PIECE);
     for (int i = 0; i < count + PIECES; ++i) {
         const int s = i % PIECES;
         if (i >= PIECES) barrier_wait(barriers + 8 * s, (i / PIECES - 1) % 2);
@@ -47,25 +92,22 @@ __global__ void __launch_bounds__(128, 1) from_cache(const char* x) {
     }
 }
 
-// Every block sends as much as it gets, 16 bytes a thread, to all others of its cluster in turn.
-__global__ void __launch_bounds__(SENDERS, 1) between_blocks() {
-    const auto cluster = cooperative_groups::this_cluster();
-    const int blocks = cluster.num_blocks(), rank = cluster.block_rank();
-    const uint32_t memory = dynamic_shared(), barrier = memory + SENT;
-    if (threadIdx.x == 0) barrier_init(barrier, 1), barriers_are_ready();
+__global__ void __launch_bounds__(2 * SENDERS + 32, 1) moved(Traffic traffic, const char* x, char* y) {
+    const uint32_t sent = dynamic_shared(), got = sent + SENT, barriers = got + PIECES * PIECE;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < PIECES + AHEAD; ++s) barrier_init(barriers + 8 * s, 1);
+        barriers_are_ready();
+    }
     __syncthreads();
     meet_team();
-    for (int round = 0; round < ROUNDS; ++round) {
-        if (threadIdx.x == 0) barrier_expect(barrier, SENT);
-#pragma unroll 4
-        for (int part = 0; part < SENT / (16 * SENDERS); ++part) {
-            const int to = (rank + 1 + part % (blocks - 1)) % blocks;
-            store_there(in_block(memory + (part * SENDERS + threadIdx.x) * 16, to), make_uint4(round, part, rank, to),
-                        in_block(barrier, to));
-        }
-        barrier_wait(barrier, round % 2);
-        __syncthreads();
+    if (threadIdx.x < SENDERS) {
+        if (traffic.send) send(traffic, sent, barriers);
+    } else if (threadIdx.x < 2 * SENDERS) {
+        if (traffic.write) write(y, threadIdx.x - SENDERS);
+    } else if (threadIdx.x == 2 * SENDERS) {
+        if (traffic.read) read(x, got, barriers + AHEAD * 8);
     }
+    __syncwarp();
     meet_team();
 }
 
@@ -104,21 +146,32 @@ int main() {
     CHECK(cudaMemset(x, 7, BYTES));
     mixed<1, 0>(x, y), mixed<4, 1>(x, y), mixed<1, 1>(x, y), mixed<1, 2>(x, y), mixed<1, 4>(x, y), mixed<0, 1>(x, y);
 
-    const int ring = PIECES * PIECE + 64, room = 200 * 1024;  // one block a multiprocessor
-    CHECK(cudaFuncSetAttribute(from_cache, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
-    const float cache = best_ms([&] { from_cache<<<BLOCKS, 128, max(ring, room)>>>(reinterpret_cast<char*>(x)); });
-    printf("second-level cache          %.2f TB/s\n", double(BLOCKS) * ROUNDS * 16 * PIECE * 1e-9 / cache);
-
-    CHECK(cudaFuncSetAttribute(between_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
-    for (unsigned size : {2u, 4u, 8u}) {
-        const unsigned blocks = size == 2 ? 132 : 120;  // as many as run at once
-        cudaLaunchAttribute cluster{};
-        cluster.id = cudaLaunchAttributeClusterDimension, cluster.val.clusterDim = {size, 1, 1};
-        cudaLaunchConfig_t config{};
-        config.gridDim = blocks, config.blockDim = SENDERS, config.dynamicSmemBytes = room;
-        config.attrs = &cluster, config.numAttrs = 1;
-        const float ms = best_ms([&] { CHECK(cudaLaunchKernelEx(&config, between_blocks)); });
-        printf("between blocks, clusters of %u  %.2f TB/s\n", size, double(blocks) * ROUNDS * SENT * 1e-9 / ms);
-    }
+    const auto char_x = reinterpret_cast<const char*>(x);
+    const auto char_y = reinterpret_cast<char*>(y);
+    const Traffic all[] = {
+        {0, false, false, false, true},    {0, false, false, true, false},   {0, false, false, true, true},
+        {512, false, true, false, false},  {128, false, true, false, false}, {64, false, true, false, false},
+        {16, false, true, false, false},   {512, true, true, false, false},  {1024, true, true, false, false},
+        {8192, true, true, false, false},  {128, false, true, true, false},  {128, false, true, false, true},
+        {128, false, true, true, true},    {1024, true, true, true, false},  {1024, true, true, false, true},
+        {1024, true, true, true, true},
+    };
+    const int room = 200 * 1024;  // one block a multiprocessor
+    CHECK(cudaFuncSetAttribute(moved, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
+    for (unsigned size : {2u, 4u, 8u})
+        for (const Traffic& traffic : all) {
+            if (size < 8 && !traffic.send) continue;
+            const unsigned blocks = size == 2 ? 132 : 120;  // as many as run at once
+            cudaLaunchAttribute cluster{};
+            cluster.id = cudaLaunchAttributeClusterDimension, cluster.val.clusterDim = {size, 1, 1};
+            cudaLaunchConfig_t config{};
+            config.gridDim = blocks, config.blockDim = 2 * SENDERS + 32, config.dynamicSmemBytes = room;
+            config.attrs = &cluster, config.numAttrs = 1;
+            const float ms = best_ms([&] { CHECK(cudaLaunchKernelEx(&config, moved, traffic, char_x, char_y)); });
+            printf("%u multiprocessors, clusters of %u:%s%s", blocks, size, traffic.read ? " read" : "",
+                   traffic.write ? " write" : "");
+            if (traffic.send) printf(" send %d bytes together%s", traffic.together, traffic.bulk ? " by copies" : "");
+            printf("   %.2f TB/s each\n", double(blocks) * ROUNDS * SENT * 1e-9 / ms);
+        }
     CHECK(cudaDeviceSynchronize());
 }

@@ -245,11 +245,13 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32
                                        int part, int buffer) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / WARPGROUP;
     const int j = part * 64 + 16 * warp + lane / 4;
+    if (e.bias) {
 #pragma unroll
-    for (int high = 0; high < 2; ++high) {
-        const float bias = e.bias ? e.bias[(j + 8 * high) * WIDTH_L + at.rank * OWN_L + l] : 0.0f;
+        for (int high = 0; high < 2; ++high) {
+            const float bias = e.bias[(j + 8 * high) * WIDTH_L + at.rank * OWN_L + l];
 #pragma unroll
-        for (int i = 2 * high; i < SUMS; i += 4) d[i] += bias, d[i + 1] += bias;
+            for (int i = 2 * high; i < SUMS; i += 4) d[i] += bias, d[i + 1] += bias;
+        }
     }
     if (!e.residual && e.activation != ACTIVATION_NONE) activate_all(d, e);
 #pragma unroll
@@ -291,22 +293,44 @@ __device__ __forceinline__ void add_residuals(uint32_t (&pairs)[4][4], const Epi
     }
 }
 
-// Interleave the l of the block's rows, 4 columns j by 8 neighbouring l at a time, and write them.
-__device__ __forceinline__ void write_y(const Place& at, const Epilogue& e, int rows, int tile, int buffer) {
-    constexpr int ACROSS = SHARED_L / 8, UNITS = SHARED_ROWS * PARTS * 16 * ACROSS;
-    const int rank = at.rank % SHARE;
-#pragma unroll 1
-    for (int unit = threadIdx.x % (2 * WARPGROUP); unit < UNITS; unit += 2 * WARPGROUP) {
-        const int run = unit % ACROSS, four = unit / ACROSS % 16, part = unit / ACROSS / 16 % PARTS;
-        const int line = unit / ACROSS / 16 / PARTS, row = tile * TILE + rank * SHARED_ROWS + line;
-        if (row >= rows) continue;
-        const uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + (run * 8 * PARTS + part) * Y_PLANE + line * 128 +
-                              y_chunk(four / 2, row, run) + four % 2 * 8;
+// A thread that writes: of the block's rows every LINES_APART-th from `line` on, 4 columns j by 8 neighbouring l.
+constexpr int ACROSS = SHARED_L / 8, LINES_APART = 2 * WARPGROUP / (ACROSS * 16 * PARTS);
+constexpr int LINES_EACH = SHARED_ROWS > LINES_APART ? SHARED_ROWS / LINES_APART : 1;
+static_assert(LINES_EACH == 1 || SHARED_ROWS % 8 == 0, "rows of a thread lie alike");
+struct Writer {
+    const Place& at;
+    const Epilogue& e;
+    int rows, line, column;
+    uint32_t from;  // in the first buffer
+
+    __device__ __forceinline__ Writer(const Place& at, const Epilogue& e, int rows) : at(at), e(e), rows(rows) {
+        const int thread = threadIdx.x % (2 * WARPGROUP), rank = at.rank % SHARE;
+        const int run = thread % ACROSS, four = thread / ACROSS % 16, part = thread / ACROSS / 16 % PARTS;
+        const int first = thread / (ACROSS * 16 * PARTS);
+        line = rank * SHARED_ROWS + first;
+        column = (part * 64 + four * 4) * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
+        from = at.shared + AT_Y + (run * 8 * PARTS + part) * Y_PLANE + first * 128 + y_chunk(four / 2, line, run) +
+               four % 2 * 8;
+        if (first >= SHARED_ROWS) line = TILE;  // nothing is left to do
+    }
+
+    // Interleave the l of a tile's rows, and write them.
+    __device__ __forceinline__ void write(int tile, int buffer) const {
+        if (line >= TILE) return;
+        const int first = tile * TILE + line;
+        const Index start = Index(first) * WIDTH_OUT + column;
+#pragma unroll
+        for (int n = 0; n < LINES_EACH; ++n) {
+            if (first + n * LINES_APART >= rows) return;
+            write(start + n * LINES_APART * WIDTH_OUT,
+                  (from ^ n * LINES_APART % 8 * 16) + buffer * Y_BYTES + n * LINES_APART * 128);
+        }
+    }
+
+    __device__ __forceinline__ void write(Index start, uint32_t from) const {
         uint2 planes[8];
 #pragma unroll
         for (int l = 0; l < 8; ++l) planes[l] = read_8_bytes(from + l * PARTS * Y_PLANE);
-        const int column = (part * 64 + four * 4) * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
-        const Index start = Index(row) * WIDTH_OUT + column;
         uint32_t pairs[4][4];
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
@@ -317,18 +341,17 @@ __device__ __forceinline__ void write_y(const Place& at, const Epilogue& e, int 
         if (e.residual) add_residuals(pairs, e, start);
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-            *reinterpret_cast<uint4*>(e.y + start + j * WIDTH_L) =
-                make_uint4(pairs[j][0], pairs[j][1], pairs[j][2], pairs[j][3]);
+            write_out(e.y + start + j * WIDTH_L, make_uint4(pairs[j][0], pairs[j][1], pairs[j][2], pairs[j][3]));
     }
-}
+};
 
 // Write what the block got in a turn of its team.
-__device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, int rows, int turn) {
+__device__ __forceinline__ void write_turn(const Place& at, const Writer& writer, int turn) {
     const int buffer = turn & 1, lane = threadIdx.x % 32;
     const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
     barrier_wait(full, turn >> 1 & 1);
     if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Y_BYTES);
-    write_y(at, e, rows, at.tile + turn * at.step, buffer);
+    writer.write(at.tile + turn * at.step, buffer);
     __syncwarp();
     if (lane < SHARE) arrive_there(in_block(empty, at.rank / SHARE * SHARE + lane));
 }
@@ -339,6 +362,7 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + group) * SECOND_M);
     const uint32_t stage = at.shared + AT_Y_STAGE + group * 2 * Y_STAGE;
+    const Writer writer(at, e, rows);
 #pragma unroll 1
     for (int turn = 0, tile = at.tile;; ++turn, tile += at.step) {
         if (tile < at.tiles) {
@@ -362,7 +386,7 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
                 send_y(at, d, stage + (turn * SECOND_M + m) % 2 * Y_STAGE, e, l, part, buffer);
             }
         }
-        if (turn > 0) write_turn(at, e, rows, turn - 1);  // a turn late, so that there is no wait for the others
+        if (turn > 0) write_turn(at, writer, turn - 1);  // a turn late, so that there is no wait for the others
         if (tile >= at.tiles) break;
     }
 }
