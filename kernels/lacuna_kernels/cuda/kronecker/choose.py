@@ -49,7 +49,11 @@ WAYS: tuple[Way, ...] = (
 )
 """All that are chosen among."""
 
-UNMEASURED: tuple[Way, ...] = (*planes.NARROW,)
+UNMEASURED: tuple[Way, ...] = (
+    *planes.NARROW,
+    *tma.PAIRS,
+    *(Turned(way) for way in tma.PAIRS if way.layout is Layout.FIRST),
+)
 """Not yet run on a GPU: for tests and benchmarks that name them."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)

@@ -23,6 +23,8 @@ STEP = 64
 PANEL_BYTES = STEP * STEP * 2
 VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
+_LETTERS_BYTES = 8 * 24
+"""By which the first block of a pair tells the other which tile is next."""
 MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
 
@@ -37,6 +39,7 @@ class Tma:
     stages   steps of 64 k under way
     batch    panels of 64 x 64 that a warpgroup finishes before it writes them
     kept     batches in shared memory
+    pair     blocks, 1 or 2, that share columns, of which each brings its share to both
     """
 
     layout: Layout
@@ -46,13 +49,14 @@ class Tma:
     stages: int
     batch: int
     kept: int
+    pair: int = 1
     packing = "planes"
     sparse = False
 
     @property
     def name(self) -> str:
         """Layout and tile."""
-        return f"tma {self.layout} {self._rows}x{self._columns}"
+        return f"tma {self.layout} {self._rows}x{self._columns}{' by pairs' if self.pair == 2 else ''}"
 
     @property
     def _rows(self) -> int:
@@ -72,10 +76,11 @@ class Tma:
 
     @property
     def shared_bytes(self) -> int:
-        """Stages with their barriers and corners of tiles, panels, barriers of residuals, and the bias."""
+        """Stages with their barriers and corners of tiles, panels, barriers of residuals, letters, and the bias."""
         stage = (self._rows + self._columns) * STEP * 2
         biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
-        return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + 4 * biases
+        letters = _LETTERS_BYTES if self.pair == 2 else 0
+        return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + letters + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One for fp16, one for bf16."""
@@ -91,6 +96,7 @@ class Tma:
             "STAGES": self.stages,
             "BATCH": self.batch,
             "KEPT": self.kept,
+            "PAIR": self.pair,
             "SHARED_BYTES": self.shared_bytes,
             "COUNTERS": COUNTERS,
         }
@@ -129,8 +135,13 @@ class Tma:
         return 2 * problem.pattern.b * problem.pattern.c
 
     def _tiles(self, problem: Problem) -> int:
+        """Those of pairs are whole."""
+        return self.pair * self._pairs(problem)
+
+    def _pairs(self, problem: Problem) -> int:
         p = problem.pattern
-        return p.a * p.d * ceil(p.b / self._tile_j) * ceil(problem.rows / self._tile_n)
+        j, n = (self.pair, 1) if self.layout is Layout.LAST else (1, self.pair)
+        return p.a * p.d * ceil(p.b / (j * self._tile_j)) * ceil(problem.rows / (n * self._tile_n))
 
     def _detours(self, problem: Problem) -> bool:
         """Whether x and the residual must be copied to aligned rows first, and y is written element by element."""
@@ -164,7 +175,7 @@ class Tma:
             y, pitch = x, _aligned(problem.rows)  # y is written without its map: any other will do
         y_map = self._map(y, problem, p.b, pitch, STEP)
         device.kernel(self.variants(problem.precision)[0])(
-            (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
+            (self.pair * min(self._pairs(problem), device.limits.multiprocessors // self.pair), 1, 1),
             (_THREADS, 1, 1),
             self._map(x, problem, p.c, pitch, STEP if last else self._tile_n),
             values_map,
@@ -199,7 +210,8 @@ class Tma:
     def _map_of_planes(self, packed: Tensor, c: int) -> bytes:
         planes, b, pitch = packed.shape
         strides = [2 * pitch, 2 * pitch * b, 2 * pitch * b * planes]
-        return tensor_map(packed, (c, b, planes, 1), strides, (STEP, self._tile_j, 1, 1), Swizzle.BYTES_128)
+        box = self._tile_j if self.layout is Layout.LAST else self._tile_j // self.pair
+        return tensor_map(packed, (c, b, planes, 1), strides, (STEP, box, 1, 1), Swizzle.BYTES_128)
 
 
 def _aligned(length: int) -> int:
@@ -233,3 +245,8 @@ WAYS = (
     Tma(Layout.FIRST, groups=2, runs=2, width=192, stages=3, batch=3, kept=1),
 )
 """Wider tiles read x less often; narrower ones waste less of b, and leave room for more to be under way."""
+
+PAIRS = (
+    Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
+    Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
+)

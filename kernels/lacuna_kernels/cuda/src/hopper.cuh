@@ -72,6 +72,16 @@ __device__ __forceinline__ void copy_in(uint32_t to, const TensorMap& map, const
         : "memory");
 }
 
+// The same into all blocks of the cluster that are in `blocks`, bit by bit, at the same place, and on their barriers.
+__device__ __forceinline__ void copy_in_all(uint32_t to, const TensorMap& map, const Coordinates& at, uint32_t barrier,
+                                            uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%2, %3, %4, %5}], [%6], %7;"
+        ::"r"(to), "l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(barrier), "h"(blocks)
+        : "memory");
+}
+
 // What is written is not read again soon: it need not stay in the second-level cache.
 __device__ __forceinline__ void copy_out(const TensorMap& map, const Coordinates& at, uint32_t from) {
     uint64_t written_once;

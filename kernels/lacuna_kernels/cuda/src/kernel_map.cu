@@ -30,7 +30,7 @@ __device__ inline void make_map(const Site* __restrict__ outputs, int count, con
 }
 
 // input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
 forward_map(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
             const Site* __restrict__ inputs, const int* __restrict__ table, int mask, int* __restrict__ map,
             int capacity, unsigned* __restrict__ present) {

@@ -8,7 +8,7 @@
 #include "element.cuh"
 
 // Threads that a multiprocessor should have room for, with their registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ >= 1000 || __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
 constexpr int RESIDENT_THREADS = 256;  // 512 would spill
 #else
 constexpr int RESIDENT_THREADS = 512;

@@ -9,6 +9,10 @@
 //          are stored and multiplied (2:4 structured sparsity)
 // One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
+//
+// With PAIR blocks (a cluster) each takes other rows of the same columns. Their steps come together: a block brings its
+// rows, and its share of the columns to all, as multiprocessors get no more from the second-level cache than 28 bytes
+// a clock (bench/limits.cu), which is less than the products of tiles of 128 x 256 want.
 #ifndef TILES_ROWS
 #define ELEMENT __half
 #define LAST 1         // layout
@@ -19,11 +23,13 @@
 #define STAGES 4
 #define BATCH 2        // panels that a warpgroup finishes before it writes them
 #define KEPT 2         // batches in shared memory: one is written while the next is finished
+#define PAIR 1         // blocks that share columns: 1 or 2
 #endif
 
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
 #include "layout.cuh"
+#include "team.cuh"
 #include "tile_counters.cuh"
 
 constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
@@ -38,9 +44,12 @@ constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
 constexpr int TILE_N = ROWS_J ? COLUMNS : ROWS, TILE_J = ROWS_J ? ROWS : COLUMNS;
 constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
 constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
-constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), BIAS_AT = CORNERS_AT + 16 * 2 * STAGES;
+constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), LETTERS_AT = CORNERS_AT + 16 * 2 * STAGES;
+constexpr int LETTERS = PAIR > 1 ? 8 : 0, LETTER = 16;  // more than the first block can be ahead
+constexpr int BIAS_AT = LETTERS_AT + LETTERS * (LETTER + 8);
 constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
+static_assert(PAIR == 1 || (PAIR == 2 && !SPARSE && STAGES + 2 < LETTERS), "columns are shared");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
 #endif
@@ -61,15 +70,16 @@ struct alignas(16) Corner {
     __device__ Coordinates in_map(int at) const { return LAST ? Coordinates{n, l, at, i} : Coordinates{at, n, i, 0}; }
 };
 
-// The tiles of y, neighbours first:
+// The tiles of y, of a pair together, neighbours first:
 //   LAST   tiles along j, tiles along n, l, i           neighbouring blocks take neighbouring columns of x and y
 //   FIRST  tiles along j, `together` planes, tiles along n, the rest of the planes
 struct Tiles {
+    static constexpr int PAIR_J = ROWS_J ? PAIR * TILE_J : TILE_J, PAIR_N = ROWS_J ? TILE_N : PAIR * TILE_N;
     unsigned size[4];
 
     __device__ Tiles(const Shape& shape, int together) {
-        const int across_n = (shape.rows + TILE_N - 1) / TILE_N;
-        size[0] = (shape.b + TILE_J - 1) / TILE_J;
+        const int across_n = (shape.rows + PAIR_N - 1) / PAIR_N;
+        size[0] = (shape.b + PAIR_J - 1) / PAIR_J;
         size[1] = LAST ? across_n : together;
         size[2] = LAST ? shape.d : across_n;
         size[3] = LAST ? shape.a : shape.a / together;
@@ -77,13 +87,14 @@ struct Tiles {
 
     __device__ unsigned number() const { return size[0] * size[1] * size[2] * size[3]; }
 
-    __device__ Corner corner(unsigned tile) const {
+    __device__ Corner corner(unsigned tile, int rank) const {
         int at[4];
 #pragma unroll
         for (int digit = 0; digit < 3; ++digit) at[digit] = tile % size[digit], tile /= size[digit];
         at[3] = tile;
-        if (LAST) return {at[1] * TILE_N, at[0] * TILE_J, at[2], at[3]};
-        return {at[2] * TILE_N, at[0] * TILE_J, 0, at[3] * int(size[1]) + at[1]};
+        const int j = at[0] * PAIR_J + (ROWS_J ? rank * TILE_J : 0), n = ROWS_J ? 0 : rank * TILE_N;
+        if (LAST) return {at[1] * PAIR_N + n, j, at[2], at[3]};
+        return {at[2] * PAIR_N + n, j, 0, at[3] * int(size[1]) + at[1]};
     }
 };
 
@@ -107,14 +118,52 @@ struct Ring {
     }
 };
 
-// A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: multiprocessors
-// differ in how much of the memory's speed they get. The counter is back at 0 when all tiles are taken.
+// Which tile a pair takes next, as the first block tells the second: so many at most are on their way.
+struct Letters {
+    uint32_t letters, barriers;
+    int slot = 0;
+    uint32_t parity = 0;
+
+    // The first block knows `next`; the second waits until it is told.
+    __device__ __forceinline__ unsigned pass_on(unsigned next, int rank) {
+        const uint32_t letter = letters + slot * LETTER, arrived = barriers + 8 * slot;
+        if (rank == 0) {
+            store_there(in_block(letter, 1), make_uint4(next, 0, 0, 0), in_block(arrived, 1));
+        } else {
+            barrier_expect(arrived, LETTER);
+            barrier_wait(arrived, parity);
+            next = read_8_bytes(letter).x;
+        }
+        if (++slot == LETTERS) slot = 0, parity ^= 1;
+        return next;
+    }
+};
+
+// Bring a step of the columns of a tile: all of it, or a share of it to both of a pair.
+__device__ __forceinline__ void load_columns(const TensorMap& map, Coordinates at, uint32_t to, uint32_t barrier,
+                                             int rank) {
+    constexpr int SHARE = COLUMNS / PAIR, BOX = LAST ? 64 : SHARE;
+    const auto bring = [&](int column) {
+        Coordinates from = at;
+        (LAST ? from.x : from.y) += column;
+        if (PAIR == 1)
+            copy_in(to + column * STEP * 2, map, from, barrier);
+        else
+            copy_in_all(to + column * STEP * 2, map, from, barrier, (1 << PAIR) - 1);
+    };
+#pragma unroll 1  // the thread has few registers
+    for (int column = rank * SHARE; column < (rank + 1) * SHARE; column += BOX) bring(column);
+}
+
+// A block, or pair, starts with the tile of its number and takes the next ones from a counter, as fast as it is:
+// multiprocessors differ in how much of the memory's speed they get. The counter is back at 0 when all tiles are taken.
 __device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& w, const Shape& shape,
-                                           const Tiles& tiles, unsigned* taken, Ring ring) {
+                                           const Tiles& tiles, unsigned* taken, Ring ring, Letters letters) {
     const unsigned number = tiles.number();
-    for (unsigned tile = blockIdx.x, next; tile < number; tile = next) {
-        next = gridDim.x + atomicInc(taken, number - 1);
-        const Corner at = tiles.corner(tile);
+    const int rank = PAIR > 1 ? blockIdx.x % PAIR : 0;
+    for (unsigned tile = blockIdx.x / PAIR, next = 0; tile < number; tile = next) {
+        if (rank == 0) next = gridDim.x / PAIR + atomicInc(taken, number - 1);
+        const Corner at = tiles.corner(tile, rank);
         const int plane = LAST ? at.i * shape.d + at.l : at.i;
         for (int k = 0; k < shape.c; k += STEP) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
@@ -122,19 +171,15 @@ __device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& 
             barrier_expect(ring.full(), STAGE_BYTES);
             if (SPARSE)
                 copy_in(ring.left(), w, {0, 0, k / STEP, at.i * ((shape.b + 63) / 64) + at.j / 64}, ring.full());
+            else if (LAST)
+                copy_in(ring.left(), w, {k, at.j, plane, 0}, ring.full());
             else
-                copy_in(LAST ? ring.left() : ring.right(), w, {k, at.j, plane, 0}, ring.full());
-            if (SPARSE) {
-                copy_in(ring.right(), x, at.in_map(k), ring.full());
-            } else if (LAST) {
-#pragma unroll 1  // the thread has few registers
-                for (int n = 0; n < TILE_N; n += 64)
-                    copy_in(ring.right() + n * STEP * 2, x, {at.n + n, at.l, k, at.i}, ring.full());
-            } else {
                 copy_in(ring.left(), x, at.in_map(k), ring.full());
-            }
+            const Coordinates columns = ROWS_J ? at.in_map(k) : Coordinates{k, at.j, plane, 0};
+            load_columns(ROWS_J ? x : w, columns, ring.right(), ring.full(), rank);
             ring.advance();
         }
+        if (PAIR > 1) next = letters.pass_on(next, rank);
     }
     barrier_wait(ring.empty(), ring.parity ^ 1);
     ring.corner() = {-1, 0, 0, 0};
@@ -169,10 +214,11 @@ struct Sums {
     }
 };
 
-// This warp has read a stage, with all its lanes.
+// This warp has read a stage, with all its lanes: all blocks that fill it are told.
 __device__ __forceinline__ void release(uint32_t empty) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+    if (PAIR > 1 && threadIdx.x % 32 < PAIR) arrive_there(in_block(empty, threadIdx.x % 32));
+    if (PAIR == 1 && threadIdx.x % 32 == 0) barrier_arrive(empty);
 }
 
 // SPARSE: where the values of a thread's rows lie among each 4 neighbours along k. Row (j, l) has those at k = l,
@@ -417,7 +463,14 @@ __device__ __forceinline__ void write_tile(Outlet& outlet, Sums& sums, const Sha
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#if PAIR > 1
+#define CLUSTER __cluster_dims__(PAIR, 1, 1)
+constexpr int LOAD_REGISTERS = 32;
+#else
+#define CLUSTER
+constexpr int LOAD_REGISTERS = 24;
+#endif
+extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
 ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
               const __grid_constant__ TensorMap y_map, const __grid_constant__ TensorMap residual_map,
               const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
@@ -427,20 +480,24 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
     const Shape shape{rows_in_use(count, rows), a, b, c, SPARSE ? 1 : d, pitch, plane};
     Ring ring{shared, shared_address(shared), shared_address(shared + BARRIERS_AT)};
     const uint32_t arrived = ring.barriers + 8 * 2 * STAGES;
+    const uint32_t letters_at = shared_address(shared + LETTERS_AT);
+    const Letters letters{letters_at, letters_at + LETTERS * LETTER};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(ring.barriers + 8 * stage, 1);
-            barrier_init(ring.barriers + 8 * (STAGES + stage), GROUPS * 4);
+            barrier_init(ring.barriers + 8 * (STAGES + stage), PAIR * GROUPS * 4);
         }
         for (int group = 0; group < GROUPS; ++group) barrier_init(arrived + 8 * group, 1);
+        for (int letter = 0; letter < LETTERS; ++letter) barrier_init(letters.barriers + 8 * letter, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
+    if (PAIR > 1) meet_team();
 
     if (threadIdx.x < WARPGROUP) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOAD_REGISTERS));
         if (threadIdx.x == 0)  // the remainder is the counter itself: it is there as it was in what was measured
-            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter % COUNTERS, ring);
+            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter % COUNTERS, ring, letters);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
@@ -486,4 +543,5 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
         }
         if (thread == 0) copies_out_have_read<0>();
     }
+    if (PAIR > 1) __syncwarp(), meet_team();  // nobody leaves while the other still brings, arrives or writes here
 }
