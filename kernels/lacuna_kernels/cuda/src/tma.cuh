@@ -1,0 +1,163 @@
+// The tiles of ks_matmul_tma.cu, where things are in a block's memory, and the thread that brings the steps of a tile. See
+// there for the idea.
+#pragma once
+
+#include "hopper.cuh"
+#include "ks_matmul.cuh"
+#include "layout.cuh"
+#include "team.cuh"
+#include "tile_counters.cuh"
+
+constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
+constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_ROWS * WIDTH;
+constexpr int STEP = 64;  // k of a stage: 128 bytes
+constexpr bool ROWS_J = LAST || SPARSE;
+constexpr int SPARSE_BYTES = 64 * STEP;  // 64 j of a stage: half of 64 k, in matrices of [8 j][8 k] each
+constexpr int LEFT_BYTES = SPARSE ? ROWS / 64 * SPARSE_BYTES : ROWS * STEP * 2;
+constexpr int STAGE_BYTES = LEFT_BYTES + COLUMNS * STEP * 2;
+constexpr int SQUARE_BYTES = 64 * 64 * 2;  // a panel of y, or 64 n by STEP k of x
+constexpr int ACROSS = WIDTH / 64;         // panels of a warpgroup side by side
+constexpr int TILE_N = ROWS_J ? COLUMNS : ROWS, TILE_J = ROWS_J ? ROWS : COLUMNS;
+constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
+constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
+constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), LETTERS_AT = CORNERS_AT + 16 * 2 * STAGES;
+constexpr int LETTERS = PAIR > 1 ? 8 : 0, LETTER = 16;  // more than the first block can be ahead
+constexpr int BIAS_AT = LETTERS_AT + LETTERS * (LETTER + 8);
+constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
+static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
+static_assert(PAIR == 1 || (PAIR == 2 && !SPARSE && STAGES + 2 < LETTERS), "columns are shared");
+#ifdef SHARED_BYTES
+static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
+#endif
+
+struct Shape {
+    int rows;  // in use
+    int a, b, c, d;
+    int pitch, plane;  // elements between rows and between planes of y; LAST: pitch alone, between features
+
+    __device__ Index feature(int l, int i, int j) const { return (Index(i) * b + j) * d + l; }
+};
+
+// Where a tile or a panel starts.
+struct alignas(16) Corner {
+    int n, j, l, i;
+
+    // Of x (at = k) or y (at = j) in its tensor map.
+    __device__ Coordinates in_map(int at) const { return LAST ? Coordinates{n, l, at, i} : Coordinates{at, n, i, 0}; }
+};
+
+// The tiles of y, of a pair together, neighbours first:
+//   LAST   tiles along j, tiles along n, l, i           neighbouring blocks take neighbouring columns of x and y
+//   FIRST  tiles along j, `together` planes, tiles along n, the rest of the planes
+struct Tiles {
+    static constexpr int PAIR_J = ROWS_J ? PAIR * TILE_J : TILE_J, PAIR_N = ROWS_J ? TILE_N : PAIR * TILE_N;
+    unsigned size[4];
+
+    __device__ Tiles(const Shape& shape, int together) {
+        const int across_n = (shape.rows + PAIR_N - 1) / PAIR_N;
+        size[0] = (shape.b + PAIR_J - 1) / PAIR_J;
+        size[1] = LAST ? across_n : together;
+        size[2] = LAST ? shape.d : across_n;
+        size[3] = LAST ? shape.a : shape.a / together;
+    }
+
+    __device__ unsigned number() const { return size[0] * size[1] * size[2] * size[3]; }
+
+    __device__ Corner corner(unsigned tile, int rank) const {
+        int at[4];
+#pragma unroll
+        for (int digit = 0; digit < 3; ++digit) at[digit] = tile % size[digit], tile /= size[digit];
+        at[3] = tile;
+        const int j = at[0] * PAIR_J + (ROWS_J ? rank * TILE_J : 0), n = ROWS_J ? 0 : rank * TILE_N;
+        if (LAST) return {at[1] * PAIR_N + n, j, at[2], at[3]};
+        return {at[2] * PAIR_N + n, j, 0, at[3] * int(size[1]) + at[1]};
+    }
+};
+
+// The stages, taken in turn; both sides walk through them in step.
+struct Ring {
+    unsigned char* shared;
+    uint32_t stages, barriers;
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ uint32_t left() const { return stages + stage * STAGE_BYTES; }
+    __device__ uint32_t right() const { return left() + LEFT_BYTES; }
+    __device__ uint32_t full() const { return barriers + 8 * stage; }
+    __device__ uint32_t empty() const { return barriers + 8 * (STAGES + stage); }
+    // Where the tile starts whose first step is in the stage; n < 0 after the last one. Every other round has its own.
+    __device__ Corner& corner() const {
+        return reinterpret_cast<Corner*>(shared + CORNERS_AT)[parity * STAGES + stage];
+    }
+    __device__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// Which tile a pair takes next, as the first block tells the second: so many at most are on their way.
+struct Letters {
+    uint32_t letters, barriers;
+    int slot = 0;
+    uint32_t parity = 0;
+
+    // The first block knows `next`; the second waits until it is told.
+    __device__ __forceinline__ unsigned pass_on(unsigned next, int rank) {
+        const uint32_t letter = letters + slot * LETTER, arrived = barriers + 8 * slot;
+        if (rank == 0) {
+            store_there(in_block(letter, 1), make_uint4(next, 0, 0, 0), in_block(arrived, 1));
+        } else {
+            barrier_expect(arrived, LETTER);
+            barrier_wait(arrived, parity);
+            next = read_8_bytes(letter).x;
+        }
+        if (++slot == LETTERS) slot = 0, parity ^= 1;
+        return next;
+    }
+};
+
+// Bring a step of the columns of a tile: all of it, or a share of it to both of a pair.
+__device__ __forceinline__ void load_columns(const TensorMap& map, Coordinates at, uint32_t to, uint32_t barrier,
+                                             int rank) {
+    constexpr int SHARE = COLUMNS / PAIR, BOX = LAST ? 64 : SHARE;
+    const auto bring = [&](int column) {
+        Coordinates from = at;
+        (LAST ? from.x : from.y) += column;
+        if (PAIR == 1)
+            copy_in(to + column * STEP * 2, map, from, barrier);
+        else
+            copy_in_all(to + column * STEP * 2, map, from, barrier, (1 << PAIR) - 1);
+    };
+#pragma unroll 1  // the thread has few registers
+    for (int column = rank * SHARE; column < (rank + 1) * SHARE; column += BOX) bring(column);
+}
+
+// A block, or pair, starts with the tile of its number and takes the next ones from a counter, as fast as it is:
+// multiprocessors differ in how much of the memory's speed they get. The counter is back at 0 when all tiles are taken.
+__device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& w, const Shape& shape,
+                                           const Tiles& tiles, unsigned* taken, Ring ring, Letters letters) {
+    const unsigned number = tiles.number();
+    const int rank = PAIR > 1 ? blockIdx.x % PAIR : 0;
+    for (unsigned tile = blockIdx.x / PAIR, next = 0; tile < number; tile = next) {
+        if (rank == 0) next = gridDim.x / PAIR + atomicInc(taken, number - 1);
+        const Corner at = tiles.corner(tile, rank);
+        const int plane = LAST ? at.i * shape.d + at.l : at.i;
+        for (int k = 0; k < shape.c; k += STEP) {
+            barrier_wait(ring.empty(), ring.parity ^ 1);
+            if (k == 0) ring.corner() = at;
+            barrier_expect(ring.full(), STAGE_BYTES);
+            if (SPARSE)
+                copy_in(ring.left(), w, {0, 0, k / STEP, at.i * ((shape.b + 63) / 64) + at.j / 64}, ring.full());
+            else if (LAST)
+                copy_in(ring.left(), w, {k, at.j, plane, 0}, ring.full());
+            else
+                copy_in(ring.left(), x, at.in_map(k), ring.full());
+            const Coordinates columns = ROWS_J ? at.in_map(k) : Coordinates{k, at.j, plane, 0};
+            load_columns(ROWS_J ? x : w, columns, ring.right(), ring.full(), rank);
+            ring.advance();
+        }
+        if (PAIR > 1) next = letters.pass_on(next, rank);
+    }
+    barrier_wait(ring.empty(), ring.parity ^ 1);
+    ring.corner() = {-1, 0, 0, 0};
+    barrier_arrive(ring.full());
+}
