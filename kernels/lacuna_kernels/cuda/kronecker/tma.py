@@ -248,5 +248,8 @@ WAYS = (
 
 PAIRS = (
     Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
+    Tma(Layout.LAST, groups=1, runs=3, width=128, stages=3, batch=3, kept=1, pair=2),
     Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
+    Tma(Layout.FIRST, groups=2, runs=2, width=192, stages=3, batch=3, kept=1, pair=2),
 )
+"""For wide blocks, where the second-level cache is the limit."""
