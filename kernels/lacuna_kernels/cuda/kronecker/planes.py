@@ -224,7 +224,7 @@ class Planes:
         products = passes * steps * (self.depth if self.octets else 2 * self.depth)
         shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
         from_memory = 18.0 if self.whole else {0: 15.5, 16: 9.0}.get(p.d % 32, 7.0)  # bytes a clock
-        from_cache = {2: 12.0, 3: 24.0}.get(schedule.w, 26.0)  # with few stages every copy is waited for
+        from_cache = {2: 12.0, 3: 15.0}.get(schedule.w, 26.0)  # with few stages every copy is waited for
         clocks = max((x + y) / from_memory, weights / from_cache, shared * 1.1, 380 * passes * steps)
         odd = 1 + 0.07 * (passes - 1) if self.depth == 3 else 1.0
         return 3e-6 + share * odd * (clocks + 600 * passes) / 1.7e9
