@@ -158,15 +158,19 @@ class Planes:
         options = [(blocks, together) for blocks in {multiprocessors, whole} - {0} for together in _together(resident)]
         blocks, together = min(options, key=lambda option: (clocks(*option), option))
         return Schedule(
-            min(blocks, max(tiles * chunks, 1)), together, self._side_by_side(chunks, resident), raw, x, w, resident
+            min(blocks, max(tiles * chunks, 1)), together, self._side_by_side(pattern, resident), raw, x, w, resident
         )
 
-    def _side_by_side(self, chunks: int, resident: bool) -> int:
-        """Chunks that blocks share at a time: lines of 128 bytes, but not more weights on their way than that takes."""
-        few = 2 if self.whole else 64 // self.depth
-        while few > 1 and chunks % few and self.depth == 8:
-            few -= 1
-        return few if not resident and chunks % few == 0 else chunks
+    def _side_by_side(self, pattern: KSPattern, resident: bool) -> int:
+        """Chunks that blocks share at a time: lines of 128 bytes, but not more weights on their way than that takes.
+
+        They are some of those of one i, or all of some i.
+        """
+        chunks, of_i = self.chunks(pattern), self.chunks(pattern) // pattern.a
+        if resident or (self.whole and chunks % 2):
+            return chunks
+        most = 2 if self.whole else 64 // self.depth
+        return max(k for k in range(1, most + 1) if chunks % k == 0 and (k % of_i == 0 or of_i % k == 0))
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
