@@ -61,7 +61,8 @@ class Team:
         x = 2 * self.stages * self.batch * _TILE * self.first.c * _SIZE
         z = 2 * own_l * self.second.c * _TILE * _SIZE
         y = 2 * own_l * self.second.b * _TILE * _SIZE
-        on_their_way = 4 * _TILE * _PIECE * _SIZE + 8 * 16 * _TILE * _SIZE
+        pieces = 1 if self.second.d < _PIECE else 2  # of z, that are sent together
+        on_their_way = 4 * _TILE * _PIECE * _SIZE + 8 * 16 * pieces * _TILE * _SIZE
         return x + z + y + on_their_way + 32 * self.stages + 64 + 1024
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
@@ -109,11 +110,14 @@ class Team:
         return 0
 
     def pack(self, factors: Sequence[Tensor]) -> Tensor:
-        """The weights of the first factor, then the second, in pieces of 64 outputs."""
+        """The weights of the first factor, then the second, in pieces of 64 outputs.
+
+        Outputs of the first are inputs (k, l) of the second: in a piece neighbouring k of one l lie side by side.
+        """
         first, second = factors
-        return torch.cat(
-            [_fragments(first.flatten(0, 1).squeeze(-1)), _fragments(second[0].permute(2, 0, 1).flatten(0, 1))]
-        )
+        d = self.second.d
+        outputs = first.flatten(0, 1).view(-1, _PIECE // d, d, self.first.c).transpose(1, 2).flatten(0, 2)
+        return torch.cat([_fragments(outputs), _fragments(second[0].permute(2, 0, 1).flatten(0, 1))])
 
     def launch(self, device: Device, problems: Sequence[Problem], packed: Tensor, operands: Operands) -> None:
         """Enqueue; see ChainWay."""

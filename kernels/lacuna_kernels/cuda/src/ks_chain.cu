@@ -44,8 +44,11 @@ static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of 
 constexpr int X_PLANE = TILE * 128;  // 64 columns of x
 constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  // of a slot
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
+// Lines of z are sent in twos at least, side by side: those of neighbouring k of one l, of which a piece has PIECE_K.
+constexpr int PIECE_K = 64 / WIDTH_L, TOGETHER = PIECE_K > 1 ? 1 : 2, SENT_K = PIECE_K * TOGETHER;  // pieces; k
+static_assert(FIRST_M % TOGETHER == 0 && (TOGETHER == 1 || OWN_L % 8 == 0), "halves of a warp's l have one owner");
 constexpr int Y_PLANE = SHARED_ROWS * 128, Y_BYTES = SHARED_L * PARTS * Y_PLANE;  // [l][part][row][64 j]
-constexpr int Z_STAGE = 16 * Z_LINE, Y_STAGE = TILE * 128;                   // of a warp; of a warpgroup, two of them
+constexpr int Z_STAGE = TOGETHER * 16 * Z_LINE, Y_STAGE = TILE * 128;        // of a warp; of a warpgroup, two of them
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + 2 * Z_BYTES;
 constexpr int AT_Y_STAGE = AT_Y + 2 * Y_BYTES, AT_Z_STAGE = AT_Y_STAGE + 4 * Y_STAGE;
 constexpr int AT_X_FULL = AT_Z_STAGE + 8 * Z_STAGE, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
@@ -143,40 +146,52 @@ struct Ahead {
     }
 };
 
-// Send 64 features of z, from 64 * piece on, to the owners of their l.
-__device__ __forceinline__ void send_z(const float (&d)[SUMS], uint32_t stage, const uint32_t (&owner)[2], int piece,
-                                       int buffer) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+// Where 16 bytes of a line lie among those that a warp sends; the lines of an l lie side by side.
+__device__ __forceinline__ int z_staged(int line, int chunk) {
+    if (TOGETHER == 1) return line * Z_LINE + swizzled(line, chunk);
+    return line / 2 * (2 * Z_LINE) + ((line % 2 * 4 + chunk) ^ line / 2 % 8) * 16;
+}
+
+// Lay out 64 features of z; `turn` counts the pieces that are sent together.
+__device__ __forceinline__ void stage_z(const float (&d)[SUMS], uint32_t stage, int turn) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
         const float* from = d + 2 * high;
-        const int feature = high * 8 + lane % 8;
-        store_matrices(stage + feature * Z_LINE + swizzled(feature, lane / 8),
+        store_matrices(stage + z_staged((high * 8 + lane % 8) * TOGETHER + turn, lane / 8),
                        {pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]),
                         pack(from[12], from[13])});
     }
     __syncwarp();
+}
+
+// Which of the l a line of a warp is of.
+__device__ __forceinline__ int l_of(int line) { return (threadIdx.x / 32 % 4 * 16 * TOGETHER + line) / SENT_K; }
+
+// Send what was laid out, of the k from `first` on, to the owners of the l.
+__device__ __forceinline__ void send_z(uint32_t stage, const uint32_t (&owner)[2], int first, int buffer) {
+    const int lane = threadIdx.x % 32;
+    asm volatile("" : "+r"(first));  // or else the addresses of all pieces are kept in registers
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-        const int feature = part * 8 + lane / 4, chunk = lane % 4, f = 16 * warp + feature, l = f % WIDTH_L % OWN_L;
-        int k = piece * (64 / WIDTH_L) + f / WIDTH_L;
-        asm volatile("" : "+r"(k));  // or else the addresses of all pieces are kept in registers
-        const uint4 v = read_16_bytes(stage + feature * Z_LINE + swizzled(feature, chunk));
-        store_there(owner[part] + AT_Z + buffer * Z_BYTES + (l * SECOND_K + k) * Z_LINE + swizzled(k, chunk), v,
-                    owner[part] + AT_Z_FULL + 8 * buffer);
+    for (int part = 0; part < 2 * TOGETHER; ++part) {
+        const int line = part * 8 + lane / 4, chunk = lane % 4, k = first + line % SENT_K;
+        const uint4 v = read_16_bytes(stage + z_staged(line, chunk));
+        const uint32_t to = owner[part / TOGETHER];
+        store_there(to + AT_Z + buffer * Z_BYTES + (l_of(line) % OWN_L * SECOND_K + k) * Z_LINE + swizzled(k, chunk),
+                    v, to + AT_Z_FULL + 8 * buffer);
     }
     __syncwarp();
 }
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / WARPGROUP;
+    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
     const int first = (at.rank * 2 + group) * FIRST_M;
     uint4 w[FIRST_M][FIRST_K / 16];
     read_weights(w, packed, first);
     uint32_t owner[2];
 #pragma unroll
-    for (int part = 0; part < 2; ++part)
-        owner[part] = in_block(at.shared, (16 * warp + part * 8 + lane / 4) % WIDTH_L / OWN_L);
+    for (int half = 0; half < 2; ++half)
+        owner[half] = in_block(at.shared, l_of(half * 8 * TOGETHER + lane / 4) / OWN_L);
     const uint32_t stage = at.shared + AT_Z_STAGE + threadIdx.x / 32 * Z_STAGE;
 
     const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
@@ -214,8 +229,10 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
                 read = slot, read_parity = parity;
                 if (++slot == STAGES) slot = 0, parity ^= 1;
             }
-            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
-            send_z(d, stage, owner, first + m, buffer);
+            stage_z(d, stage, m % TOGETHER);
+            if (m == TOGETHER - 1) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
+            if (m % TOGETHER == TOGETHER - 1)
+                send_z(stage, owner, (first + m - (TOGETHER - 1)) * PIECE_K, buffer);
         }
         buffer ^= 1;
         if (buffer == 0) z_parity ^= 1;
