@@ -16,6 +16,7 @@ from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle, tensor_map
 from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _THREADS = 384
 STEP = 64
@@ -162,7 +163,7 @@ class Tma:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
-        self._launch(device, problem, problem.pattern.d, self._map_of_planes(packed, problem.pattern.c), operands)
+        self._launch(device, problem, problem.pattern.d, self._map_of_planes(packed, problem.pattern), operands)
 
     def _launch(self, device: Device, problem: Problem, d: int, values_map: bytes, operands: Operands) -> None:
         """Launch for a problem as the kernel sees it; `d` is the kernel's."""
@@ -207,11 +208,12 @@ class Tma:
             boxes = (STEP, box, 1, 1)
         return tensor_map(matrix, sizes, [2 * s for s in strides], boxes, Swizzle.BYTES_128, Promotion.BYTES_256)
 
-    def _map_of_planes(self, packed: Tensor, c: int) -> bytes:
-        planes, b, pitch = packed.shape
-        strides = [2 * pitch, 2 * pitch * b, 2 * pitch * b * planes]
+    def _map_of_planes(self, packed: Tensor, pattern: KSPattern) -> bytes:
+        _, b, pitch = packed.shape
+        strides = [2 * pitch, 2 * pitch * b, 2 * pitch * b * pattern.d]
         box = self._tile_j if self.layout is Layout.LAST else self._tile_j // self.pair
-        return tensor_map(packed, (c, b, planes, 1), strides, (STEP, box, 1, 1), Swizzle.BYTES_128)
+        sizes = (pattern.c, b, pattern.d, pattern.a)
+        return tensor_map(packed, sizes, strides, (STEP, box, 1, 1), Swizzle.BYTES_128)
 
 
 def _aligned(length: int) -> int:

@@ -307,10 +307,8 @@ __device__ __forceinline__ void write_tile(Outlet& outlet, Sums& sums, const Sha
 
 #if PAIR > 1
 #define CLUSTER __cluster_dims__(PAIR, 1, 1)
-constexpr int LOAD_REGISTERS = 32;
 #else
 #define CLUSTER
-constexpr int LOAD_REGISTERS = 24;
 #endif
 extern "C" __global__ void CLUSTER __launch_bounds__(THREADS, 1)
 ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
@@ -320,26 +318,23 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
               int activation, float negative_slope) {
     extern __shared__ __align__(1024) unsigned char shared[];
     const Shape shape{rows_in_use(count, rows), a, b, c, SPARSE ? 1 : d, pitch, plane};
-    Ring ring{shared, shared_address(shared), shared_address(shared + BARRIERS_AT)};
-    const uint32_t arrived = ring.barriers + 8 * 2 * STAGES;
-    const uint32_t letters_at = shared_address(shared + LETTERS_AT);
-    const Letters letters{letters_at, letters_at + LETTERS * LETTER};
+    const uint32_t memory = shared_address(shared), arrived = memory + Ring::empty_at(STAGES);
+    Ring ring{memory};
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
-            barrier_init(ring.barriers + 8 * stage, 1);
-            barrier_init(ring.barriers + 8 * (STAGES + stage), PAIR * GROUPS * 4);
+            barrier_init(memory + Ring::full_at(stage), 1);
+            barrier_init(memory + Ring::empty_at(stage), PAIR * GROUPS * 4);
         }
         for (int group = 0; group < GROUPS; ++group) barrier_init(arrived + 8 * group, 1);
-        for (int letter = 0; letter < LETTERS; ++letter) barrier_init(letters.barriers + 8 * letter, 1);
+        for (int letter = 0; PAIR > 1 && letter < LETTERS; ++letter) barrier_init(memory + Letters::arrived_at(letter), 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     if (PAIR > 1) meet_team();
 
     if (threadIdx.x < WARPGROUP) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(LOAD_REGISTERS));
-        if (threadIdx.x == 0)  // the remainder is the counter itself: it is there as it was in what was measured
-            load_tiles(x_map, w_map, shape, Tiles(shape, together), tiles_taken + counter % COUNTERS, ring, letters);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");  // 24 + 2 * 240 is what three warpgroups have: 3 * 168
+        if (threadIdx.x == 0) load_tiles(x_map, w_map, shape, together, counter, ring);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;

@@ -21,7 +21,7 @@ __device__ __forceinline__ void store_there(uint32_t to, const uint4& v, uint32_
                  : "memory");
 }
 
-// The same, or an ordinary store if `away`, from this block's places to those of the other, is 0; without a branch.
+// The same, or an ordinary store if `away`, from this block's places to those of the other, is 0.
 __device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const uint4& v, uint32_t barrier) {
     asm volatile(
         "{\n.reg .pred here;\nsetp.eq.u32 here, %6, 0;\n"

@@ -21,8 +21,8 @@ constexpr int TILE_N = ROWS_J ? COLUMNS : ROWS, TILE_J = ROWS_J ? ROWS : COLUMNS
 constexpr int PANELS_OF_TILE = TILES_ROWS * ACROSS;  // of a warpgroup
 constexpr int PANELS_AT = STAGES * STAGE_BYTES, BARRIERS_AT = PANELS_AT + GROUPS * KEPT * BATCH * SQUARE_BYTES;
 constexpr int CORNERS_AT = BARRIERS_AT + 8 * (2 * STAGES + GROUPS), LETTERS_AT = CORNERS_AT + 16 * 2 * STAGES;
-constexpr int LETTERS = PAIR > 1 ? 8 : 0, LETTER = 16;  // more than the first block can be ahead
-constexpr int BIAS_AT = LETTERS_AT + LETTERS * (LETTER + 8);
+constexpr int LETTERS = 8, LETTER = 16;  // of a pair: more than the first block can be ahead; bytes
+constexpr int BIAS_AT = LETTERS_AT + (PAIR > 1 ? LETTERS * (LETTER + 8) : 0);
 constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
 static_assert(PAIR == 1 || (PAIR == 2 && !SPARSE && STAGES + 2 < LETTERS), "columns are shared");
@@ -39,7 +39,7 @@ struct Shape {
 };
 
 // Where a tile or a panel starts.
-struct alignas(16) Corner {
+struct Corner {
     int n, j, l, i;
 
     // Of x (at = k) or y (at = j) in its tensor map.
@@ -76,41 +76,51 @@ struct Tiles {
 
 // The stages, taken in turn; both sides walk through them in step.
 struct Ring {
-    unsigned char* shared;
-    uint32_t stages, barriers;
+    uint32_t memory;  // of the block
     int stage = 0;
     uint32_t parity = 0;
 
-    __device__ uint32_t left() const { return stages + stage * STAGE_BYTES; }
+    __device__ uint32_t left() const { return memory + stage * STAGE_BYTES; }
     __device__ uint32_t right() const { return left() + LEFT_BYTES; }
-    __device__ uint32_t full() const { return barriers + 8 * stage; }
-    __device__ uint32_t empty() const { return barriers + 8 * (STAGES + stage); }
+    __device__ static constexpr uint32_t full_at(int stage) { return BARRIERS_AT + 8 * stage; }
+    __device__ static constexpr uint32_t empty_at(int stage) { return BARRIERS_AT + 8 * (STAGES + stage); }
+    __device__ uint32_t full() const { return memory + full_at(stage); }
+    __device__ uint32_t empty() const { return memory + empty_at(stage); }
+
     // Where the tile starts whose first step is in the stage; n < 0 after the last one. Every other round has its own.
-    __device__ Corner& corner() const {
-        return reinterpret_cast<Corner*>(shared + CORNERS_AT)[parity * STAGES + stage];
+    __device__ uint32_t corner_at() const { return memory + CORNERS_AT + (parity * STAGES + stage) * 16; }
+    __device__ void keep(const Corner& corner) const {
+        write_16_bytes(corner_at(), make_uint4(corner.n, corner.j, corner.l, corner.i));
     }
+    __device__ Corner corner() const {
+        const uint4 kept = read_16_bytes(corner_at());
+        return {int(kept.x), int(kept.y), int(kept.z), int(kept.w)};
+    }
+
     __device__ void advance() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 };
 
-// Which tile a pair takes next, as the first block tells the second: so many at most are on their way.
+// Which tile a pair takes next, as its first block tells both early: so many at most are on their way.
 struct Letters {
-    uint32_t letters, barriers;
-    int slot = 0;
-    uint32_t parity = 0;
+    uint32_t memory;  // of the block
+    int turn = 0;
 
-    // The first block knows `next`; the second waits until it is told.
-    __device__ __forceinline__ unsigned pass_on(unsigned next, int rank) {
-        const uint32_t letter = letters + slot * LETTER, arrived = barriers + 8 * slot;
-        if (rank == 0) {
-            store_there(in_block(letter, 1), make_uint4(next, 0, 0, 0), in_block(arrived, 1));
-        } else {
-            barrier_expect(arrived, LETTER);
-            barrier_wait(arrived, parity);
-            next = read_8_bytes(letter).x;
-        }
-        if (++slot == LETTERS) slot = 0, parity ^= 1;
+    __device__ static constexpr uint32_t arrived_at(int letter) { return LETTERS_AT + LETTERS * LETTER + 8 * letter; }
+    __device__ uint32_t letter() const { return memory + LETTERS_AT + turn % LETTERS * LETTER; }
+    __device__ uint32_t arrived() const { return memory + arrived_at(turn % LETTERS); }
+
+    __device__ __forceinline__ void write(unsigned next) const {
+        for (int block = 0; block < PAIR; ++block)
+            store_there(in_block(letter(), block), make_uint4(next, 0, 0, 0), in_block(arrived(), block));
+    }
+
+    __device__ __forceinline__ unsigned read() {
+        barrier_expect(arrived(), LETTER);
+        barrier_wait(arrived(), turn / LETTERS % 2);
+        const unsigned next = read_16_bytes(letter()).x;
+        ++turn;
         return next;
     }
 };
@@ -119,45 +129,51 @@ struct Letters {
 __device__ __forceinline__ void load_columns(const TensorMap& map, Coordinates at, uint32_t to, uint32_t barrier,
                                              int rank) {
     constexpr int SHARE = COLUMNS / PAIR, BOX = LAST ? 64 : SHARE;
-    const auto bring = [&](int column) {
+#pragma unroll 1  // the thread has few registers
+    for (int box = 0; box < SHARE; box += BOX) {
+        const int column = rank * SHARE + box;
         Coordinates from = at;
         (LAST ? from.x : from.y) += column;
         if (PAIR == 1)
             copy_in(to + column * STEP * 2, map, from, barrier);
         else
             copy_in_all(to + column * STEP * 2, map, from, barrier, (1 << PAIR) - 1);
-    };
-#pragma unroll 1  // the thread has few registers
-    for (int column = rank * SHARE; column < (rank + 1) * SHARE; column += BOX) bring(column);
+    }
 }
 
 // A block, or pair, starts with the tile of its number and takes the next ones from a counter, as fast as it is:
 // multiprocessors differ in how much of the memory's speed they get. The counter is back at 0 when all tiles are taken.
 __device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& w, const Shape& shape,
-                                           const Tiles& tiles, unsigned* taken, Ring ring, Letters letters) {
-    const unsigned number = tiles.number();
+                                           int together, int counter, Ring ring) {
+    const unsigned number = Tiles(shape, together).number();
+    Letters letters{ring.memory};
     const int rank = PAIR > 1 ? blockIdx.x % PAIR : 0;
+    const auto take = [&] {  // the remainder is the counter itself: it is there as it was in what was measured
+        return gridDim.x / PAIR + atomicInc(tiles_taken + (PAIR > 1 ? hidden(counter) : counter) % COUNTERS, number - 1);
+    };
     for (unsigned tile = blockIdx.x / PAIR, next = 0; tile < number; tile = next) {
-        if (rank == 0) next = gridDim.x / PAIR + atomicInc(taken, number - 1);
-        const Corner at = tiles.corner(tile, rank);
-        const int plane = LAST ? at.i * shape.d + at.l : at.i;
+        if (PAIR == 1) next = take();
+        if (PAIR > 1 && rank == 0) letters.write(take());
+        Shape again = shape;
+        if (PAIR > 1) again.rows = hidden(shape.rows), again.b = hidden(shape.b);  // or else sizes take registers
+        const Corner at = Tiles(again, together).corner(tile, rank);
         for (int k = 0; k < shape.c; k += STEP) {
             barrier_wait(ring.empty(), ring.parity ^ 1);
-            if (k == 0) ring.corner() = at;
+            if (k == 0) ring.keep(at);
             barrier_expect(ring.full(), STAGE_BYTES);
             if (SPARSE)
                 copy_in(ring.left(), w, {0, 0, k / STEP, at.i * ((shape.b + 63) / 64) + at.j / 64}, ring.full());
             else if (LAST)
-                copy_in(ring.left(), w, {k, at.j, plane, 0}, ring.full());
+                copy_in(ring.left(), w, {k, at.j, at.l, at.i}, ring.full());
             else
                 copy_in(ring.left(), x, at.in_map(k), ring.full());
-            const Coordinates columns = ROWS_J ? at.in_map(k) : Coordinates{k, at.j, plane, 0};
+            const Coordinates columns = ROWS_J ? at.in_map(k) : Coordinates{k, at.j, at.l, at.i};
             load_columns(ROWS_J ? x : w, columns, ring.right(), ring.full(), rank);
             ring.advance();
         }
-        if (PAIR > 1) next = letters.pass_on(next, rank);
+        if (PAIR > 1) next = letters.read();
     }
     barrier_wait(ring.empty(), ring.parity ^ 1);
-    ring.corner() = {-1, 0, 0, 0};
+    ring.keep({-1, 0, 0, 0});
     barrier_arrive(ring.full());
 }
