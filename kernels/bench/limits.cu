@@ -29,7 +29,7 @@ __global__ void mix(const uint4* __restrict__ x, uint4* __restrict__ y, size_t n
     }
 }
 
-// What the blocks of `traffic` do, SENT bytes each in each of ROUNDS rounds.
+// What the blocks of `moved` do, SENT bytes each in each of ROUNDS rounds.
 struct Traffic {
     int together;  // bytes of what is sent that lie side by side, of neighbouring threads, or of a copy
     bool bulk;     // whether the copy engine sends
@@ -55,7 +55,7 @@ __device__ void send(const Traffic& traffic, uint32_t memory, uint32_t barriers)
                     store_there(in_block(at, other(part)), make_uint4(round, part, rank, n),
                                 in_block(barrier, other(part)));
                 }
-            } else if (threadIdx.x == 0) {
+            } else {
                 for (int part = 0; part < pieces; ++part) {
                     const uint32_t at = memory + part * traffic.together;
                     asm volatile(

@@ -81,11 +81,9 @@ def main() -> None:
                 problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
                 for chain_way in CHAIN_WAYS:
                     if chain_way.fits(problems, device.limits):
-                        for kind in {
-                            problems[0].dtype,
-                            *([torch.float32] if isinstance(chain_way, FewRowsChain) else []),
-                        }:
-                            multiply_chain(device, chain_way, problems, kind)
+                        multiply_chain(device, chain_way, problems, problems[0].dtype)
+                        if isinstance(chain_way, FewRowsChain):
+                            multiply_chain(device, chain_way, problems, torch.float32)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
-from lacuna_kernels.cuda.kronecker import exchange
+from lacuna_kernels.cuda.kronecker.exchange import WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-WAYS = exchange.WAYS
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 side = st.integers(1, 140).map(lambda eighths: 8 * eighths)
 patterns = st.builds(

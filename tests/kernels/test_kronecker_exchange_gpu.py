@@ -7,6 +7,7 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.exchange import WAYS, Exchange
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.teams import ROWS
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Way
 from lacuna_kernels.cuda.kronecker_linear import ks_matmul
@@ -39,7 +40,7 @@ def fits(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precisio
 @each_case
 def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(hopper, way, precision, sides):
     for d in depths(way):
-        for rows in (1, way.teams.rows, 5 * way.teams.rows + 3):
+        for rows in (1, ROWS, 5 * ROWS + 3):
             pattern = (2, *sides, d)
             if not fits(way, hopper, pattern, rows, precision):
                 continue
@@ -74,7 +75,7 @@ def test_many_rows_and_chunks_are_shared_among_all_teams(hopper, way, precision)
 @each_case
 def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, way, precision, activation):
     for d in depths(way):
-        pattern, rows = (2, 72, 64, d), way.teams.rows + 5
+        pattern, rows = (2, 72, 64, d), ROWS + 5
         x, values = operands(pattern, rows, precision)
         bias = torch.randn(KSPattern(*pattern).width_out, device="cuda")
         sums = product(x, values) + bias.double()
@@ -90,9 +91,9 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, 
 @each_case
 def test_rows_past_the_count_do_not_matter_and_are_not_written(hopper, way, precision):
     for d in depths(way):
-        pattern, rows = (2, 64, 80, d), 3 * way.teams.rows
+        pattern, rows = (2, 64, 80, d), 3 * ROWS
         given, values = operands(pattern, rows, precision)
-        for used in (0, 1, way.teams.rows, 2 * way.teams.rows + 1, rows):
+        for used in (0, 1, ROWS, 2 * ROWS + 1, rows):
             x = given.clone()
             x[used:] = torch.nan
             y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
@@ -107,7 +108,7 @@ def test_rows_past_the_count_do_not_matter_and_are_not_written(hopper, way, prec
 def test_what_is_not_a_number_stays_in_its_row_and_block(hopper, way, precision):
     for d in depths(way):
         pattern = (2, 64, 80, d)
-        x, values = operands(pattern, way.teams.rows + 1, precision)
+        x, values = operands(pattern, ROWS + 1, precision)
         x[3, 0] = torch.nan
         expected = product(x, values)
         y = poisoned(*expected.shape, dtype=x.dtype)

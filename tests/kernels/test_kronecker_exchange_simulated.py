@@ -9,6 +9,7 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import boxes, exchange
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.teams import ROWS
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops.activation import Activation, activate
@@ -54,7 +55,7 @@ def multiply(folder: Path, way, problem, seed, epilogue=PLAIN, count=None, multi
 def shapes(way):
     """Several passes and a rest in both sides; rows that miss the tile; a rest of l; weights that stream."""
     d = way.teams.depth
-    yield (1, 200, 128, d), 2 * way.teams.rows + 1
+    yield (1, 200, 128, d), 2 * ROWS + 1
     yield (3, 72, 144, d if way.teams.whole else d + 8), 5
     yield (1, 256, 384, d), 3
 
@@ -70,7 +71,7 @@ def test_a_factor_agrees_with_float64_and_writes_nothing_else(folder, way, preci
 
 @pytest.mark.parametrize("way, precision", WAYS[::3])
 def test_the_epilogue_and_the_count(folder, way, precision):
-    rows, pattern = way.teams.rows + 3, KSPattern(1, 72, 128, way.teams.depth)
+    rows, pattern = ROWS + 3, KSPattern(1, 72, 128, way.teams.depth)
     problem = Problem(pattern, rows, precision)
     bias, residual = torch.randn(pattern.width_out), torch.randn(rows, pattern.width_out).to(DTYPES[precision])
     for seed, (added, activation) in enumerate(((None, Activation.GELU), (residual, Activation.LEAKY_RELU))):
@@ -86,7 +87,7 @@ def test_the_epilogue_and_the_count(folder, way, precision):
 @pytest.mark.parametrize("way, precision", WAYS[::2])
 def test_teams_share_many_tiles_whatever_comes_first(folder, way, precision):
     pattern = KSPattern(2, 64, 128, way.teams.depth)
-    problem = Problem(pattern, 5 * way.teams.rows, precision)
+    problem = Problem(pattern, 5 * ROWS, precision)
     for seed in range(2):
         y, expected = multiply(folder, way, problem, seed, multiprocessors=5 * way.teams.blocks)
         assert relative_error(y, expected) < LIMIT[precision]

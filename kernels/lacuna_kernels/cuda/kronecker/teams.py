@@ -13,6 +13,8 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 SHARED_BYTES = 227 * 1024
 SIZE = 2
 """Bytes of an element."""
+ROWS = 64
+"""Of a tile: for all of them weights are read once."""
 PART = 32
 """Columns of a warpgroup that are sent at once."""
 _BARRIERS_BYTES = 2048
@@ -53,9 +55,8 @@ class Schedule:
 class Teams:
     """The constants of the kernel.
 
-    blocks   of a team: each reads and writes rows / blocks of the rows
+    blocks   of a team: each reads and writes 64 / blocks of the rows
     own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
-    rows     of a tile, 64 or 128, for all of which the weights are read once
     columns  j of a product
     groups   warpgroups that multiply: they differ in l, or where they are more, in columns
     steps    of 16 k in a stage
@@ -65,7 +66,6 @@ class Teams:
 
     blocks: int
     own: int
-    rows: int
     columns: int
     groups: int
     steps: int
@@ -73,7 +73,7 @@ class Teams:
     whole: bool
 
     def __str__(self) -> str:
-        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.rows}x{self.columns}x{self.k}x{self.takers}"
+        return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}x{self.takers}"
 
     @property
     def k(self) -> int:
@@ -98,7 +98,7 @@ class Teams:
     @property
     def own_rows(self) -> int:
         """Of a block."""
-        return self.rows // self.blocks
+        return ROWS // self.blocks
 
     @property
     def threads(self) -> int:
@@ -113,7 +113,7 @@ class Teams:
     @property
     def plane_bytes(self) -> int:
         """Of a stage of x in planes: all rows of a block's l."""
-        return self.rows * self.own * self.k * SIZE
+        return ROWS * self.own * self.k * SIZE
 
     @property
     def weight_bytes(self) -> int:
@@ -178,7 +178,7 @@ class Teams:
         stages = self.stages(pattern)
         if stages is None:
             return None
-        tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
+        tiles, chunks = ceil(rows / ROWS), self.chunks(pattern)
         most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
 
         line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
@@ -205,7 +205,7 @@ class Teams:
             and p.b % 8 == 0
             and self.k_stages(p) * self.steps >= self.columns // PART
             and self.boxes.fits(p, p.c)
-            and ceil(problem.rows / self.rows) * self.chunks(p) < LARGEST_TILES
+            and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
         )
 
@@ -217,9 +217,9 @@ class Teams:
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
-        tiles = ceil(problem.rows / self.rows) * self.chunks(p)
+        tiles = ceil(problem.rows / ROWS) * self.chunks(p)
         passes = self.passes(p)
-        x, y = (self.rows * self.own * SIZE * side for side in (p.c, p.b))
+        x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         x *= self.times(p, schedule.stages)
         streamed = 0 if schedule.resident else passes * self.k_stages(p) * self.weight_bytes
         memory = (x + y) / (16.7 if self.whole or p.d % self.depth == 0 else 13.0)  # bytes a clock
@@ -238,7 +238,6 @@ class Teams:
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
-            "ROWS": self.rows,
             "COLUMNS": self.columns,
             "GROUPS": self.groups,
             "STEPS": self.steps,

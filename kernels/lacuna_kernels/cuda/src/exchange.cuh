@@ -7,11 +7,10 @@
 #include "layout.cuh"
 #include "team.cuh"
 
-constexpr int L = TEAM * OWN_L, OWN_ROWS = ROWS / TEAM;
+constexpr int L = TEAM * OWN_L, ROWS = 64, OWN_ROWS = ROWS / TEAM;
 // Whether warpgroups that multiply differ in columns, or else in l.
 constexpr bool BY_COLUMNS = OWN_L < GROUPS;
 constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a warpgroup
-constexpr int STRIPS = ROWS / 64, PRODUCTS = MINE * STRIPS;        // of 64 rows; of a warpgroup, those of an l together
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread writes at once, and how often
@@ -34,9 +33,9 @@ constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers tha
 constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
-static_assert(ROWS % 64 == 0 && (OWN_L < GROUPS || OWN_L % GROUPS == 0), "warpgroups are alike");
+static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
-static_assert(SHARES <= 2, "y_offset");
+static_assert(SHARES <= 2 && PHASES * L % CHUNKS == 0, "y_offset, piece_of_x");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
 struct Arguments {

@@ -58,13 +58,6 @@ constexpr int AT_Y_FULL = AT_Z_EMPTY + 16, AT_Y_EMPTY = AT_Y_FULL + 16, USED_BYT
 static_assert(SHARED_BYTES == USED_BYTES + 1024, "and what it takes to start at a multiple of 1024");
 #endif
 
-// ---- shared memory ----
-__device__ __forceinline__ void store_turned_matrices(uint32_t row, const uint32_t (&pairs)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(pairs[0]),
-                 "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
-                 : "memory");
-}
-
 // ---- products ----
 #define PRODUCT_OF_REGISTERS(type)                                                                                   \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                        \
@@ -275,9 +268,9 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32
     for (int i = 0; i < TILE / 16; ++i) {
         const float* from = d + 8 * i;
         const int row = 16 * i + lane / 16 * 8 + lane % 8, chunk = 2 * warp + lane / 8 % 2;
-        store_turned_matrices(stage + row * 128 + (chunk ^ row & 7) * 16,
-                              {pack(from[0], from[1]), pack(from[2], from[3]), pack(from[4], from[5]),
-                               pack(from[6], from[7])});
+        store_turned(stage + row * 128 + (chunk ^ row & 7) * 16,
+                     {pack(from[0], from[1]), pack(from[2], from[3]), pack(from[4], from[5]),
+                      pack(from[6], from[7])});
     }
     barrier_of_warpgroup(1 + group);  // also: the other stage has been read
     const int shared_l = at.rank % SHARE * OWN_L + l;
@@ -419,8 +412,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * 8);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    publish_shared();
+    barriers_are_ready();
     for (int buffer = 0; buffer < 2; ++buffer) {
         barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_BYTES);
         barrier_expect(shared + AT_Y_FULL + 8 * buffer, Y_BYTES);

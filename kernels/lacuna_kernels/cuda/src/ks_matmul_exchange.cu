@@ -20,7 +20,6 @@
 #define ELEMENT __half
 #define TEAM 8        // blocks of a cluster
 #define OWN_L 2       // l of a block
-#define ROWS 64       // of a tile
 #define COLUMNS 128   // j of a product
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
@@ -94,7 +93,7 @@ struct Taker {
 };
 
 // ---- multiply ----
-using Sums = float[PRODUCTS][COLUMNS / 2];
+using Sums = float[MINE][COLUMNS / 2];
 
 // Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 t + 2 m + e, so that a thread has runs of
 // 8 j; 32 j further on in the next warpgroup, if they differ in columns.
@@ -109,9 +108,7 @@ __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consum
             for (int m = 0; m < MINE; ++m) {
                 const bool there = j < w.b && l + m < w.d;
                 const float add = there ? w.out.bias[(Index(i) * w.b + j) * w.d + l + m] : 0.0f;
-#pragma unroll
-                for (int p = m * STRIPS; p < (m + 1) * STRIPS; ++p)
-                    sums[p][4 * n + e] += add, sums[p][4 * n + 2 + e] += add;
+                sums[m][4 * n + e] += add, sums[m][4 * n + 2 + e] += add;
             }
         }
 }
@@ -121,11 +118,11 @@ __device__ __forceinline__ void apply_activation(Sums& sums, const Work& w) {
 #pragma unroll 1
     for (int turn = 0; turn < COLUMNS / 2; ++turn)
 #pragma unroll
-        for (int p = 0; p < PRODUCTS; ++p) {
-            const float first = activate(sums[p][0], w.out.activation, w.out.negative_slope);
+        for (int m = 0; m < MINE; ++m) {
+            const float first = activate(sums[m][0], w.out.activation, w.out.negative_slope);
 #pragma unroll
-            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[p][n] = sums[p][n + 1];
-            sums[p][COLUMNS / 2 - 1] = first;
+            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[m][n] = sums[m][n + 1];
+            sums[m][COLUMNS / 2 - 1] = first;
         }
 }
 
@@ -154,14 +151,14 @@ __device__ __forceinline__ uint4 eight_of(const float* from) {
 __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
     barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
 #pragma unroll
-    for (int h = 0; h < 2 * STRIPS; ++h) {  // 8 rows of each 16
-        const int first = h / 2 * 64 + me.warp * 16 + h % 2 * 8, row = first + me.lane / 4, owner = first / OWN_ROWS;
+    for (int h = 0; h < 2; ++h) {  // 8 rows of each 16
+        const int first = me.warp * 16 + h * 8, row = first + me.lane / 4, owner = first / OWN_ROWS;
         const uint32_t to = w.y_at + ring.stage * Y_STAGE, there = in_block(w.shared, owner) - w.shared;
 #pragma unroll
         for (int m = 0; m < MINE; ++m) {
             const int l = w.rank * OWN_L + me.first_l() + m;
             const uint32_t place = to + y_offset(l, row % OWN_ROWS, me.first_eight());
-            const uint4 eight = eight_of(sums[m * STRIPS + h / 2] + 16 * q + 2 * (h % 2));
+            const uint4 eight = eight_of(sums[m] + 16 * q + 2 * h);
             if (owner == w.rank)
                 write_16_bytes(place, eight);
             else
@@ -201,9 +198,9 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
             const uint64_t x = x_first + (xs.stage * X_STAGE + step * STEP) / 16;
             const uint64_t weights = w_first + (ws.stage * W_STAGE + step * W_STEP) / 16;
 #pragma unroll
-            for (int p = 0; p < PRODUCTS; ++p)
-                multiply_add<COLUMNS, 0>(sums[p], x + p / STRIPS * (2 * PLANE / 16) + p % STRIPS * 64,
-                                         weights + p / STRIPS * (2 * W_PLANE / 16), !first || step, Element());
+            for (int m = 0; m < MINE; ++m)
+                multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16),
+                                         !first || step, Element());
         }
         products_commit();
         products_wait<1>();
@@ -214,9 +211,9 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, 
     };
     if (before.is_there) finish(done, w, me, before);
 #pragma unroll
-    for (int p = 0; p < PRODUCTS; ++p)
+    for (int m = 0; m < MINE; ++m)
 #pragma unroll
-        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[p][n]);
+        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[m][n]);
     if (fresh) await_planes(w, xs);
     const int parts = before.is_there ? w.parts(before.pass) : 0;
 #pragma unroll

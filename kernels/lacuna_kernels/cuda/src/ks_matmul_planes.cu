@@ -127,8 +127,7 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), 128);
     for (int s = 0; s < w.x_stages; ++s) barrier_init(w.full_x(s), 128), barrier_init(w.empty_x(s), 8);
     for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), 8);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    publish_shared();
+    barriers_are_ready();
 }
 
 __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {

@@ -11,8 +11,8 @@
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
 //
 // With PAIR blocks (a cluster) each takes other rows of the same columns. Their steps come together: a block brings its
-// rows, and its share of the columns to all, as multiprocessors get no more from the second-level cache than 28 bytes
-// a clock (bench/limits.cu), which is less than the products of tiles of 128 x 256 want.
+// rows, and its share of the columns to all: the products of tiles of 128 x 256 want more than multiprocessors that
+// read different places get from the second-level cache (bench/limits.cu).
 #ifndef TILES_ROWS
 #define ELEMENT __half
 #define LAST 1         // layout
@@ -327,7 +327,7 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
         }
         for (int group = 0; group < GROUPS; ++group) barrier_init(arrived + 8 * group, 1);
         for (int letter = 0; PAIR > 1 && letter < LETTERS; ++letter) barrier_init(memory + Letters::arrived_at(letter), 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_are_ready();
     }
     __syncthreads();
     if (PAIR > 1) meet_team();
