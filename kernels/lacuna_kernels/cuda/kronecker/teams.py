@@ -234,7 +234,7 @@ class Teams:
         if self.groups == 3:
             apart, bring, multiply = 88, 80, 104  # 480 for five warpgroups
         else:
-            apart, bring, multiply = (104, 72, 168) if self.own_rows == 8 else (96, 80, 168)  # 512 for four
+            apart, bring, multiply = 112, 96, 152  # 512 for four
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,

@@ -49,7 +49,8 @@ struct Arguments {
 // What all threads agree on. `together` neighbouring chunks (L l of one i) are done side by side, by teams that are a
 // multiple of it, before the next ones: a team stays with a chunk for all its tiles.
 struct Work : Arguments {
-    int rows, tiles, chunks_l, units, stages, passes, rank, team, teams;
+    int rows, tiles, chunks, chunks_l, stages, passes, rank, team;
+    int step;       // tiles from a team's one to its next; no more than there are, unless the device counts fewer rows
     bool resident;  // whether all weights of a chunk fit
     bool keeps;     // whether all planes of a tile fit, for all passes; otherwise x comes once more for each
     uint32_t shared, raw_at, x_at, w_at, y_at;
@@ -57,10 +58,10 @@ struct Work : Arguments {
     __device__ __forceinline__ Work(const Arguments& arguments, uint32_t at) : Arguments(arguments), shared(at) {
         rows = rows_in_use(count, rows_max);
         tiles = (rows + ROWS - 1) / ROWS;
-        chunks_l = (d + L - 1) / L, units = tiles * a * chunks_l;
+        chunks_l = (d + L - 1) / L, chunks = rows > 0 ? a * chunks_l : 0;
         stages = (c + STAGE_K - 1) / STAGE_K;
         passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
-        rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, teams = gridDim.x / TEAM;
+        rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, step = gridDim.x / TEAM / together;
         resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         y_at = w_at + w_stages * W_STAGE;
@@ -95,29 +96,19 @@ struct Place {
     __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
 };
 
-// The tiles of a team, one after another.
+// The tiles of a team, one after another: there is no division, as every thread goes through them.
 struct Tile : Place {
-    int unit;
-
-    __device__ __forceinline__ explicit Tile(const Work& w) : Place{0, 0}, unit(w.team) { find(w); }
-    __device__ __forceinline__ void next(const Work& w) { unit += w.teams, find(w); }
-    __device__ __forceinline__ bool is_there(const Work& w) const { return unit < w.units; }
+    __device__ __forceinline__ explicit Tile(const Work& w) : Place{w.team % w.together, w.team / w.together} { find(w); }
+    __device__ __forceinline__ void next(const Work& w) { tile += w.step, find(w); }
+    __device__ __forceinline__ bool is_there(const Work& w) const { return chunk < w.chunks; }
     __device__ __forceinline__ void find(const Work& w) {
-        if (!is_there(w)) return;
-        const int group = unit / (w.tiles * w.together), rest = unit % (w.tiles * w.together);
-        chunk = group * w.together + rest % w.together, tile = rest / w.together;
+#pragma unroll 1
+        while (is_there(w) && tile >= w.tiles) tile -= w.tiles, chunk += w.together;
     }
+    __device__ __forceinline__ bool begins_chunk(const Work& w) const { return tile < w.step; }
     __device__ __forceinline__ bool ends_chunk(const Work& w) const {
-        Tile after = *this;
-        after.next(w);
-        return after.is_there(w) && after.chunk != chunk;
+        return tile + w.step >= w.tiles && chunk + w.together < w.chunks;
     }
-};
-
-// The sums that a warpgroup has: of one pass over a tile.
-struct Pass : Place {
-    int pass;
-    bool is_there;
 };
 
 struct Ring {
@@ -133,6 +124,14 @@ struct Rings {
     Ring x, w, y;
 };
 
+// One pass over the planes of a tile.
+struct Pass {
+    Place place;
+    int pass;
+    bool await_x, await_w;  // whether planes and weights may not have come yet
+    bool free_x, free_w;    // whether they are not needed again
+};
+
 constexpr int SENT_AT_ONCE = STEPS;  // parts that a warpgroup sends while it multiplies one stage
 
 // A thread that multiplies.
@@ -144,24 +143,25 @@ struct Consumer {
     // The first of a thread's 8 neighbouring j in a part, in eights.
     __device__ __forceinline__ int first_eight() const { return (BY_COLUMNS ? who * 4 : 0) + lane % 4; }
 
-    // Give back a stage of weights.
-    __device__ __forceinline__ void give_back_w(const Work& w, int stage) const {
-        if (lane == 0) barrier_arrive(w.empty_w(stage));
-    }
-
-    // Give back a stage of planes to all blocks that fill it; one thread says first how much is to come.
-    __device__ __forceinline__ void give_back_x(const Work& w, int stage) const {
-        if (who == 0 && warp == 0 && lane == 0) barrier_expect(w.full_x(stage), X_FROM_OTHERS);
+    // Give back a stage of planes, to all blocks that fill it, and of weights, after all warps of the group have read
+    // them. One thread says first how much is to come.
+    __device__ __forceinline__ void give_back(const Work& w, const Pass& pass, int x_stage, int w_stage) const {
+        if (!pass.free_x && !pass.free_w) return;
+        barrier_of_warpgroup(1 + who);
+        if (warp != 0) return;
+        if (pass.free_w && lane == 0) barrier_arrive(w.empty_w(w_stage));
+        if (!pass.free_x) return;
+        if (who == 0 && lane == 0) barrier_expect(w.full_x(x_stage), X_FROM_OTHERS);
         __syncwarp();
-        if (lane < TEAM) arrive_there(in_block(w.empty_x(stage), lane));
+        if (lane < TEAM) arrive_there(in_block(w.empty_x(x_stage), lane));
     }
 };
 
 __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
     for (int s = 0; s < w.x_stages; ++s)
-        barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS * 4);
-    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS * 4);
+        barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS);
+    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS);
     for (int s = 0; s < w.y_stages; ++s)
         barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8), barrier_init(w.empty_y(s), TEAM * WRITERS);
     barriers_are_ready();
@@ -170,17 +170,19 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
 }
 
 __device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
+    constexpr int STAGE_PIECES = WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K;
     Ring ring;
-    for (Tile at(w); at.is_there(w); at.next(w))
-        for (int again = 0; again < w.times() * w.stages; ++again) {
-            const int stage = again % w.stages;
-            barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
-            barrier_expect(w.full_raw(ring.stage), RAW_STAGE);
-            const int k = stage * (WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K);
-            copy_in(w.raw_at + ring.stage * RAW_STAGE, x, {at.l(w), at.tile * ROWS + w.rank * OWN_ROWS, k, at.i(w)},
-                    w.full_raw(ring.stage));
-            ring.next(w.raw_stages);
-        }
+    for (Tile at(w); at.is_there(w); at.next(w)) {
+        const int l = at.l(w), i = at.i(w), row = at.tile * ROWS + w.rank * OWN_ROWS, times = w.times();
+        for (int again = 0; again < times; ++again)
+            for (int stage = 0; stage < w.stages; ++stage) {
+                barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
+                barrier_expect(w.full_raw(ring.stage), RAW_STAGE);
+                copy_in(w.raw_at + ring.stage * RAW_STAGE, x, {l, row, stage * STAGE_PIECES, i},
+                        w.full_raw(ring.stage));
+                ring.next(w.raw_stages);
+            }
+    }
 }
 
 __device__ __forceinline__ void bring_weights(const Work& w) {
@@ -241,30 +243,17 @@ __device__ __forceinline__ void take_apart(const Work& w, const Taker& taker) {
     }
 }
 
-// Go through all passes of all tiles. `multiply` makes the sums of one, while it sends those of the pass before; `end`
-// sends the last.
-template <class Sums, class Multiply, class End>
-__device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply multiply, End end) {
-    Sums even, odd;
-    Pass before = {};
-    Tile at(w);
-    Ring start;
-    int pass = 0;
-    const auto turn = [&](Sums& sums, Sums& done) {
-        if (!at.is_there(w)) return false;
-        if (pass == 0) start = rings.x;
-        if (w.keeps) rings.x = start;
-        const bool last = pass + 1 == w.passes;
-        multiply(sums, done, before, pass == 0 || !w.keeps, last || !w.keeps, !w.resident || at.ends_chunk(w));
-        before = {{at.chunk, at.tile}, pass, true};
-        ++pass;
-        if (last) pass = 0, at.next(w);
-        return true;
-    };
+// Go through all passes of all tiles.
+template <class Multiply>
+__device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply multiply) {
+    for (Tile at(w); at.is_there(w); at.next(w)) {
+        const Ring start = rings.x;
+        const bool new_weights = !w.resident || at.begins_chunk(w), free_w = !w.resident || at.ends_chunk(w);
 #pragma unroll 1
-    while (true) {
-        if (!turn(even, odd)) return end(odd, before);
-        if (!turn(odd, even)) return end(even, before);
+        for (int pass = 0; pass < w.passes; ++pass) {
+            if (w.keeps) rings.x = start;
+            multiply(Pass{at, pass, pass == 0 || !w.keeps, new_weights, pass + 1 == w.passes || !w.keeps, free_w});
+        }
     }
 }
 

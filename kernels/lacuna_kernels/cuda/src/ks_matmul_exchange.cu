@@ -8,8 +8,8 @@
 //   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
 //   take apart  two warps, or three: 8 k of TAKEN l of one row are loads, byte permutes, and a 16-byte store to the
 //               plane of each l, in the block that owns it, in the order of the matrices that the products read
-//   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are double: those of
-//               the columns before are sent to the owners of the rows while the tensor cores work on the next
+//   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are rounded, and sent
+//               to the owners of the rows while the tensor cores work on the next columns
 //   write       four warps, or three: 4 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
 // cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
@@ -25,9 +25,9 @@
 #define STEPS 2       // of 16 k in a stage
 #define TAKERS 64     // threads that take x apart, of 192: the others write
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
-#define APART_REGISTERS 88
-#define BRING_REGISTERS 80
-#define MULTIPLY_REGISTERS 168
+#define APART_REGISTERS 112
+#define BRING_REGISTERS 96
+#define MULTIPLY_REGISTERS 152
 #endif
 
 #include "exchange.cuh"
@@ -94,11 +94,12 @@ struct Taker {
 
 // ---- multiply ----
 using Sums = float[MINE][COLUMNS / 2];
+using Rounded = uint4[MINE][PARTS][2];  // 8 neighbouring j of rows lane / 4, and 8 more
 
 // Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 t + 2 m + e, so that a thread has runs of
 // 8 j; 32 j further on in the next warpgroup, if they differ in columns.
 __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
-    const int i = of.i(w), l = of.l(w) + w.rank * OWN_L + me.first_l();
+    const int i = hidden(of.place.i(w)), l = of.place.l(w) + w.rank * OWN_L + me.first_l();  // or it is done without bias
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
@@ -126,9 +127,24 @@ __device__ __forceinline__ void apply_activation(Sums& sums, const Work& w) {
         }
 }
 
-__device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
+// The 8 neighbouring j of a thread's sums, as they are exchanged: the even ones first, so that those who write have
+// whole sectors of memory; or else as they are.
+__device__ __forceinline__ uint4 eight_of(const float* from) {
+    const auto two = [&](int e, int f) { return pack(from[e % 2 + e / 2 * 4], from[f % 2 + f / 2 * 4], Element()); };
+    if (EVEN_FIRST) return make_uint4(two(0, 2), two(4, 6), two(1, 3), two(5, 7));
+    return make_uint4(two(0, 1), two(2, 3), two(4, 5), two(6, 7));
+}
+
+__device__ __forceinline__ void finish(Rounded& rounded, Sums& sums, const Work& w, const Consumer& me,
+                                       const Pass& of) {
     if (w.out.bias) add_bias(sums, w, me, of);
     if (w.out.activation != ACTIVATION_NONE && !w.out.residual) apply_activation(sums, w);
+#pragma unroll
+    for (int m = 0; m < MINE; ++m)
+#pragma unroll
+        for (int q = 0; q < PARTS; ++q)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) rounded[m][q][h] = eight_of(sums[m] + 16 * q + 2 * h);
 }
 
 // Where y of an l, a row of the block's and 8 j lies among what is exchanged: so that neither those who store nor those
@@ -139,36 +155,38 @@ __device__ __forceinline__ uint32_t y_offset(unsigned l, unsigned row, unsigned 
     return l * Y_L + (RUN == 8 ? row ^ (l / 8 & 1) : row) * (EIGHTS * 16) + eight * 16;
 }
 
-// The 8 neighbouring j of a thread's sums, as they are exchanged: the even ones first, so that those who write have
-// whole sectors of memory; or else as they are.
-__device__ __forceinline__ uint4 eight_of(const float* from) {
-    const auto two = [&](int e, int f) { return pack(from[e % 2 + e / 2 * 4], from[f % 2 + f / 2 * 4], Element()); };
-    if (EVEN_FIRST) return make_uint4(two(0, 2), two(4, 6), two(1, 3), two(5, 7));
-    return make_uint4(two(0, 1), two(2, 3), two(4, 5), two(6, 7));
-}
+// Where a thread's sums of two rows go: to the blocks that own them, which may be this one.
+struct Sender {
+    uint32_t to[2], away[2];
 
-// Send a part of all rows, each to the block that owns it.
-__device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
-    barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
+    __device__ __forceinline__ Sender(const Work& w, const Consumer& me) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {  // 8 rows of each 16
-        const int first = me.warp * 16 + h * 8, row = first + me.lane / 4, owner = first / OWN_ROWS;
-        const uint32_t to = w.y_at + ring.stage * Y_STAGE, there = in_block(w.shared, owner) - w.shared;
-#pragma unroll
-        for (int m = 0; m < MINE; ++m) {
-            const int l = w.rank * OWN_L + me.first_l() + m;
-            const uint32_t place = to + y_offset(l, row % OWN_ROWS, me.first_eight());
-            const uint4 eight = eight_of(sums[m] + 16 * q + 2 * h);
-            if (owner == w.rank)
-                write_16_bytes(place, eight);
-            else
-                store_there(place + there, eight, w.full_y(ring.stage) + there);
+        for (int h = 0; h < 2; ++h) {
+            const int first = me.warp * 16 + h * 8, row = first + me.lane / 4;
+            away[h] = ::away(w, first / OWN_ROWS);
+            to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, me.first_eight()) + away[h];
         }
-        __syncwarp();
-        if (owner == w.rank && me.lane == 0) barrier_arrive(w.full_y(ring.stage));
     }
-    ring.next(w.y_stages);
-}
+
+    // Send a part of all rows.
+    __device__ __forceinline__ void send(const Rounded& rounded, int q, const Work& w, Ring& ring, int lane) const {
+        barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const uint32_t place = to[h] + ring.stage * Y_STAGE, barrier = w.full_y(ring.stage) + away[h];
+            if (away[h]) {
+#pragma unroll
+                for (int m = 0; m < MINE; ++m) store_there(place + m * Y_L, rounded[m][q][h], barrier);
+            } else {
+#pragma unroll
+                for (int m = 0; m < MINE; ++m) write_16_bytes(place + m * Y_L, rounded[m][q][h]);
+                __syncwarp();
+                if (lane == 0) barrier_arrive(barrier);
+            }
+        }
+        ring.next(w.y_stages);
+    }
+};
 
 // Wait for a stage of planes; what others stored there the products may read from now on.
 __device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
@@ -176,71 +194,66 @@ __device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
     publish_shared();
 }
 
-// One pass over the planes of a tile, which are awaited if `fresh`, and given back if `free_x`; the weights are if
-// `free_w`. Meanwhile what was done before is sent.
-__device__ __forceinline__ void multiply(Sums& sums, Sums& done, const Work& w, Rings& rings, const Consumer& me,
-                                         const Pass& before, bool fresh, bool free_x, bool free_w) {
-    // Descriptors of operands in the first stages; addresses are in units of 16 bytes, and have room for all memory.
-    const uint64_t x_first = operand(w.x_at + me.first_l() * 2 * PLANE, PLANE, 128);
-    const uint64_t w_first =
-        operand(w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0), W_PLANE, 128);
+// Descriptors of operands are these words and their addresses, in units of 16 bytes, which have room for all memory.
+__device__ __forceinline__ uint64_t operand_at(uint32_t units, uint32_t next_k) {
+    return operand(0, next_k, 128) | units;
+}
+
+// One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent.
+__device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work& w, Rings& rings, const Consumer& me,
+                                         const Sender& sender, const Pass& pass) {
+    const uint32_t x_first = (w.x_at + me.first_l() * 2 * PLANE) / 16;
+    const uint32_t w_first = (w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0)) / 16;
     Ring &xs = rings.x, &ws = rings.w;
-    const auto give_back = [&](int x_stage, int w_stage) {
-        if (free_w) me.give_back_w(w, w_stage);
-        if (free_x) me.give_back_x(w, x_stage);
-    };
-    int x_before = 0, w_before = 0, awaited = fresh ? w.stages : 1;
-    const auto stage = [&](bool first) {
-        barrier_wait(w.full_w(ws.stage), ws.phase);
-        products_begin();
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const uint64_t x = x_first + (xs.stage * X_STAGE + step * STEP) / 16;
-            const uint64_t weights = w_first + (ws.stage * W_STAGE + step * W_STEP) / 16;
-#pragma unroll
-            for (int m = 0; m < MINE; ++m)
-                multiply_add<COLUMNS, 0>(sums[m], x + m * (2 * PLANE / 16), weights + m * (2 * W_PLANE / 16),
-                                         !first || step, Element());
-        }
-        products_commit();
-        products_wait<1>();
-        if (!first) give_back(x_before, w_before);
-        x_before = xs.stage, w_before = ws.stage;
-        xs.next(w.x_stages), ws.next(w.w_stages, free_w);
-        if (--awaited > 0) await_planes(w, xs);  // while these products run
-    };
-    if (before.is_there) finish(done, w, me, before);
+    Sums sums;
 #pragma unroll
     for (int m = 0; m < MINE; ++m)
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[m][n]);
-    if (fresh) await_planes(w, xs);
-    const int parts = before.is_there ? w.parts(before.pass) : 0;
+    int x_before = 0, w_before = 0, awaited = pass.await_x ? w.stages : 1;
+    const auto stage = [&](bool first) {
+        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
+        const uint32_t x = x_first + xs.stage * (X_STAGE / 16), weights = w_first + ws.stage * (W_STAGE / 16);
+        products_begin();
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+            for (int m = 0; m < MINE; ++m)
+                multiply_add<COLUMNS, 0>(sums[m], operand_at(x + (step * STEP + m * 2 * PLANE) / 16, PLANE),
+                                         operand_at(weights + (step * W_STEP + m * 2 * W_PLANE) / 16, W_PLANE),
+                                         !first || step, Element());
+        products_commit();
+        products_wait<1>();
+        if (!first) me.give_back(w, pass, x_before, w_before);
+        x_before = xs.stage, w_before = ws.stage;
+        xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
+        if (--awaited > 0) await_planes(w, xs);  // while these products run
+    };
+    if (pass.await_x) await_planes(w, xs);
 #pragma unroll
     for (int q = 0; q < PARTS; ++q) {
         if (q % SENT_AT_ONCE == 0) stage(q == 0);
-        if (q < parts) send(done, q, w, rings.y, me);
+        if (q < parts) sender.send(rounded, q, w, rings.y, me.lane);
     }
 #pragma unroll 1
     for (int s = (PARTS + SENT_AT_ONCE - 1) / SENT_AT_ONCE; s < w.stages; ++s) stage(false);
     products_wait<0>();
-    give_back(x_before, w_before);
+    me.give_back(w, pass, x_before, w_before);
+    finish(rounded, sums, w, me, pass);
 }
 
 __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
+    const Sender sender(w, me);
     Rings rings;
-    take_turns<Sums>(
-        w, rings,
-        [&](Sums& sums, Sums& done, const Pass& before, bool fresh, bool free_x, bool free_w) {
-            multiply(sums, done, w, rings, me, before, fresh, free_x, free_w);
-        },
-        [&](Sums& done, const Pass& before) {
-            if (!before.is_there) return;
-            finish(done, w, me, before);
+    Rounded rounded;
+    int parts = 0;
+    take_turns(w, rings, [&](const Pass& pass) {
+        multiply(rounded, parts, w, rings, me, sender, pass);
+        parts = w.parts(pass.pass);
+    });
 #pragma unroll
-            for (int q = 0; q < PARTS; ++q)
-                if (q < w.parts(before.pass)) send(done, q, w, rings.y, me);
-        });
+    for (int q = 0; q < PARTS; ++q)
+        if (q < parts) sender.send(rounded, q, w, rings.y, me.lane);
 }
 
 // ---- write ----
@@ -268,31 +281,43 @@ __device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Wo
     }
 }
 
-// A thread that writes.
+// A thread that writes: of every ROWS_APART-th row 4 of the j of a part, of RUN neighbouring l.
 struct Writer {
+    static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
+    static_assert(WRITERS * 32 % (FOURS * RUNS) == 0 && ROWS_APART % 2 == 0, "a thread stays at one place of the rows");
     const Work& w;
-    int thread;
-    Index start = 0;           // the first element of y of a tile, in the block's rows
-    int rows = 0, left_l = 0;  // of the tile that are there
+    int thread, row, eight, half, l;
+    uint32_t from;             // in a stage
+    Index start = 0;           // the thread's first element of y of a tile
+    int rows = 0;              // of the block's that are there
+    bool l_is_there = true;
 
-    __device__ __forceinline__ void enter(const Tile& at) {
-        const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l = at.l(w);
-        start = (first * Index(w.a) + i) * w.b * w.d + l;
-        rows = w.rows - first, left_l = w.d - l;
+    __device__ __forceinline__ Writer(const Work& w, int thread)
+        : w(w),
+          thread(thread),
+          row(thread / (FOURS * RUNS)),
+          eight(thread / RUNS / 2 % EIGHTS),
+          half(thread / RUNS % 2),
+          l(8 * (thread % RUNS)) {
+        from = w.y_at + y_offset(l, row, eight) + half * 8;
     }
 
-    // Write a part, from j on: pieces of 4 j by RUN l of a row.
+    __device__ __forceinline__ void enter(const Tile& at) {
+        const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l_of_tile = at.l(w);
+        const int j = eight * 8 + half * (EVEN_FIRST ? 1 : 4);  // in a part
+        start = (((first + row) * Index(w.a) + i) * w.b + j) * w.d + l_of_tile + l;
+        rows = w.rows - first, l_is_there = WHOLE || l_of_tile + l < w.d;
+    }
+
+    // Write a part, from j on.
     __device__ __forceinline__ void write(int j, int stage) const {
-        constexpr unsigned FOURS = PART / 4, PIECES = OWN_ROWS * FOURS * RUNS;
-        const uint32_t from = w.y_at + stage * Y_STAGE;
-        const Index first = start + Index(j) * w.d, pitch = Index(w.a) * w.b * w.d;
-        const Index apart = EVEN_FIRST ? 2 * w.d : 8;  // vectors are the l of a j, or go on
+        const Index apart = EVEN_FIRST ? 2 * w.d : 8, pitch = Index(w.a) * w.b * w.d;  // vectors are l of a j, or go on
+        if (j + eight * 8 >= w.b || !l_is_there) return;
+        uint32_t at = from + stage * Y_STAGE;
+        Index to = start + Index(j) * w.d;
 #pragma unroll 1
-        for (unsigned piece = thread; piece < PIECES; piece += WRITERS * 32) {
-            const unsigned octet = piece % RUNS, half = piece / RUNS % 2, eight = piece / RUNS / 2 % EIGHTS;
-            const int row = piece / (RUNS * FOURS), l = 8 * octet;
-            if (row >= rows || j + int(eight) * 8 >= w.b || (!WHOLE && l >= left_l)) continue;
-            const uint32_t at = from + y_offset(l, row, eight) + half * 8;
+        for (int mine = row; mine < OWN_ROWS; mine += ROWS_APART) {
+            if (mine >= rows) return;
             uint32_t words[RUN * 2];
 #pragma unroll
             for (int r = 0; r < RUN; ++r) {
@@ -310,11 +335,11 @@ struct Writer {
                 }
                 vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
             }
-            const Index to = first + row * pitch + (eight * 8 + half * (EVEN_FIRST ? 1 : 4)) * unsigned(w.d) + l;
-            Element* y = w.out.y + to;
             if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart);
+            Element* y = w.out.y + to;
 #pragma unroll
             for (int v = 0; v < VECTORS; ++v) write_out(y + v * apart, vectors[v]);
+            at += ROWS_APART * EIGHTS * 16, to += ROWS_APART * pitch;
         }
     }
 };
