@@ -18,7 +18,7 @@ from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _TEAM = 8  # blocks of a cluster
-_THREADS = 512
+_THREADS = 640
 _GROUPS = 2 * _TEAM  # warpgroups of a team for each factor
 _TILE = 32  # rows that a team takes at a time
 _PIECE = 64  # outputs that one product makes, and columns of x that one copy brings
@@ -56,14 +56,12 @@ class Team:
 
     @property
     def shared_bytes(self) -> int:
-        """As the kernel lays it out: rings of x, two buffers of z and y, both on their way, barriers."""
+        """As the kernel lays it out: rings of x, two buffers of z and y, barriers."""
         own_l = self.second.d // _TEAM
         x = 2 * self.stages * self.batch * _TILE * self.first.c * _SIZE
         z = 2 * own_l * self.second.c * _TILE * _SIZE
         y = 2 * own_l * self.second.b * _TILE * _SIZE
-        pieces = 1 if self.second.d < _PIECE else 2  # of z, that are sent together
-        on_their_way = 4 * _TILE * _PIECE * _SIZE + 8 * 16 * pieces * _TILE * _SIZE
-        return x + z + y + on_their_way + 32 * self.stages + 64 + 1024
+        return x + z + y + 32 * self.stages + 64 + 1024
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a 16-bit type."""

@@ -4,13 +4,14 @@
 //
 // A team of TEAM blocks (a cluster) takes TILE rows at a time. Its registers hold all weights of both factors, each
 // read once, as the 64-row operand of wgmma; rows of x and z are the other operand: products come out as
-// [feature][row].
+// [feature][row], and go to other blocks as they are, 8 rows of a feature of each thread.
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
-//   second  two warpgroups: 64 columns j of y at a time, for one l of the block. Then SHARE blocks with neighbouring l
-//           exchange rows; each interleaves the l of its rows, and writes them
+//   second  two warpgroups: 64 columns j of y at a time, for one l of the block. SHARE blocks with neighbouring l
+//           exchange rows
+//   write   one warpgroup: interleaves the l of its block's rows, and writes them
 // Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
-// other's memory 16 at a time, and empty once its readers have told all blocks that write it.
+// other's memory, and empty once its readers have told all blocks that write it.
 #ifndef FIRST_M
 #define ELEMENT __nv_bfloat16
 #define FIRST_M 4    // pieces of 64 features of z of a warpgroup
@@ -29,7 +30,8 @@
 #include "ks_matmul.cuh"
 #include "team.cuh"
 
-constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
+constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 5 * WARPGROUP;
+constexpr int START_REGISTERS = 96, MULTIPLY_REGISTERS = 112, WRITE_REGISTERS = 64;
 constexpr int TILE = 32;                     // rows
 constexpr int SUMS = TILE / 2;               // of a thread, for one piece
 constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
@@ -44,14 +46,10 @@ static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of 
 constexpr int X_PLANE = TILE * 128;  // 64 columns of x
 constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  // of a slot
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
-// Lines of z are sent in twos at least, side by side: those of neighbouring k of one l, of which a piece has PIECE_K.
-constexpr int PIECE_K = 64 / WIDTH_L, TOGETHER = PIECE_K > 1 ? 1 : 2, SENT_K = PIECE_K * TOGETHER;  // pieces; k
-static_assert(FIRST_M % TOGETHER == 0 && (TOGETHER == 1 || OWN_L % 8 == 0), "halves of a warp's l have one owner");
-constexpr int Y_PLANE = SHARED_ROWS * 128, Y_BYTES = SHARED_L * PARTS * Y_PLANE;  // [l][part][row][64 j]
-constexpr int Z_STAGE = TOGETHER * 16 * Z_LINE, Y_STAGE = TILE * 128;        // of a warp; of a warpgroup, two of them
+constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side in a piece
+constexpr int Y_COLUMN = 2 * SHARED_ROWS, Y_L = 64 * PARTS * Y_COLUMN, Y_BYTES = SHARED_L * Y_L;  // [l][j][row]
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + 2 * Z_BYTES;
-constexpr int AT_Y_STAGE = AT_Y + 2 * Y_BYTES, AT_Z_STAGE = AT_Y_STAGE + 4 * Y_STAGE;
-constexpr int AT_X_FULL = AT_Z_STAGE + 8 * Z_STAGE, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
+constexpr int AT_X_FULL = AT_Y + 2 * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
 constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 16;
 constexpr int AT_Y_FULL = AT_Z_EMPTY + 16, AT_Y_EMPTY = AT_Y_FULL + 16, USED_BYTES = AT_Y_EMPTY + 16;
 #ifdef SHARED_BYTES
@@ -139,54 +137,45 @@ struct Ahead {
     }
 };
 
-// Where 16 bytes of a line lie among those that a warp sends; the lines of an l lie side by side.
-__device__ __forceinline__ int z_staged(int line, int chunk) {
-    if (TOGETHER == 1) return line * Z_LINE + swizzled(line, chunk);
-    return line / 2 * (2 * Z_LINE) + ((line % 2 * 4 + chunk) ^ line / 2 % 8) * 16;
+// A thread's sums are of features lane / 4 and 8 more, rows 8 i + 2 t + e, t = lane % 4. Those of one feature in the order
+// (i, e) are 16 bytes: chunk t of its line of z, whose rows thereby lie in the order (t, i, e). In that order they are
+// columns of the second product, where a thread has 8 i + 2 t + e again: those are rows 8 t + 2 i + e, neighbours.
+__device__ __forceinline__ uint4 eight_rows(const float (&d)[SUMS], int high) {
+    const float* from = d + 2 * high;
+    return make_uint4(pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]),
+                      pack(from[12], from[13]));
 }
 
-// Lay out 64 features of z; `turn` counts the pieces that are sent together.
-__device__ __forceinline__ void stage_z(const float (&d)[SUMS], uint32_t stage, int turn) {
-    const int lane = threadIdx.x % 32;
+// Where a thread's features of z go, in the first buffer and for k = 0; and the barriers there.
+struct SenderZ {
+    uint32_t to[2], full[2];
+    int lane;
+
+    __device__ __forceinline__ explicit SenderZ(const Place& at) : lane(threadIdx.x % 32) {
 #pragma unroll
-    for (int high = 0; high < 2; ++high) {
-        const float* from = d + 2 * high;
-        store_matrices(stage + z_staged((high * 8 + lane % 8) * TOGETHER + turn, lane / 8),
-                       {pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]),
-                        pack(from[12], from[13])});
+        for (int high = 0; high < 2; ++high) {
+            const uint32_t owner = in_block(at.shared, threadIdx.x / 32 % 4 * 2 + high);  // of 8 features
+            to[high] = owner + AT_Z + lane / 4 / PIECE_K * SECOND_K * Z_LINE;
+            full[high] = owner + AT_Z_FULL;
+        }
     }
-    __syncwarp();
-}
 
-// Which of the l a line of a warp is of.
-__device__ __forceinline__ int l_of(int line) { return (threadIdx.x / 32 % 4 * 16 * TOGETHER + line) / SENT_K; }
-
-// Send what was laid out, of the k from `first` on, to the owners of the l.
-__device__ __forceinline__ void send_z(uint32_t stage, const uint32_t (&owner)[2], int first, int buffer) {
-    const int lane = threadIdx.x % 32;
-    asm volatile("" : "+r"(first));  // or else the addresses of all pieces are kept in registers
+    // Send 64 features, of PIECE_K neighbouring k from `first` on.
+    __device__ __forceinline__ void send(const float (&d)[SUMS], int first, int buffer) const {
+        const int k = hidden(first) + lane / 4 % PIECE_K;  // or else the addresses of all pieces are kept in registers
+        const uint32_t offset = buffer * Z_BYTES + k * Z_LINE + swizzled(k, lane % 4);
 #pragma unroll
-    for (int part = 0; part < 2 * TOGETHER; ++part) {
-        const int line = part * 8 + lane / 4, chunk = lane % 4, k = first + line % SENT_K;
-        const uint4 v = read_16_bytes(stage + z_staged(line, chunk));
-        const uint32_t to = owner[part / TOGETHER];
-        store_there(to + AT_Z + buffer * Z_BYTES + (l_of(line) % OWN_L * SECOND_K + k) * Z_LINE + swizzled(k, chunk),
-                    v, to + AT_Z_FULL + 8 * buffer);
+        for (int high = 0; high < 2; ++high)
+            store_there(to[high] + offset, eight_rows(d, high), full[high] + 8 * buffer);
     }
-    __syncwarp();
-}
+};
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
     const int first = (at.rank * 2 + group) * FIRST_M;
     uint4 w[FIRST_M][FIRST_K / 16];
     read_weights(w, packed, first);
-    uint32_t owner[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-        owner[half] = in_block(at.shared, l_of(half * 8 * TOGETHER + lane / 4) / OWN_L);
-    const uint32_t stage = at.shared + AT_Z_STAGE + threadIdx.x / 32 * Z_STAGE;
-
+    const SenderZ sender(at);
     const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
     const bool loads = threadIdx.x % WARPGROUP == 0;
     Ahead ahead{at.tile, 0};
@@ -222,10 +211,8 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
                 read = slot, read_parity = parity;
                 if (++slot == STAGES) slot = 0, parity ^= 1;
             }
-            stage_z(d, stage, m % TOGETHER);
-            if (m == TOGETHER - 1) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
-            if (m % TOGETHER == TOGETHER - 1)
-                send_z(stage, owner, (first + m - (TOGETHER - 1)) * PIECE_K, buffer);
+            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
+            sender.send(d, (first + m) * PIECE_K, buffer);
         }
         buffer ^= 1;
         if (buffer == 0) z_parity ^= 1;
@@ -233,11 +220,6 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
 }
 
 // ---- the second factor ----
-// Where chunk `chunk` of a line of y lies, for run `run` of 8 neighbouring l: lanes that read together, other banks.
-__device__ __forceinline__ int y_chunk(int chunk, int row, int run) {
-    return (chunk ^ row & 7 ^ run * (64 / SHARED_L)) * 16;
-}
-
 // Activate in turn, so that the code is there once: the kernel must fit the instruction cache.
 template <int N>
 __device__ __forceinline__ void activate_all(float (&d)[N], const Epilogue& e) {
@@ -251,9 +233,9 @@ __device__ __forceinline__ void activate_all(float (&d)[N], const Epilogue& e) {
 }
 
 // Finish the sums of 64 columns j of one l, and send the rows to the blocks that write them.
-__device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32_t stage, const Epilogue& e, int l,
-                                       int part, int buffer) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / WARPGROUP;
+__device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const Epilogue& e, int l, int part,
+                                       int buffer) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const int j = part * 64 + 16 * warp + lane / 4;
     if (e.bias) {
 #pragma unroll
@@ -264,140 +246,127 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], uint32
         }
     }
     if (!e.residual && e.activation != ACTIVATION_NONE) activate_all(d, e);
-#pragma unroll
-    for (int i = 0; i < TILE / 16; ++i) {
-        const float* from = d + 8 * i;
-        const int row = 16 * i + lane / 16 * 8 + lane % 8, chunk = 2 * warp + lane / 8 % 2;
-        store_turned(stage + row * 128 + (chunk ^ row & 7) * 16,
-                     {pack(from[0], from[1]), pack(from[2], from[3]), pack(from[4], from[5]),
-                      pack(from[6], from[7])});
-    }
-    barrier_of_warpgroup(1 + group);  // also: the other stage has been read
+    const int row = lane % 4 * 8, first = at.rank / SHARE * SHARE + row / SHARED_ROWS;
     const int shared_l = at.rank % SHARE * OWN_L + l;
+    const uint32_t place = AT_Y + buffer * Y_BYTES + shared_l * Y_L + j * Y_COLUMN + row % SHARED_ROWS * 2;
 #pragma unroll
-    for (int i = 0; i < TILE / 16; ++i) {
-        const int row = 16 * i + threadIdx.x % WARPGROUP / 8, chunk = threadIdx.x % 8;
-        const uint4 v = read_16_bytes(stage + row * 128 + (chunk ^ row & 7) * 16);
-        const uint32_t owner = in_block(at.shared, at.rank / SHARE * SHARE + row / SHARED_ROWS);
-        const uint32_t plane = owner + AT_Y + buffer * Y_BYTES + (shared_l * PARTS + part) * Y_PLANE;
-        store_there(plane + row % SHARED_ROWS * 128 + y_chunk(chunk, row, shared_l / 8), v,
-                    owner + AT_Y_FULL + 8 * buffer);
-    }
-}
-
-// Add the residual to rounded sums, 4 columns j by 8 neighbouring l, and activate; in turn, as above.
-__device__ __forceinline__ void add_residuals(uint32_t (&pairs)[4][4], const Epilogue& e, Index at) {
-#pragma unroll 1
-    for (int turn = 0; turn < 4; ++turn, at += WIDTH_L) {
-        const uint4 added = *reinterpret_cast<const uint4*>(e.residual + at);
-        const uint32_t words[4] = {added.x, added.y, added.z, added.w};
-        float sums[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i] = unpack(pairs[0][i / 2], i % 2) + unpack(words[i / 2], i % 2);
-        if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
-#pragma unroll
-        for (int p = 0; p < 4; ++p) {
-            pairs[0][p] = pairs[1][p], pairs[1][p] = pairs[2][p], pairs[2][p] = pairs[3][p];
-            pairs[3][p] = pack(sums[2 * p], sums[2 * p + 1]);
+    for (int high = 0; high < 2; ++high) {
+        const uint4 v = eight_rows(d, high);
+        const uint32_t owner = in_block(at.shared, first), to = owner + place + high * 8 * Y_COLUMN;
+        if constexpr (SHARED_ROWS >= 8) {
+            store_there(to, v, owner + AT_Y_FULL + 8 * buffer);
+        } else {
+            store_there(to, make_uint2(v.x, v.y), owner + AT_Y_FULL + 8 * buffer);
+            const uint32_t next = in_block(at.shared, first + 1);
+            store_there(next + place + high * 8 * Y_COLUMN, make_uint2(v.z, v.w), next + AT_Y_FULL + 8 * buffer);
         }
     }
 }
 
-// A thread that writes: of the block's rows every LINES_APART-th from `line` on, 4 columns j by 8 neighbouring l.
-constexpr int ACROSS = SHARED_L / 8, LINES_APART = 2 * WARPGROUP / (ACROSS * 16 * PARTS);
-constexpr int LINES_EACH = SHARED_ROWS > LINES_APART ? SHARED_ROWS / LINES_APART : 1;
-static_assert(LINES_EACH == 1 || SHARED_ROWS % 8 == 0, "rows of a thread lie alike");
-struct Writer {
-    const Place& at;
-    const Epilogue& e;
-    int rows, line, column;
-    uint32_t from;  // in the first buffer
-
-    __device__ __forceinline__ Writer(const Place& at, const Epilogue& e, int rows) : at(at), e(e), rows(rows) {
-        const int thread = threadIdx.x % (2 * WARPGROUP), rank = at.rank % SHARE;
-        const int run = thread % ACROSS, four = thread / ACROSS % 16, part = thread / ACROSS / 16 % PARTS;
-        const int first = thread / (ACROSS * 16 * PARTS);
-        line = rank * SHARED_ROWS + first;
-        column = (part * 64 + four * 4) * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
-        from = at.shared + AT_Y + (run * 8 * PARTS + part) * Y_PLANE + first * 128 + y_chunk(four / 2, line, run) +
-               four % 2 * 8;
-        if (first >= SHARED_ROWS) line = TILE;  // nothing is left to do
-    }
-
-    // Interleave the l of a tile's rows, and write them.
-    __device__ __forceinline__ void write(int tile, int buffer) const {
-        if (line >= TILE) return;
-        const int first = tile * TILE + line;
-        const Index start = Index(first) * WIDTH_OUT + column;
-#pragma unroll
-        for (int n = 0; n < LINES_EACH; ++n) {
-            if (first + n * LINES_APART >= rows) return;
-            write(start + n * LINES_APART * WIDTH_OUT,
-                  (from ^ n * LINES_APART % 8 * 16) + buffer * Y_BYTES + n * LINES_APART * 128);
-        }
-    }
-
-    __device__ __forceinline__ void write(Index start, uint32_t from) const {
-        uint2 planes[8];
-#pragma unroll
-        for (int l = 0; l < 8; ++l) planes[l] = read_8_bytes(from + l * PARTS * Y_PLANE);
-        uint32_t pairs[4][4];
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-            const int j = i / 4, l = i % 4 * 2;
-            pairs[j][l / 2] = __byte_perm(j < 2 ? planes[l].x : planes[l].y, j < 2 ? planes[l + 1].x : planes[l + 1].y,
-                                          j % 2 ? 0x7632 : 0x5410);
-        }
-        if (e.residual) add_residuals(pairs, e, start);
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            write_out(e.y + start + j * WIDTH_L, make_uint4(pairs[j][0], pairs[j][1], pairs[j][2], pairs[j][3]));
-    }
-};
-
-// Write what the block got in a turn of its team.
-__device__ __forceinline__ void write_turn(const Place& at, const Writer& writer, int turn) {
-    const int buffer = turn & 1, lane = threadIdx.x % 32;
-    const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
-    barrier_wait(full, turn >> 1 & 1);
-    if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Y_BYTES);
-    writer.write(at.tile + turn * at.step, buffer);
-    __syncwarp();
-    if (lane < SHARE) arrive_there(in_block(empty, at.rank / SHARE * SHARE + lane));
-}
-
-__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e,
-                                           int rows) {
+__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + group) * SECOND_M);
-    const uint32_t stage = at.shared + AT_Y_STAGE + group * 2 * Y_STAGE;
-    const Writer writer(at, e, rows);
+    int buffer = 0, parity = 0;
 #pragma unroll 1
-    for (int turn = 0, tile = at.tile;; ++turn, tile += at.step) {
-        if (tile < at.tiles) {
-            const int buffer = turn & 1, parity = turn >> 1 & 1;
-            const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer;
-            barrier_wait(full, parity);
-            if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
-            publish_shared();
+    for (int tile = at.tile; tile < at.tiles; tile += at.step) {
+        const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer;
+        barrier_wait(full, parity);
+        if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
+        publish_shared();
 #pragma unroll
-            for (int m = 0; m < SECOND_M; ++m) {
-                float d[SUMS];
-                const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-                const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
-                products_begin();
+        for (int m = 0; m < SECOND_M; ++m) {
+            float d[SUMS];
+            const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
+            const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
+            products_begin();
 #pragma unroll
-                for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
-                products_commit();
-                finish_products(d);
-                if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(at.shared + AT_Z_EMPTY + 8 * buffer, lane));
-                if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
-                send_y(at, d, stage + (turn * SECOND_M + m) % 2 * Y_STAGE, e, l, part, buffer);
-            }
+            for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
+            products_commit();
+            finish_products(d);
+            if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(at.shared + AT_Z_EMPTY + 8 * buffer, lane));
+            if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
+            send_y(at, d, e, l, part, buffer);
         }
-        if (turn > 0) write_turn(at, writer, turn - 1);  // a turn late, so that there is no wait for the others
-        if (tile >= at.tiles) break;
+        buffer ^= 1;
+        if (buffer == 0) parity ^= 1;
+    }
+}
+
+// ---- write ----
+// Two neighbouring l of two rows, which are a word each, of one of the rows.
+__device__ __forceinline__ uint32_t pair_of(uint32_t first, uint32_t second, int odd) {
+    return __byte_perm(first, second, odd ? 0x7632 : 0x5410);
+}
+
+// Add the residual to rounded sums of 8 neighbours of some rows, and activate; in turn, as above.
+template <int ROWS>
+__device__ __forceinline__ void add_residuals(uint4 (&out)[ROWS], const Epilogue& e, Index at, int rows) {
+#pragma unroll 1
+    for (int turn = 0; turn < ROWS; ++turn, at += WIDTH_OUT) {
+        const uint4 added = turn < rows ? *reinterpret_cast<const uint4*>(e.residual + at) : make_uint4(0, 0, 0, 0);
+        const uint32_t sum[4] = {out[0].x, out[0].y, out[0].z, out[0].w};
+        const uint32_t words[4] = {added.x, added.y, added.z, added.w};
+        float sums[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[i] = unpack(sum[i / 2], i % 2) + unpack(words[i / 2], i % 2);
+        if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
+#pragma unroll
+        for (int row = 0; row + 1 < ROWS; ++row) out[row] = out[row + 1];
+        out[ROWS - 1] = make_uint4(pack(sums[0], sums[1]), pack(sums[2], sums[3]), pack(sums[4], sums[5]),
+                                   pack(sums[6], sums[7]));
+    }
+}
+
+// A thread writes 8 neighbouring l of one column j, for all rows of the block; lanes read 128 bytes of one l at once.
+constexpr int RUNS = SHARED_L / 8, ABREAST = 128 / Y_COLUMN, UNITS = RUNS * 64 * PARTS, AT_ONCE = 4;  // 4 rows
+static_assert(32 % (ABREAST * RUNS) == 0 && UNITS % WARPGROUP == 0 && SHARED_ROWS % AT_ONCE == 0, "units of warps");
+
+__device__ __forceinline__ void write_rows(const Epilogue& e, uint32_t from, Index to, int rows) {
+#pragma unroll
+    for (int first = 0; first < SHARED_ROWS; first += AT_ONCE) {
+        uint2 l_rows[8];
+#pragma unroll
+        for (int l = 0; l < 8; ++l) l_rows[l] = read_8_bytes(from + l * Y_L + first * 2);
+        uint4 out[AT_ONCE];
+#pragma unroll
+        for (int row = 0; row < AT_ONCE; ++row) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+                const uint2 a = l_rows[2 * p], b = l_rows[2 * p + 1];
+                pairs[p] = pair_of(row < 2 ? a.x : a.y, row < 2 ? b.x : b.y, row % 2);
+            }
+            out[row] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        }
+        if (e.residual) add_residuals(out, e, to + first * WIDTH_OUT, rows - first);
+#pragma unroll
+        for (int row = 0; row < AT_ONCE; ++row)
+            if (first + row < rows) write_out(e.y + to + (first + row) * WIDTH_OUT, out[row]);
+    }
+}
+
+__device__ __forceinline__ void run_write(const Place& at, const Epilogue& e, int rows) {
+    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, rank = at.rank % SHARE;
+    const int run = thread / ABREAST % RUNS, j = thread / (ABREAST * RUNS) * ABREAST + thread % ABREAST;
+    const int column = j * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
+    int buffer = 0, parity = 0;
+#pragma unroll 1
+    for (int tile = at.tile; tile < at.tiles; tile += at.step) {
+        const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer;
+        barrier_wait(full, parity);
+        if (thread == 0) barrier_expect(full, Y_BYTES);
+        const int first = tile * TILE + rank * SHARED_ROWS;
+        uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + run * 8 * Y_L + j * Y_COLUMN;
+        Index to = Index(first) * WIDTH_OUT + column;
+        constexpr int FURTHER = WARPGROUP / RUNS;  // columns
+#pragma unroll 1
+        for (int unit = thread; unit < UNITS; unit += WARPGROUP, from += FURTHER * Y_COLUMN, to += FURTHER * WIDTH_L)
+            write_rows(e, from, to, rows - first);
+        __syncwarp();
+        if (lane < SHARE) arrive_there(in_block(at.shared + AT_Y_EMPTY + 8 * buffer, at.rank - rank + lane));
+        buffer ^= 1;
+        if (buffer == 0) parity ^= 1;
     }
 }
 
@@ -410,7 +379,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * 8);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * 4);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < 2; ++buffer) {
@@ -433,10 +402,17 @@ ks_chain(const __grid_constant__ TensorMap x, const uint4* __restrict__ first, c
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();
     meet_team();
-    if (threadIdx.x < 2 * WARPGROUP)
+    const int role = threadIdx.x / (2 * WARPGROUP);
+    if (role == 0) {
+        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         run_first(at, x, first);
-    else
-        run_second(at, second, epilogue, rows);
+    } else if (role == 1) {
+        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
+        run_second(at, second, epilogue);
+    } else {
+        take_registers<WRITE_REGISTERS, START_REGISTERS>();
+        run_write(at, epilogue, rows);
+    }
     __syncwarp();
     meet_team();  // nobody leaves while others still store or arrive here
 }
