@@ -18,7 +18,7 @@ from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _TEAM = 8  # blocks of a cluster
-_THREADS = 640
+_THREADS = 512
 _GROUPS = 2 * _TEAM  # warpgroups of a team for each factor
 _TILE = 32  # rows that a team takes at a time
 _PIECE = 64  # outputs that one product makes, and columns of x that one copy brings

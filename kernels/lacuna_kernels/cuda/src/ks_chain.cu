@@ -8,8 +8,7 @@
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block. SHARE blocks with neighbouring l
-//           exchange rows
-//   write   one warpgroup: interleaves the l of its block's rows, and writes them
+//           exchange rows; each interleaves the l of its rows, and writes them
 // Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
 // other's memory, and empty once its readers have told all blocks that write it.
 #ifndef FIRST_M
@@ -30,8 +29,7 @@
 #include "ks_matmul.cuh"
 #include "team.cuh"
 
-constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 5 * WARPGROUP;
-constexpr int START_REGISTERS = 96, MULTIPLY_REGISTERS = 112, WRITE_REGISTERS = 64;
+constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
 constexpr int TILE = 32;                     // rows
 constexpr int SUMS = TILE / 2;               // of a thread, for one piece
 constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
@@ -263,36 +261,6 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const 
     }
 }
 
-__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e) {
-    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
-    uint4 w[SECOND_M][SECOND_K / 16];
-    read_weights(w, packed, (at.rank * 2 + group) * SECOND_M);
-    int buffer = 0, parity = 0;
-#pragma unroll 1
-    for (int tile = at.tile; tile < at.tiles; tile += at.step) {
-        const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer;
-        barrier_wait(full, parity);
-        if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
-        publish_shared();
-#pragma unroll
-        for (int m = 0; m < SECOND_M; ++m) {
-            float d[SUMS];
-            const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-            const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
-            products_begin();
-#pragma unroll
-            for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
-            products_commit();
-            finish_products(d);
-            if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(at.shared + AT_Z_EMPTY + 8 * buffer, lane));
-            if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
-            send_y(at, d, e, l, part, buffer);
-        }
-        buffer ^= 1;
-        if (buffer == 0) parity ^= 1;
-    }
-}
-
 // ---- write ----
 // Two neighbouring l of two rows, which are a word each, of one of the rows.
 __device__ __forceinline__ uint32_t pair_of(uint32_t first, uint32_t second, int odd) {
@@ -319,8 +287,9 @@ __device__ __forceinline__ void add_residuals(uint4 (&out)[ROWS], const Epilogue
 }
 
 // A thread writes 8 neighbouring l of one column j, for all rows of the block; lanes read 128 bytes of one l at once.
-constexpr int RUNS = SHARED_L / 8, ABREAST = 128 / Y_COLUMN, UNITS = RUNS * 64 * PARTS, AT_ONCE = 4;  // 4 rows
-static_assert(32 % (ABREAST * RUNS) == 0 && UNITS % WARPGROUP == 0 && SHARED_ROWS % AT_ONCE == 0, "units of warps");
+constexpr int WRITERS = 2 * WARPGROUP, RUNS = SHARED_L / 8, ABREAST = 128 / Y_COLUMN, UNITS = RUNS * 64 * PARTS;
+constexpr int AT_ONCE = 4;  // rows
+static_assert(32 % (ABREAST * RUNS) == 0 && SHARED_ROWS % AT_ONCE == 0, "units of warps");
 
 __device__ __forceinline__ void write_rows(const Epilogue& e, uint32_t from, Index to, int rows) {
 #pragma unroll
@@ -346,27 +315,56 @@ __device__ __forceinline__ void write_rows(const Epilogue& e, uint32_t from, Ind
     }
 }
 
-__device__ __forceinline__ void run_write(const Place& at, const Epilogue& e, int rows) {
-    const int thread = threadIdx.x % WARPGROUP, lane = thread % 32, rank = at.rank % SHARE;
-    const int run = thread / ABREAST % RUNS, j = thread / (ABREAST * RUNS) * ABREAST + thread % ABREAST;
-    const int column = j * WIDTH_L + (at.rank - rank) * OWN_L + run * 8;
-    int buffer = 0, parity = 0;
+// Write what the block got in a turn of its team.
+__device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, int rows, int turn) {
+    const int buffer = turn & 1, thread = threadIdx.x % WRITERS, rank = at.rank % SHARE;
+    const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
+    barrier_wait(full, turn >> 1 & 1);
+    if (thread == 0) barrier_expect(full, Y_BYTES);
+    const int first = (at.tile + turn * at.step) * TILE + rank * SHARED_ROWS;
 #pragma unroll 1
-    for (int tile = at.tile; tile < at.tiles; tile += at.step) {
-        const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer;
-        barrier_wait(full, parity);
-        if (thread == 0) barrier_expect(full, Y_BYTES);
-        const int first = tile * TILE + rank * SHARED_ROWS;
-        uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + run * 8 * Y_L + j * Y_COLUMN;
-        Index to = Index(first) * WIDTH_OUT + column;
-        constexpr int FURTHER = WARPGROUP / RUNS;  // columns
+    for (int unit = thread; unit < UNITS; unit += WRITERS) {
+        const int run = unit / ABREAST % RUNS, j = unit / (ABREAST * RUNS) * ABREAST + unit % ABREAST;
+        write_rows(e, at.shared + AT_Y + buffer * Y_BYTES + run * 8 * Y_L + j * Y_COLUMN,
+                   Index(first) * WIDTH_OUT + j * WIDTH_L + (at.rank - rank) * OWN_L + run * 8, rows - first);
+    }
+    __syncwarp();
+    if (thread % 32 < SHARE) arrive_there(in_block(empty, at.rank - rank + thread % 32));
+}
+
+// Multiply what the block got of z in a turn, and send it on.
+__device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
+                                              const Epilogue& e, int turn) {
+    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2, buffer = turn & 1, parity = turn >> 1 & 1;
+    const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer, empty = at.shared + AT_Z_EMPTY + 8 * buffer;
+    barrier_wait(full, parity);
+    if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
+    publish_shared();
+#pragma unroll
+    for (int m = 0; m < SECOND_M; ++m) {
+        float d[SUMS];
+        const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
+        const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
+        products_commit();
+        finish_products(d);
+        if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));
+        if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
+        send_y(at, d, e, l, part, buffer);
+    }
+}
+
+__device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e,
+                                           int rows) {
+    uint4 w[SECOND_M][SECOND_K / 16];
+    read_weights(w, packed, (at.rank * 2 + threadIdx.x / WARPGROUP - 2) * SECOND_M);
+    const int turns = (at.tiles - at.tile + at.step - 1) / at.step;
 #pragma unroll 1
-        for (int unit = thread; unit < UNITS; unit += WARPGROUP, from += FURTHER * Y_COLUMN, to += FURTHER * WIDTH_L)
-            write_rows(e, from, to, rows - first);
-        __syncwarp();
-        if (lane < SHARE) arrive_there(in_block(at.shared + AT_Y_EMPTY + 8 * buffer, at.rank - rank + lane));
-        buffer ^= 1;
-        if (buffer == 0) parity ^= 1;
+    for (int turn = 0; turn <= turns; ++turn) {
+        if (turn < turns) multiply_turn(at, w, e, turn);
+        if (turn > 0) write_turn(at, e, rows, turn - 1);  // a turn late, so that there is no wait for the others
     }
 }
 
@@ -379,7 +377,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * 4);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * WRITERS / 32);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < 2; ++buffer) {
@@ -402,17 +400,10 @@ ks_chain(const __grid_constant__ TensorMap x, const uint4* __restrict__ first, c
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();
     meet_team();
-    const int role = threadIdx.x / (2 * WARPGROUP);
-    if (role == 0) {
-        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
+    if (threadIdx.x < 2 * WARPGROUP)
         run_first(at, x, first);
-    } else if (role == 1) {
-        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
-        run_second(at, second, epilogue);
-    } else {
-        take_registers<WRITE_REGISTERS, START_REGISTERS>();
-        run_write(at, epilogue, rows);
-    }
+    else
+        run_second(at, second, epilogue, rows);
     __syncwarp();
     meet_team();  // nobody leaves while others still store or arrive here
 }

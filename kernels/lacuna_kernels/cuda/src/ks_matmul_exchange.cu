@@ -194,7 +194,9 @@ __device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
     publish_shared();
 }
 
-// Descriptors of operands are these words and their addresses, in units of 16 bytes, which have room for all memory.
+// An address as a descriptor has it, in units of 16 bytes: there is room for all of a block's memory, but not for the
+// block's rank, which addresses have further up.
+__device__ __forceinline__ uint32_t units_of(uint32_t address) { return address >> 4 & 0x3fff; }
 __device__ __forceinline__ uint64_t operand_at(uint32_t units, uint32_t next_k) {
     return operand(0, next_k, 128) | units;
 }
@@ -202,8 +204,9 @@ __device__ __forceinline__ uint64_t operand_at(uint32_t units, uint32_t next_k) 
 // One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent.
 __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work& w, Rings& rings, const Consumer& me,
                                          const Sender& sender, const Pass& pass) {
-    const uint32_t x_first = (w.x_at + me.first_l() * 2 * PLANE) / 16;
-    const uint32_t w_first = (w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0)) / 16;
+    const uint32_t x_first = units_of(w.x_at + me.first_l() * 2 * PLANE);
+    const uint32_t w_first =
+        units_of(w.w_at + me.first_l() * 2 * W_PLANE + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
     Ring &xs = rings.x, &ws = rings.w;
     Sums sums;
 #pragma unroll
@@ -360,6 +363,8 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
         const Work w(arguments, at);
         write(w, Writer{w, thread});
     };
+    static_assert(APART_REGISTERS + BRING_REGISTERS + GROUPS * MULTIPLY_REGISTERS <= THREADS / 128 * START_REGISTERS,
+                  "or else they would wait for registers forever");
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();
         if (threadIdx.x >= TAKERS) {
