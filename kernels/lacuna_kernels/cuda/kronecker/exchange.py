@@ -61,29 +61,20 @@ class Exchange:
     def pack(self, values: Tensor) -> Tensor:
         """By chunk, block, columns, 16 k, then l and matrices [8 j][8 k], padded with zeros; see ks_matmul_exchange.cu.
 
-        Within 32 j, places 8 m + 2 t + e of the product are j = 8 t + 2 m + e: a thread's sums are 8 neighbouring j.
-        Warpgroups that share the columns have every other 32.
+        Within 32 j, places 8 m + 2 t + e of the product are j = 8 m + 4 e + t, or 8 t + 2 m + e: what a thread has are
+        eights. Warpgroups that share the columns have every other 32.
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
         passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
         padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * teams.k, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
-        # i pass part share t m e step eight k chunk block l
-        sides = (
-            teams.columns // PART,
-            teams.shares,
-            4,
-            4,
-            2,
-            teams.steps * k_stages,
-            2,
-            8,
-            chunks,
-            teams.blocks,
-            teams.own,
-        )
-        return padded.view(a, passes, *sides).permute(0, 10, 11, 1, 7, 12, 8, 3, 2, 5, 4, 6, 9).contiguous()
+        columns, (m, t, e) = ((4, 2, 4), (4, 6, 5)) if teams.depth % 8 == 0 else ((4, 4, 2), (5, 4, 6))
+        # i pass part share (columns) step eight k chunk block l
+        sides = (teams.columns // PART, teams.shares, *columns)
+        sides = (*sides, teams.steps * k_stages, 2, 8, chunks, teams.blocks, teams.own)
+        order = (0, 10, 11, 1, 7, 12, 8, 3, 2, m, t, e, 9)
+        return padded.view(a, passes, *sides).permute(order).contiguous()
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
@@ -110,8 +101,11 @@ WAYS = tuple(
     Exchange(Teams(*teams))
     for teams in (
         (8, 2, 128, 2, 2, 64, False),
-        (4, 4, 64, 2, 2, 64, False),
-        (8, 3, 64, 3, 2, 96, True),
+        (8, 2, 128, 2, 2, 64, True),
+        (4, 4, 64, 2, 2, 128, False),
+        (4, 4, 64, 2, 2, 128, True),
+        (8, 4, 64, 2, 2, 128, False),
+        (8, 3, 64, 3, 2, 128, True),
         (8, 1, 128, 2, 4, 64, True),
         (2, 3, 64, 3, 2, 64, True),
         (4, 3, 64, 3, 2, 96, True),

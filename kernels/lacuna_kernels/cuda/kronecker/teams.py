@@ -60,7 +60,7 @@ class Teams:
     columns  j of a product
     groups   warpgroups that multiply: they differ in l, or where they are more, in columns
     steps    of 16 k in a stage
-    takers   threads that take x apart, of 192: the others write y
+    takers   threads that take x apart, of 224: the others write y
     whole    whether a chunk is all of d
     """
 
@@ -203,7 +203,6 @@ class Teams:
             and problem.aligned
             and mine
             and p.b % 8 == 0
-            and self.k_stages(p) * self.steps >= self.columns // PART
             and self.boxes.fits(p, p.c)
             and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None

@@ -15,7 +15,8 @@ constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread writes at once, and how often
 constexpr int TAKEN = RUN > VECTOR ? 4 : RUN, TAKES = L / TAKEN;   // and takes
-constexpr bool EVEN_FIRST = RUN == 8;                              // of 8 j that are exchanged
+// Which 8 j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
+constexpr bool STRIDED = RUN == 8;
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
@@ -28,7 +29,7 @@ constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * TAKES;                // 8 k by TAKEN l of a row, in a stage of x
-constexpr int WRITERS = 6 - TAKERS / 32;                           // warps
+constexpr int WRITERS = 7 - TAKERS / 32;                           // warps
 constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
 constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -132,16 +133,14 @@ struct Pass {
     bool free_x, free_w;    // whether they are not needed again
 };
 
-constexpr int SENT_AT_ONCE = STEPS;  // parts that a warpgroup sends while it multiplies one stage
-
 // A thread that multiplies.
 struct Consumer {
     int who, lane, warp;
 
     __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
 
-    // The first of a thread's 8 neighbouring j in a part, in eights.
-    __device__ __forceinline__ int first_eight() const { return (BY_COLUMNS ? who * 4 : 0) + lane % 4; }
+    // Which eight of a part's j a thread has.
+    __device__ __forceinline__ int eight() const { return (BY_COLUMNS ? who * 4 : 0) + lane % 4; }
 
     // Give back a stage of planes, to all blocks that fill it, and of weights, after all warps of the group have read
     // them. One thread says first how much is to come.
@@ -169,36 +168,80 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_FROM_OTHERS);
 }
 
-__device__ __forceinline__ void bring_x(const Work& w, const TensorMap& x) {
-    constexpr int STAGE_PIECES = WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K;
+// What is to be copied into a ring of stages, stage after stage.
+struct Feed {
+    const int stages;
     Ring ring;
-    for (Tile at(w); at.is_there(w); at.next(w)) {
-        const int l = at.l(w), i = at.i(w), row = at.tile * ROWS + w.rank * OWN_ROWS, times = w.times();
-        for (int again = 0; again < times; ++again)
-            for (int stage = 0; stage < w.stages; ++stage) {
-                barrier_wait(w.empty_raw(ring.stage), ring.phase ^ 1);
-                barrier_expect(w.full_raw(ring.stage), RAW_STAGE);
-                copy_in(w.raw_at + ring.stage * RAW_STAGE, x, {l, row, stage * STAGE_PIECES, i},
-                        w.full_raw(ring.stage));
-                ring.next(w.raw_stages);
-            }
-    }
-}
 
-__device__ __forceinline__ void bring_weights(const Work& w) {
-    Ring ring;
-    int brought = -1;
-    for (Tile at(w); at.is_there(w); at.next(w)) {
-        if (w.resident && at.chunk == brought) continue;
-        brought = at.chunk;
-        const int stages = w.stages * w.passes;
-        const char* from = w.weights + (Index(at.chunk) * TEAM + w.rank) * stages * W_STAGE;
-        for (int stage = 0; stage < stages; ++stage, from += W_STAGE) {
-            barrier_wait(w.empty_w(ring.stage), ring.phase ^ 1);
-            barrier_expect(w.full_w(ring.stage), W_STAGE);
-            copy_in(w.w_at + ring.stage * W_STAGE, from, W_STAGE, w.full_w(ring.stage));
-            ring.next(w.w_stages);
+    // Whether the next stage is empty: it may be asked again and again.
+    __device__ __forceinline__ bool is_free(uint32_t empty) const {
+        return barrier_is_over(empty + 8 * ring.stage, ring.phase ^ 1);
+    }
+};
+
+// The x of a team's tiles.
+struct FeedX : Feed {
+    const Work& w;
+    Tile at;
+    int again = 0, stage = 0;  // the next
+
+    __device__ __forceinline__ explicit FeedX(const Work& w) : Feed{w.raw_stages}, w(w), at(w) {}
+
+    __device__ __forceinline__ bool is_there() const { return at.is_there(w); }
+
+    // Start a copy if there is one left, and room for it; returns whether.
+    __device__ __forceinline__ bool copy(const TensorMap& x) {
+        constexpr int STAGE_PIECES = WHOLE ? STAGE_K * L * SIZE / PIECE : STAGE_K;
+        if (!is_there() || !is_free(w.empty_raw(0))) return false;
+        const uint32_t full = w.full_raw(ring.stage);
+        barrier_expect(full, RAW_STAGE);
+        copy_in(w.raw_at + ring.stage * RAW_STAGE, x,
+                {at.l(w), at.tile * ROWS + w.rank * OWN_ROWS, stage * STAGE_PIECES, at.i(w)}, full);
+        ring.next(stages);
+        if (++stage == w.stages) {
+            stage = 0;
+            if (++again == w.times()) again = 0, at.next(w);
         }
+        return true;
+    }
+};
+
+// The weights of a team's tiles: of every tile, unless all weights of a chunk stay.
+struct FeedWeights : Feed {
+    const Work& w;
+    Tile at;
+    int stage = 0;  // the next
+
+    __device__ __forceinline__ explicit FeedWeights(const Work& w) : Feed{w.w_stages}, w(w), at(w) {}
+
+    __device__ __forceinline__ bool is_there() const { return at.is_there(w); }
+
+    __device__ __forceinline__ bool copy() {
+        if (!is_there() || !is_free(w.empty_w(0))) return false;
+        const int all = w.stages * w.passes;
+        const uint32_t full = w.full_w(ring.stage);
+        barrier_expect(full, W_STAGE);
+        copy_in(w.w_at + ring.stage * W_STAGE,
+                w.weights + ((Index(at.chunk) * TEAM + w.rank) * all + stage) * W_STAGE, W_STAGE, full);
+        ring.next(stages);
+        if (++stage == all) {
+            stage = 0;
+            const int chunk = at.chunk;
+            do at.next(w);
+            while (w.resident && at.is_there(w) && at.chunk == chunk);
+        }
+        return true;
+    }
+};
+
+// One thread copies both, whichever there is room for.
+__device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
+    FeedX feed_x(w);
+    FeedWeights feed_w(w);
+#pragma unroll 1
+    while (feed_x.is_there() || feed_w.is_there()) {
+        const bool x_came = feed_x.copy(x), weights_came = feed_w.copy();
+        if (!x_came && !weights_came) __nanosleep(32);  // not to take turns from others
     }
 }
 

@@ -53,6 +53,19 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// Whether the phase of this parity is over, without waiting.
+__device__ __forceinline__ bool barrier_is_over(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done;
+}
+
 struct Coordinates {
     int x, y, z, w;  // fastest first
 };

@@ -5,12 +5,12 @@
 // seldom (ks_matmul_planes.cu tries). So a team of TEAM blocks (a cluster) takes L neighbouring l of one i and ROWS
 // rows at a time. Each block owns OWN_L of the l, all rows of which it multiplies, and OWN_ROWS of the rows, all l of
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
-//   bring       one thread: bulk copies of the x of its rows, as it is; one thread: of the packed weights of its l
-//   take apart  two warps, or three: 8 k of TAKEN l of one row are loads, byte permutes, and a 16-byte store to the
+//   bring       one thread: bulk copies of the x of its rows, as it is, and of the packed weights of its l
+//   take apart  two to four warps: 8 k of TAKEN l of one row are loads, byte permutes, and a 16-byte store to the
 //               plane of each l, in the block that owns it, in the order of the matrices that the products read
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are rounded, and sent
 //               to the owners of the rows while the tensor cores work on the next columns
-//   write       four warps, or three: 4 j of RUN l of one row are put back in the order of y
+//   write       the other warps of seven: 4 j of RUN l of one row are put back in the order of y
 // Weights that fit stay in shared memory; otherwise they stream past for every tile of rows, from the second-level
 // cache. Planes that fit are kept until all columns have been multiplied by them; otherwise x comes again for every
 // pass.
@@ -23,7 +23,7 @@
 #define COLUMNS 128   // j of a product
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
-#define TAKERS 64     // threads that take x apart, of 192: the others write
+#define TAKERS 64     // threads that take x apart, of 224: the others write
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define APART_REGISTERS 112
 #define BRING_REGISTERS 96
@@ -94,17 +94,22 @@ struct Taker {
 
 // ---- multiply ----
 using Sums = float[MINE][COLUMNS / 2];
-using Rounded = uint4[MINE][PARTS][2];  // 8 neighbouring j of rows lane / 4, and 8 more
+using Rounded = uint4[MINE][PARTS][2];  // 8 j of rows lane / 4, and 8 more
 
-// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 t + 2 m + e, so that a thread has runs of
-// 8 j; 32 j further on in the next warpgroup, if they differ in columns.
+// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t if STRIDED, else PART q + 8 t +
+// 2 m + e; 32 j further on in the next warpgroup, if they differ in columns.
+__device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
+    const int t = me.lane % 4, first = BY_COLUMNS ? me.who * 32 : 0;
+    return first + (STRIDED ? 8 * m + 4 * e + t : 8 * t + 2 * m + e);
+}
+
 __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
     const int i = hidden(of.place.i(w)), l = of.place.l(w) + w.rank * OWN_L + me.first_l();  // or it is done without bias
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-            const int j = of.pass * PASS_COLUMNS + n / 4 * PART + me.first_eight() * 8 + n % 4 * 2 + e;
+            const int j = of.pass * PASS_COLUMNS + n / 4 * PART + column_of(me, n % 4, e);
 #pragma unroll
             for (int m = 0; m < MINE; ++m) {
                 const bool there = j < w.b && l + m < w.d;
@@ -127,12 +132,10 @@ __device__ __forceinline__ void apply_activation(Sums& sums, const Work& w) {
         }
 }
 
-// The 8 neighbouring j of a thread's sums, as they are exchanged: the even ones first, so that those who write have
-// whole sectors of memory; or else as they are.
+// A thread's sums of 8 j of a row.
 __device__ __forceinline__ uint4 eight_of(const float* from) {
-    const auto two = [&](int e, int f) { return pack(from[e % 2 + e / 2 * 4], from[f % 2 + f / 2 * 4], Element()); };
-    if (EVEN_FIRST) return make_uint4(two(0, 2), two(4, 6), two(1, 3), two(5, 7));
-    return make_uint4(two(0, 1), two(2, 3), two(4, 5), two(6, 7));
+    const auto two = [&](int m) { return pack(from[4 * m], from[4 * m + 1], Element()); };
+    return make_uint4(two(0), two(1), two(2), two(3));
 }
 
 __device__ __forceinline__ void finish(Rounded& rounded, Sums& sums, const Work& w, const Consumer& me,
@@ -164,7 +167,7 @@ struct Sender {
         for (int h = 0; h < 2; ++h) {
             const int first = me.warp * 16 + h * 8, row = first + me.lane / 4;
             away[h] = ::away(w, first / OWN_ROWS);
-            to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, me.first_eight()) + away[h];
+            to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, me.eight()) + away[h];
         }
     }
 
@@ -235,11 +238,11 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
     if (pass.await_x) await_planes(w, xs);
 #pragma unroll
     for (int q = 0; q < PARTS; ++q) {
-        if (q % SENT_AT_ONCE == 0) stage(q == 0);
+        if (q < w.stages) stage(q == 0);
         if (q < parts) sender.send(rounded, q, w, rings.y, me.lane);
     }
 #pragma unroll 1
-    for (int s = (PARTS + SENT_AT_ONCE - 1) / SENT_AT_ONCE; s < w.stages; ++s) stage(false);
+    for (int s = PARTS; s < w.stages; ++s) stage(false);
     products_wait<0>();
     me.give_back(w, pass, x_before, w_before);
     finish(rounded, sums, w, me, pass);
@@ -262,13 +265,13 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
 // ---- write ----
 constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
 
-// Add the residual to rounded sums, and activate: vectors are `apart` elements from one to the next, and take turns, so
-// that the code is there once.
+// Add the residual to rounded sums, and activate: vectors are `apart` elements from one to the next, the first `there`
+// of them. They take turns, so that the code is there once.
 __device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Work& w, const Element* from,
-                                             Index apart) {
+                                             Index apart, int there) {
 #pragma unroll 1
     for (int turn = 0; turn < VECTORS; ++turn, from += apart) {
-        const uint4 residual = *reinterpret_cast<const uint4*>(from);
+        const uint4 residual = turn < there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
         const uint32_t sums[4] = {vectors[0].x, vectors[0].y, vectors[0].z, vectors[0].w};
         const uint32_t more[4] = {residual.x, residual.y, residual.z, residual.w};
         uint32_t words[4];
@@ -284,43 +287,44 @@ __device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Wo
     }
 }
 
-// A thread that writes: of every ROWS_APART-th row 4 of the j of a part, of RUN neighbouring l.
+// A thread that writes: of every ROWS_APART-th row half of an eight of j of a part, of RUN neighbouring l.
 struct Writer {
     static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
-    static_assert(WRITERS * 32 % (FOURS * RUNS) == 0 && ROWS_APART % 2 == 0, "a thread stays at one place of the rows");
+    static_assert(WRITERS * 32 % (FOURS * RUNS) == 0, "a thread stays at one place of the rows");
     const Work& w;
-    int thread, row, eight, half, l;
-    uint32_t from;             // in a stage
-    Index start = 0;           // the thread's first element of y of a tile
-    int rows = 0;              // of the block's that are there
+    int thread, row, eight, half, l, j;  // j in a part
+    Index start = 0;                     // the thread's first element of y of a tile
+    int rows = 0;                        // of the block's that are there
     bool l_is_there = true;
 
     __device__ __forceinline__ Writer(const Work& w, int thread)
-        : w(w),
-          thread(thread),
-          row(thread / (FOURS * RUNS)),
-          eight(thread / RUNS / 2 % EIGHTS),
-          half(thread / RUNS % 2),
-          l(8 * (thread % RUNS)) {
-        from = w.y_at + y_offset(l, row, eight) + half * 8;
+        : w(w), thread(thread), row(thread / (FOURS * RUNS)), l(8 * (thread % RUNS)) {
+        const int place = thread / RUNS % FOURS;
+        if (STRIDED) {  // neighbours have neighbouring j
+            half = place / 4 % 2, eight = place / 8 * 4 + place % 4;
+            j = eight / 4 * 32 + eight % 4 + half * 16;
+        } else {
+            half = place % 2, eight = place / 2;
+            j = eight * 8 + half * 4;
+        }
     }
 
     __device__ __forceinline__ void enter(const Tile& at) {
         const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l_of_tile = at.l(w);
-        const int j = eight * 8 + half * (EVEN_FIRST ? 1 : 4);  // in a part
         start = (((first + row) * Index(w.a) + i) * w.b + j) * w.d + l_of_tile + l;
         rows = w.rows - first, l_is_there = WHOLE || l_of_tile + l < w.d;
     }
 
-    // Write a part, from j on.
-    __device__ __forceinline__ void write(int j, int stage) const {
-        const Index apart = EVEN_FIRST ? 2 * w.d : 8, pitch = Index(w.a) * w.b * w.d;  // vectors are l of a j, or go on
-        if (j + eight * 8 >= w.b || !l_is_there) return;
-        uint32_t at = from + stage * Y_STAGE;
-        Index to = start + Index(j) * w.d;
+    // Write a part, from j = `part` on.
+    __device__ __forceinline__ void write(int part, int stage) const {
+        const int left = w.b - part - j;  // a multiple of 8 j is there
+        const Index apart = STRIDED ? 4 * w.d : 8, pitch = Index(w.a) * w.b * w.d;  // vectors are l of a j, or go on
+        if (left <= 0 || !l_is_there) return;
+        const int there = STRIDED ? min(VECTORS, (left + 3) / 4) : VECTORS;
+        Index to = start + Index(part) * w.d;
 #pragma unroll 1
-        for (int mine = row; mine < OWN_ROWS; mine += ROWS_APART) {
-            if (mine >= rows) return;
+        for (int mine = row; mine < OWN_ROWS && mine < rows; mine += ROWS_APART, to += ROWS_APART * pitch) {
+            const uint32_t at = w.y_at + stage * Y_STAGE + y_offset(l, mine, eight) + half * 8;
             uint32_t words[RUN * 2];
 #pragma unroll
             for (int r = 0; r < RUN; ++r) {
@@ -338,11 +342,11 @@ struct Writer {
                 }
                 vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
             }
-            if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart);
+            if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart, there);
             Element* y = w.out.y + to;
 #pragma unroll
-            for (int v = 0; v < VECTORS; ++v) write_out(y + v * apart, vectors[v]);
-            at += ROWS_APART * EIGHTS * 16, to += ROWS_APART * pitch;
+            for (int v = 0; v < VECTORS; ++v)
+                if (v < there) write_out(y + v * apart, vectors[v]);
         }
     }
 };
@@ -375,9 +379,10 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
         }
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();
-        if (warp == 0 && lane == 0) bring_x(Work(arguments, at), x_map);
-        if (warp == 1 && lane == 0) bring_weights(Work(arguments, at));
-        if (warp >= 2) write_all(threadIdx.x - 64 - TAKERS);
+        if (warp > 0)
+            write_all(threadIdx.x - 32 - TAKERS);
+        else if (lane == 0)
+            bring(Work(arguments, at), x_map);
     } else {
         take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
         consume(Work(arguments, at), {role - 2, lane, warp});
