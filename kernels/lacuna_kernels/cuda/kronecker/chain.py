@@ -33,14 +33,12 @@ class Team:
 
     first   (a, b, c, 1), b and c multiples of 64
     second  (1, b, c, d), b a multiple of 64, c of 16, d 16, 32 or 64
-    share   blocks with neighbouring l that share the rows of y: share * d is a multiple of 64
     batch   pieces of 64 outputs whose columns of x are copied at once
     stages  copies of x under way for each of a block's two warpgroups of the first factor
     """
 
     first: KSPattern
     second: KSPattern
-    share: int
     batch: int
     stages: int
 
@@ -76,7 +74,6 @@ class Team:
             "SECOND_M": self.second.width_out // _PIECE // _GROUPS,
             "SECOND_K": self.second.c,
             "WIDTH_L": self.second.d,
-            "SHARE": self.share,
             "BATCH": self.batch,
             "STAGES": self.stages,
             "SHARED_BYTES": self.shared_bytes,
@@ -161,8 +158,8 @@ def _fragments(weights: Tensor) -> Tensor:
 
 
 CHAIN_WAYS = (
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), share=8, batch=2, stages=5),
-    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), share=8, batch=1, stages=4),
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), share=4, batch=2, stages=4),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), batch=2, stages=5),
+    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), batch=1, stages=4),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), batch=2, stages=4),
 )
 """The two factors of GPT-2-medium's second linear layer, either way, and of a Monarch matrix of 4096."""

@@ -7,8 +7,8 @@
 // [feature][row], and go to other blocks as they are, 8 rows of a feature of each thread.
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
-//   second  two warpgroups: 64 columns j of y at a time, for one l of the block. SHARE blocks with neighbouring l
-//           exchange rows; each interleaves the l of its rows, and writes them
+//   second  two warpgroups: 64 columns j of y at a time, for one l of the block, 8 of them for each block, which
+//           interleaves all l of its columns, and writes them
 // Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
 // other's memory, and empty once its readers have told all blocks that write it.
 #ifndef FIRST_M
@@ -19,7 +19,6 @@
 #define SECOND_M 4   // pieces of 64 columns j of a warpgroup
 #define SECOND_K 64  // c2
 #define WIDTH_L 64   // d
-#define SHARE 4
 #define BATCH 2
 #define STAGES 4
 #endif
@@ -34,18 +33,17 @@ constexpr int TILE = 32;                     // rows
 constexpr int SUMS = TILE / 2;               // of a thread, for one piece
 constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
 constexpr int PARTS = 2 * SECOND_M / OWN_L;  // pieces of one l
-constexpr int SHARED_L = SHARE * OWN_L, SHARED_ROWS = TILE / SHARE;
+constexpr int RUNS = WIDTH_L / 8;            // of 8 neighbouring l
 constexpr int WIDTH_OUT = 64 * PARTS * WIDTH_L;
 static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && 2 * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
 static_assert(SECOND_K * WIDTH_L == 64 * 2 * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
-static_assert(SHARED_L % 8 == 0, "vectors of 8 neighbouring l");
 static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of a slot have columns side by side");
 
 constexpr int X_PLANE = TILE * 128;  // 64 columns of x
 constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  // of a slot
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
 constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side in a piece
-constexpr int Y_COLUMN = 2 * SHARED_ROWS, Y_L = 64 * PARTS * Y_COLUMN, Y_BYTES = SHARED_L * Y_L;  // [l][j][row]
+constexpr int Y_COLUMN = 2 * TILE, Y_L = 8 * PARTS * Y_COLUMN, Y_BYTES = WIDTH_L * Y_L;  // [l][j][row]
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + 2 * Z_BYTES;
 constexpr int AT_X_FULL = AT_Y + 2 * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
 constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 16;
@@ -144,36 +142,24 @@ __device__ __forceinline__ uint4 eight_rows(const float (&d)[SUMS], int high) {
                       pack(from[12], from[13]));
 }
 
-// Where a thread's features of z go, in the first buffer and for k = 0; and the barriers there.
-struct SenderZ {
-    uint32_t to[2], full[2];
-    int lane;
-
-    __device__ __forceinline__ explicit SenderZ(const Place& at) : lane(threadIdx.x % 32) {
+// Send the features of a piece of z, the `piece`th, to the blocks that own their l.
+__device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], int piece, int buffer) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+    const int k = hidden(piece) * PIECE_K + lane / 4 % PIECE_K;  // or else the addresses of all are kept in registers
+    const uint32_t place = AT_Z + buffer * Z_BYTES + (lane / 4 / PIECE_K * SECOND_K + k) * Z_LINE +
+                           swizzled(k, lane % 4);
 #pragma unroll
-        for (int high = 0; high < 2; ++high) {
-            const uint32_t owner = in_block(at.shared, threadIdx.x / 32 % 4 * 2 + high);  // of 8 features
-            to[high] = owner + AT_Z + lane / 4 / PIECE_K * SECOND_K * Z_LINE;
-            full[high] = owner + AT_Z_FULL;
-        }
+    for (int high = 0; high < 2; ++high) {
+        const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 features
+        store_there(owner + place, eight_rows(d, high), owner + AT_Z_FULL + 8 * buffer);
     }
-
-    // Send 64 features, of PIECE_K neighbouring k from `first` on.
-    __device__ __forceinline__ void send(const float (&d)[SUMS], int first, int buffer) const {
-        const int k = hidden(first) + lane / 4 % PIECE_K;  // or else the addresses of all pieces are kept in registers
-        const uint32_t offset = buffer * Z_BYTES + k * Z_LINE + swizzled(k, lane % 4);
-#pragma unroll
-        for (int high = 0; high < 2; ++high)
-            store_there(to[high] + offset, eight_rows(d, high), full[high] + 8 * buffer);
-    }
-};
+}
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
     const int first = (at.rank * 2 + group) * FIRST_M;
     uint4 w[FIRST_M][FIRST_K / 16];
     read_weights(w, packed, first);
-    const SenderZ sender(at);
     const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
     const bool loads = threadIdx.x % WARPGROUP == 0;
     Ahead ahead{at.tile, 0};
@@ -210,7 +196,7 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
                 if (++slot == STAGES) slot = 0, parity ^= 1;
             }
             if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
-            sender.send(d, (first + m) * PIECE_K, buffer);
+            send_z(at, d, first + m, buffer);
         }
         buffer ^= 1;
         if (buffer == 0) z_parity ^= 1;
@@ -230,7 +216,14 @@ __device__ __forceinline__ void activate_all(float (&d)[N], const Epilogue& e) {
     }
 }
 
-// Finish the sums of 64 columns j of one l, and send the rows to the blocks that write them.
+// Where rows 8 chunk and on of a column of one l are among the block's y: so that 8 threads meet in no bank, which have
+// all runs of 8 l of neighbouring columns, or some.
+__device__ __forceinline__ uint32_t y_offset(int l, int column, int chunk) {
+    const int run = l / 8, flip = RUNS == 8 ? run / 4 : 0, turn = RUNS >= 4 ? run % 4 : run * 2 + column / 2 % 2;
+    return l * Y_L + (column ^ flip) * Y_COLUMN + (chunk ^ turn) * 16;
+}
+
+// Finish the sums of 64 columns j of one l, and send them to the blocks that write them.
 __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const Epilogue& e, int l, int part,
                                        int buffer) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -244,20 +237,11 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const 
         }
     }
     if (!e.residual && e.activation != ACTIVATION_NONE) activate_all(d, e);
-    const int row = lane % 4 * 8, first = at.rank / SHARE * SHARE + row / SHARED_ROWS;
-    const int shared_l = at.rank % SHARE * OWN_L + l;
-    const uint32_t place = AT_Y + buffer * Y_BYTES + shared_l * Y_L + j * Y_COLUMN + row % SHARED_ROWS * 2;
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
-        const uint4 v = eight_rows(d, high);
-        const uint32_t owner = in_block(at.shared, first), to = owner + place + high * 8 * Y_COLUMN;
-        if constexpr (SHARED_ROWS >= 8) {
-            store_there(to, v, owner + AT_Y_FULL + 8 * buffer);
-        } else {
-            store_there(to, make_uint2(v.x, v.y), owner + AT_Y_FULL + 8 * buffer);
-            const uint32_t next = in_block(at.shared, first + 1);
-            store_there(next + place + high * 8 * Y_COLUMN, make_uint2(v.z, v.w), next + AT_Y_FULL + 8 * buffer);
-        }
+        const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 columns
+        store_there(owner + AT_Y + buffer * Y_BYTES + y_offset(at.rank * OWN_L + l, part * 8 + lane / 4, lane % 4),
+                    eight_rows(d, high), owner + AT_Y_FULL + 8 * buffer);
     }
 }
 
@@ -286,50 +270,47 @@ __device__ __forceinline__ void add_residuals(uint4 (&out)[ROWS], const Epilogue
     }
 }
 
-// A thread writes 8 neighbouring l of one column j, for all rows of the block; lanes read 128 bytes of one l at once.
-constexpr int WRITERS = 2 * WARPGROUP, RUNS = SHARED_L / 8, ABREAST = 128 / Y_COLUMN, UNITS = RUNS * 64 * PARTS;
-constexpr int AT_ONCE = 4;  // rows
-static_assert(32 % (ABREAST * RUNS) == 0 && SHARED_ROWS % AT_ONCE == 0, "units of warps");
+// A thread writes 8 neighbouring l of one column for AT_ONCE rows; 8 threads write 128 bytes of a row.
+constexpr int WRITERS = 2 * WARPGROUP, AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
+static_assert(8 % RUNS == 0, "8 threads have all runs of a column");
 
-__device__ __forceinline__ void write_rows(const Epilogue& e, uint32_t from, Index to, int rows) {
+__device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Index to, int rows) {
+    uint2 l_rows[8];
 #pragma unroll
-    for (int first = 0; first < SHARED_ROWS; first += AT_ONCE) {
-        uint2 l_rows[8];
+    for (int l = 0; l < 8; ++l) l_rows[l] = read_8_bytes(from + l * Y_L);
+    uint4 out[AT_ONCE];
 #pragma unroll
-        for (int l = 0; l < 8; ++l) l_rows[l] = read_8_bytes(from + l * Y_L + first * 2);
-        uint4 out[AT_ONCE];
+    for (int row = 0; row < AT_ONCE; ++row) {
+        uint32_t pairs[4];
 #pragma unroll
-        for (int row = 0; row < AT_ONCE; ++row) {
-            uint32_t pairs[4];
-#pragma unroll
-            for (int p = 0; p < 4; ++p) {
-                const uint2 a = l_rows[2 * p], b = l_rows[2 * p + 1];
-                pairs[p] = pair_of(row < 2 ? a.x : a.y, row < 2 ? b.x : b.y, row % 2);
-            }
-            out[row] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        for (int p = 0; p < 4; ++p) {
+            const uint2 a = l_rows[2 * p], b = l_rows[2 * p + 1];
+            pairs[p] = pair_of(row < 2 ? a.x : a.y, row < 2 ? b.x : b.y, row % 2);
         }
-        if (e.residual) add_residuals(out, e, to + first * WIDTH_OUT, rows - first);
-#pragma unroll
-        for (int row = 0; row < AT_ONCE; ++row)
-            if (first + row < rows) write_out(e.y + to + (first + row) * WIDTH_OUT, out[row]);
+        out[row] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
+    if (e.residual) add_residuals(out, e, to, rows);
+#pragma unroll
+    for (int row = 0; row < AT_ONCE; ++row)
+        if (row < rows) write_out(e.y + to + row * WIDTH_OUT, out[row]);
 }
 
 // Write what the block got in a turn of its team.
 __device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, int rows, int turn) {
-    const int buffer = turn & 1, thread = threadIdx.x % WRITERS, rank = at.rank % SHARE;
+    const int buffer = turn & 1, thread = threadIdx.x % WRITERS, tile = at.tile + turn * at.step;
     const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
     barrier_wait(full, turn >> 1 & 1);
     if (thread == 0) barrier_expect(full, Y_BYTES);
-    const int first = (at.tile + turn * at.step) * TILE + rank * SHARED_ROWS;
 #pragma unroll 1
     for (int unit = thread; unit < UNITS; unit += WRITERS) {
-        const int run = unit / ABREAST % RUNS, j = unit / (ABREAST * RUNS) * ABREAST + unit % ABREAST;
-        write_rows(e, at.shared + AT_Y + buffer * Y_BYTES + run * 8 * Y_L + j * Y_COLUMN,
-                   Index(first) * WIDTH_OUT + j * WIDTH_L + (at.rank - rank) * OWN_L + run * 8, rows - first);
+        const int run = unit % RUNS, column = unit / 16 % (RUNS * PARTS) * (8 / RUNS) + unit % 8 / RUNS;
+        const int four = unit / (16 * RUNS * PARTS) * 2 + unit / 8 % 2, first = tile * TILE + four * AT_ONCE;
+        const int j = column / 8 * 64 + at.rank * 8 + column % 8;
+        const uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + y_offset(run * 8, column, four / 2) + four % 2 * 8;
+        write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
     __syncwarp();
-    if (thread % 32 < SHARE) arrive_there(in_block(empty, at.rank - rank + thread % 32));
+    if (thread % 32 < TEAM) arrive_there(in_block(empty, thread % 32));
 }
 
 // Multiply what the block got of z in a turn, and send it on.
@@ -377,7 +358,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, SHARE * WRITERS / 32);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * WRITERS / 32);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < 2; ++buffer) {

@@ -21,12 +21,6 @@ __device__ __forceinline__ void store_there(uint32_t to, const uint4& v, uint32_
                  : "memory");
 }
 
-__device__ __forceinline__ void store_there(uint32_t to, const uint2& v, uint32_t barrier) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
-                 "r"(v.x), "r"(v.y), "r"(barrier)
-                 : "memory");
-}
-
 // The same, or an ordinary store if `away`, from this block's places to those of the other, is 0.
 __device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const uint4& v, uint32_t barrier) {
     asm volatile(
