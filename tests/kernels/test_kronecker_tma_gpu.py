@@ -7,8 +7,7 @@ from torch import Tensor
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.tma import PAIRS, Tma
-from lacuna_kernels.cuda.kronecker.tma import WAYS as CHOSEN
+from lacuna_kernels.cuda.kronecker.tma import WAYS, Tma
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
@@ -17,8 +16,6 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.factors import LIMIT, turned
 
 pytestmark = pytest.mark.gpu
-
-WAYS = (*CHOSEN, *PAIRS)
 
 
 class Case:

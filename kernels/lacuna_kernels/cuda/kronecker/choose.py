@@ -51,8 +51,7 @@ WAYS: tuple[Way, ...] = (
 
 UNMEASURED: tuple[Way, ...] = (
     *planes.NARROW,
-    *tma.PAIRS,
-    *(Turned(way) for way in tma.PAIRS if way.layout is Layout.FIRST),
+    *semi_structured.PAIRS,
 )
 """Not yet run on a GPU: for tests and benchmarks that name them."""
 

@@ -24,7 +24,7 @@ STEP = 64
 PANEL_BYTES = STEP * STEP * 2
 VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
-_LETTERS_BYTES = 8 * 24
+LETTERS_BYTES = 8 * 24
 """By which the first block of a pair tells the other which tile is next."""
 MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
@@ -40,7 +40,7 @@ class Tma:
     stages   steps of 64 k under way
     batch    panels of 64 x 64 that a warpgroup finishes before it writes them
     kept     batches in shared memory
-    pair     blocks, 1 or 2, that share columns, of which each brings its share to both
+    pair     blocks, 1 or 2, that share columns n, of which each brings its share to both; not batch-size-first
     """
 
     layout: Layout
@@ -80,7 +80,7 @@ class Tma:
         """Stages with their barriers and corners of tiles, panels, barriers of residuals, letters, and the bias."""
         stage = (self._rows + self._columns) * STEP * 2
         biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
-        letters = _LETTERS_BYTES if self.pair == 2 else 0
+        letters = LETTERS_BYTES if self.pair == 2 else 0
         return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + letters + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
@@ -125,8 +125,10 @@ class Tma:
         p, elements = problem.pattern, self._rows * self._columns
         steps, rounds = ceil(p.c / STEP), self._tiles(problem) / limits.multiprocessors
         products = steps * elements * STEP / 2048 + elements * 2 / 62 + 150
-        traffic = steps * (self._rows + self._columns) * STEP * 2 / 48
+        traffic = steps * (self._rows + self._columns / self.pair) * STEP * 2 / 48
         tiles = (rounds if rounds > MANY else ceil(rounds)) * max(products, traffic) / 1.54e9
+        if self.pair == 2:
+            tiles *= 0.97 if p.b <= 512 else 1.03
         memory = problem.bytes / 4.2e12
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
         return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour
@@ -141,8 +143,7 @@ class Tma:
 
     def _pairs(self, problem: Problem) -> int:
         p = problem.pattern
-        j, n = (self.pair, 1) if self.layout is Layout.LAST else (1, self.pair)
-        return p.a * p.d * ceil(p.b / (j * self._tile_j)) * ceil(problem.rows / (n * self._tile_n))
+        return p.a * p.d * ceil(p.b / (self.pair * self._tile_j)) * ceil(problem.rows / self._tile_n)
 
     def _detours(self, problem: Problem) -> bool:
         """Whether x and the residual must be copied to aligned rows first, and y is written element by element."""
@@ -178,7 +179,7 @@ class Tma:
         device.kernel(self.variants(problem.precision)[0])(
             (self.pair * min(self._pairs(problem), device.limits.multiprocessors // self.pair), 1, 1),
             (_THREADS, 1, 1),
-            self._map(x, problem, p.c, pitch, STEP if last else self._tile_n),
+            self._map(x, problem, p.c, pitch, STEP if last else self._tile_n // self.pair),
             values_map,
             y_map,
             y_map if residual is None else self._map(residual, problem, p.b, pitch, STEP),
@@ -211,9 +212,8 @@ class Tma:
     def _map_of_planes(self, packed: Tensor, pattern: KSPattern) -> bytes:
         _, b, pitch = packed.shape
         strides = [2 * pitch, 2 * pitch * b, 2 * pitch * b * pattern.d]
-        box = self._tile_j if self.layout is Layout.LAST else self._tile_j // self.pair
         sizes = (pattern.c, b, pattern.d, pattern.a)
-        return tensor_map(packed, sizes, strides, (STEP, box, 1, 1), Swizzle.BYTES_128)
+        return tensor_map(packed, sizes, strides, (STEP, self._tile_j, 1, 1), Swizzle.BYTES_128)
 
 
 def _aligned(length: int) -> int:
@@ -240,18 +240,12 @@ def _aligned_copies(problem: Problem, operands: Operands) -> tuple[Tensor, Tenso
 WAYS = (
     Tma(Layout.LAST, groups=1, runs=1, width=128, stages=4, batch=2, kept=2),
     Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1),
+    Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
     Tma(Layout.LAST, groups=1, runs=3, width=128, stages=3, batch=3, kept=1),
     Tma(Layout.FIRST, groups=2, runs=2, width=64, stages=4, batch=2, kept=2),
     Tma(Layout.FIRST, groups=2, runs=1, width=128, stages=5, batch=2, kept=2),
     Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1),
     Tma(Layout.FIRST, groups=2, runs=2, width=192, stages=3, batch=3, kept=1),
 )
-"""Wider tiles read x less often; narrower ones waste less of b, and leave room for more to be under way."""
-
-PAIRS = (
-    Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
-    Tma(Layout.LAST, groups=1, runs=3, width=128, stages=3, batch=3, kept=1, pair=2),
-    Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
-    Tma(Layout.FIRST, groups=2, runs=2, width=192, stages=3, batch=3, kept=1, pair=2),
-)
-"""For wide blocks, where the second-level cache is the limit."""
+"""Wider tiles read x less often; narrower ones waste less of b, and leave room for more to be under way. For wide blocks
+the second-level cache is the limit: pairs ask less of it."""

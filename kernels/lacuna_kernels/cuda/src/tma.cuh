@@ -25,7 +25,7 @@ constexpr int LETTERS = 8, LETTER = 16;  // of a pair: more than the first block
 constexpr int BIAS_AT = LETTERS_AT + (PAIR > 1 ? LETTERS * (LETTER + 8) : 0);
 constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
-static_assert(PAIR == 1 || (PAIR == 2 && !SPARSE && STAGES + 2 < LETTERS), "columns are shared");
+static_assert(PAIR == 1 || (PAIR == 2 && ROWS_J && STAGES + 2 < LETTERS), "columns are shared");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
 #endif
@@ -50,12 +50,11 @@ struct Corner {
 //   LAST   tiles along j, tiles along n, l, i           neighbouring blocks take neighbouring columns of x and y
 //   FIRST  tiles along j, `together` planes, tiles along n, the rest of the planes
 struct Tiles {
-    static constexpr int PAIR_J = ROWS_J ? PAIR * TILE_J : TILE_J, PAIR_N = ROWS_J ? TILE_N : PAIR * TILE_N;
     unsigned size[4];
 
     __device__ Tiles(const Shape& shape, int together) {
-        const int across_n = (shape.rows + PAIR_N - 1) / PAIR_N;
-        size[0] = (shape.b + PAIR_J - 1) / PAIR_J;
+        const int across_n = (shape.rows + TILE_N - 1) / TILE_N;
+        size[0] = (shape.b + PAIR * TILE_J - 1) / (PAIR * TILE_J);
         size[1] = LAST ? across_n : together;
         size[2] = LAST ? shape.d : across_n;
         size[3] = LAST ? shape.a : shape.a / together;
@@ -68,9 +67,9 @@ struct Tiles {
 #pragma unroll
         for (int digit = 0; digit < 3; ++digit) at[digit] = tile % size[digit], tile /= size[digit];
         at[3] = tile;
-        const int j = at[0] * PAIR_J + (ROWS_J ? rank * TILE_J : 0), n = ROWS_J ? 0 : rank * TILE_N;
-        if (LAST) return {at[1] * PAIR_N + n, j, at[2], at[3]};
-        return {at[2] * PAIR_N + n, j, 0, at[3] * int(size[1]) + at[1]};
+        const int j = (at[0] * PAIR + rank) * TILE_J;
+        if (LAST) return {at[1] * TILE_N, j, at[2], at[3]};
+        return {at[2] * TILE_N, j, 0, at[3] * int(size[1]) + at[1]};
     }
 };
 
