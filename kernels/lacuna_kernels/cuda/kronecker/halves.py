@@ -10,11 +10,13 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
+from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _STEP = 16
 _STAGES = 3
+_SHARED_BYTES = 227 * 1024
 _PRODUCERS = 128
 _CLOCKS_PER_SECOND = 1.7e9
 _BYTES_PER_SECOND = 4.3e12
@@ -86,11 +88,23 @@ class Halves:
         return self.run * self.columns * _STEP * 2 * self._halves
 
     @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block: barriers, stages, and eight columns of all rows on their way out."""
+    def _buffer_bytes(self) -> int:
+        """Eight columns of all rows on their way out."""
+        return 4 * self.rows * self.groups[1] * 8 * self.run
+
+    @property
+    def _stages_bytes(self) -> int:
         stage = self._x_bytes + self._w_bytes + 8 * self.columns * self.run
-        written = 4 * self.rows * self.groups[1] * self._pitch(8 * self.run)
-        return 128 + _STAGES * ceil(stage / 128) * 128 + written
+        return 128 + _STAGES * ceil(stage / 128) * 128
+
+    @property
+    def _buffers(self) -> int:
+        return 2 if self._stages_bytes + 2 * self._buffer_bytes <= _SHARED_BYTES else 1
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: barriers, stages, and columns on their way out."""
+        return self._stages_bytes + self._buffers * self._buffer_bytes
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
@@ -107,6 +121,7 @@ class Halves:
             "RUN": self.run_each,
             "HALVES": self._halves,
             "STAGES": _STAGES,
+            "BUFFERS": self._buffers,
             "SHARED_BYTES": self.shared_bytes,
         }
         name = "ks_matmul_halves"
@@ -129,9 +144,13 @@ class Halves:
 
     def copies_vectors(self, problem: Problem) -> bool:
         """Whether it moves 16 bytes at once."""
+        return self._writes_boxes(problem) and problem.pattern.c * problem.pattern.d % 4 == 0
+
+    def _writes_boxes(self, problem: Problem) -> bool:
+        """Whether the copy engine can write y: its strides, and what a box has together, are multiples of 16 bytes."""
         pattern = problem.pattern
         runs = pattern.d % 4 == 0 if self.run % 4 == 0 else pattern.d == self.run
-        return problem.aligned and runs and pattern.c * pattern.d % 4 == 0 and pattern.b * pattern.d % 4 == 0
+        return problem.aligned and runs and pattern.b * pattern.d % 4 == 0
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """Rounds of tiles, or the traffic of device memory; the rates are those of an H200."""
@@ -184,14 +203,30 @@ class Halves:
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
+        if not problem.rows:
+            return
         device.kernel(self._variant)(
             (min(self._tiles(problem), device.limits.multiprocessors), 1, 1),
             (128 * prod(self.groups) + _PRODUCERS, 1, 1),
+            self._map(operands.y, problem),
             operands.x,
             packed,
             packed[self._scales_at(problem.pattern) :],
             *arguments(problem, operands),
+            int(self._writes_boxes(problem)),
         )
+
+
+    def _map(self, y: Tensor, problem: Problem) -> bytes:
+        """Describe y in boxes of 16 rows of 8 columns of a run; anything if that cannot be: then it is not used."""
+        (a, b, _, d), rows = problem.pattern.values, problem.rows
+        if not self._writes_boxes(problem):
+            return bytes(128)
+        if d == self.run:
+            sizes, strides, box = (b * d, a, rows, 1), (4 * b * d, 4 * a * b * d, 4 * a * b * d * rows), (8 * d, 1, 16, 1)
+        else:
+            sizes, strides, box = (d, b, a, rows), (4 * d, 4 * b * d, 4 * a * b * d), (self.run, 8, 1, 16)
+        return tensor_map(y, sizes, strides, box, Swizzle.NONE)
 
 
 def halves_of(values: Tensor, halves: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@
 #endif
 #ifndef STAGES
 #define STAGES 3
+#define BUFFERS 2  // of 8 j of y on their way
 #endif
 
 constexpr int N = COLUMNS, UNITS = PASSES * RUN;  // a unit: 64 rows and one l of a group
@@ -51,10 +52,10 @@ constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all
 constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
 constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
 constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 j at a time
-constexpr int TEAM_ROWS = 16 * PASSES, PITCH_Y = row_pitch(8 * L);
+constexpr int PITCH_Y = 8 * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
 constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
 #ifdef SHARED_BYTES
-static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * TEAM_ROWS * PITCH_Y, "too little memory");
+static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * BUFFERS * Y_BUFFER, "too little memory");
 #endif
 
 // Start copying; zeros instead of what is not there.
@@ -396,11 +397,12 @@ __device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, b
 }
 
 struct Output {
+    const TensorMap& map;  // of y: boxes of 16 rows of 8 j of L neighbouring l
     const float* residual;
     float* y;
     int activation;
     float negative_slope;
-    bool vectors;
+    bool bulk;  // whether y can be written by its map
 };
 
 // A warp and those that have the neighbouring l of the same rows and j.
@@ -424,7 +426,7 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
-                float* to = lane + (pass * 16 + v / 2 * 8) * PITCH_Y + v % 2 * 4 * L;
+                float* to = lane + pass * Y_PASS + v / 2 * 8 * PITCH_Y + v % 2 * 4 * L;
                 const int unit = pass * RUN, at = n * 4 + v;
                 if constexpr (RUN == 4) {
                     *reinterpret_cast<float4*>(to) = make_float4(sums.of[unit][at], sums.of[unit + 1][at],
@@ -439,61 +441,51 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
     }
 }
 
-__device__ __forceinline__ void write_four(const Output& out, Index at, float4 sums) {
-    if (out.residual) {
-        const float4 more = *reinterpret_cast<const float4*>(out.residual + at);
-        sums.x += more.x, sums.y += more.y, sums.z += more.z, sums.w += more.w;
-    }
-    if (out.activation != ACTIVATION_NONE) {
-        sums.x = activate(sums.x, out.activation, out.negative_slope);
-        sums.y = activate(sums.y, out.activation, out.negative_slope);
-        sums.z = activate(sums.z, out.activation, out.negative_slope);
-        sums.w = activate(sums.w, out.activation, out.negative_slope);
-    }
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(out.y + at), "f"(sums.x), "f"(sums.y), "f"(sums.z),
-                 "f"(sums.w)
-                 : "memory");  // written in C++ it becomes four stores, as where only some of the four are there
-}
+// What a team has of a tile: its first row, and the first of 8 j; and its place among those rows and j.
+struct Share : Tile {
+    const Work& work;
+    const Output& out;
+    int lane, l_of_lane;  // the first of those of the lane
 
-__device__ __forceinline__ void write_one(const Output& out, Index at, float sum) {
-    if (out.residual) sum += out.residual[at];
-    out.y[at] = activate(sum, out.activation, out.negative_slope);
-}
+    __device__ __forceinline__ Index at(int row, int j, int l) const {
+        return (((this->row + row) * Index(work.p.a) + i) * work.p.b + this->j + j) * work.p.d + this->l + l;
+    }
+    __device__ __forceinline__ bool is_there(int row, int j, int l) const {
+        return this->row + row < work.rows && this->j + j < work.p.b && this->l + l < work.p.d;
+    }
 
-// Write 8 columns of the rows of a team; tile is where they start. A thread stays at one place of the row and goes from
-// row to row.
-__device__ __forceinline__ void write_eight(const Work& work, const Tile& tile, int thread,
-                                            const float* team_tile, const Output& out) {
-    constexpr int IN_ROW = 2 * L, AT_ONCE = TEAM / IN_ROW, ROUNDS = (16 + AT_ONCE - 1) / AT_ONCE;
-    const int first = thread / IN_ROW, e = thread % IN_ROW * 4;
-    if (TEAM % IN_ROW != 0 && first >= AT_ONCE) return;
-    const Index pitch = work.p.width_out(), start = (Index(tile.i) * work.p.b + tile.j) * work.p.d + tile.l;
-    const int left_j = work.p.b - tile.j, left_l = work.p.d - tile.l;
-    const bool there = e / L < left_j && e % L < left_l;
-#pragma unroll
-    for (int pass = 0; pass < PASSES; ++pass) {
-        const int left = work.rows - tile.row - pass * 64;
-        const float* from = team_tile + (pass * 16 + first) * PITCH_Y + e;
-        Index at = (Index(tile.row) + pass * 64 + first) * pitch + start;
-        if (out.vectors) {
-            at += Index(e / L) * work.p.d + e % L;
-#pragma unroll
-            for (int round = 0; round < ROUNDS; ++round, at += AT_ONCE * pitch) {
-                const int row = round * AT_ONCE + first;
-                if (there && row < left && (16 % AT_ONCE == 0 || row < 16))
-                    write_four(out, at, *reinterpret_cast<const float4*>(from + round * AT_ONCE * PITCH_Y));
-            }
-        } else {
+    // Add the residual to what this lane laid out, and activate.
+    __device__ __forceinline__ void amend(float* from) const {
 #pragma unroll 1
-            for (int row = first; row < 16 && row < left;
-                 row += AT_ONCE, at += AT_ONCE * pitch, from += AT_ONCE * PITCH_Y)
+        for (int v = 0; v < PASSES * 4; ++v) {
+            const int pass = v / 4, row = v / 2 % 2 * 8 + lane / 4, j = v % 2 * 4 + lane % 4;
+            float* sums = from + pass * Y_PASS + row * PITCH_Y + j * L + l_of_lane;
 #pragma unroll
-                for (int v = 0; v < 4; ++v)
-                    if ((e + v) / L < left_j && (e + v) % L < left_l)
-                        write_one(out, at + Index((e + v) / L) * work.p.d + (e + v) % L, from[v]);
+            for (int l = 0; l < RUN; ++l) {
+                float sum = sums[l];
+                if (out.residual && is_there(pass * 64 + row, j, l_of_lane + l))
+                    sum += out.residual[at(pass * 64 + row, j, l_of_lane + l)];
+                sums[l] = activate(sum, out.activation, out.negative_slope);
+            }
         }
     }
-}
+
+    // Write 16 rows of 8 columns: by one thread and the copy engine, or by all.
+    __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
+        if (out.bulk && row + pass * 64 + 16 <= work.rows) {
+            if (team.thread > 0) return;
+            const int first = row + pass * 64;
+            const Coordinates corner = work.p.d == L ? Coordinates{j * L, i, first, 0} : Coordinates{l, j, i, first};
+            copy_out(out.map, corner, shared_address(from));
+            return;
+        }
+#pragma unroll 1
+        for (int e = team.thread; e < Y_PASS; e += TEAM) {
+            const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
+            if (is_there(row, j, l)) out.y[at(row, j, l)] = from[e];
+        }
+    }
+};
 
 __device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, char* shared, Ring ring) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
@@ -504,7 +496,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     const int weights = STAGES_AT + W_AT + l * RUN_BYTES + group_j * (N / 8) * EIGHT_BYTES;
     const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + lane % 4) * L + l);
     const Team team{group / GROUPS_D * 4 + warp, group % GROUPS_D * 32 + lane};
-    float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * TEAM_ROWS * PITCH_Y;
+    float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * BUFFERS * Y_BUFFER;
 #pragma unroll 1
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
         Sums sums = {};
@@ -518,22 +510,29 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             if (lane == 0) barrier_arrive(ring.emptied());
             ring.next();
         }
-        Tile mine = work.tile(index);
+        Share mine{work.tile(index), work, out, lane, l};
         mine.row += row - lane / 4, mine.j += group_j * N;
 #pragma unroll 1
         for (int eight = 0; eight < N / 8; ++eight, mine.j += 8) {
-            spread(sums, eight, team_tile + lane / 4 * PITCH_Y + lane % 4 * L + l);
+            float* buffer = team_tile + eight % BUFFERS * Y_BUFFER;
+            if (team.thread == 0) copies_out_have_read<BUFFERS - 1>();
             team.wait();
-            write_eight(work, mine, team.thread, team_tile, out);
+            spread(sums, eight, buffer + lane / 4 * PITCH_Y + lane % 4 * L + l);
+            if (out.residual || out.activation != ACTIVATION_NONE) mine.amend(buffer);
+            publish_shared();
             team.wait();
+#pragma unroll
+            for (int pass = 0; pass < PASSES; ++pass) mine.write(buffer + pass * Y_PASS, pass, team);
+            if (team.thread == 0) copies_out_commit();
         }
     }
+    if (team.thread == 0) copies_out_have_read<0>();  // before the memory goes
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
-ks_matmul_halves(const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
+ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
-                 int rows, int a, int b, int c, int d, int activation, float negative_slope) {
+                 int rows, int a, int b, int c, int d, int activation, float negative_slope, int bulk) {
     extern __shared__ __align__(128) char shared[];
     const Work work{{a, b, c, d}, rows_in_use(count, rows)};
     const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
@@ -551,8 +550,7 @@ ks_matmul_halves(const float* __restrict__ x, const char* __restrict__ packed, c
         produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
-        const Index row = work.p.width_out(), block = Index(b) * d;
-        const bool vectors = whole_vectors(y, row, block, d) && whole_vectors(residual, row, block, d);
-        consume(work, {residual, y, activation, negative_slope, vectors}, bias != nullptr, shared, {full, empty, 0});
+        consume(work, {y_map, residual, y, activation, negative_slope, bulk != 0}, bias != nullptr, shared,
+                {full, empty, 0});
     }
 }
