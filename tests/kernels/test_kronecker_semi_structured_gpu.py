@@ -5,8 +5,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.semi_structured import PAIRS
-from lacuna_kernels.cuda.kronecker.semi_structured import WAYS as CHOSEN
+from lacuna_kernels.cuda.kronecker.semi_structured import WAYS
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
 from lacuna_kernels.cuda.kronecker.way import Epilogue
 from lacuna_kernels.cuda.kronecker_linear import ks_matmul
@@ -18,7 +17,6 @@ DEPTHS = (2, 3, 4, 6)
 SIDES = [(48, 48), (64, 256), (200, 80), (96, 384), (8, 16), (328, 112), (4, 4)]
 """b and c: one tile of j and several, with and without a rest of either."""
 
-WAYS = (*CHOSEN, *PAIRS)
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 each_precision = pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16], ids=str)
 each_depth = pytest.mark.parametrize("d", DEPTHS)

@@ -51,7 +51,6 @@ WAYS: tuple[Way, ...] = (
 
 UNMEASURED: tuple[Way, ...] = (
     *planes.NARROW,
-    *semi_structured.PAIRS,
 )
 """Not yet run on a GPU: for tests and benchmarks that name them."""
 

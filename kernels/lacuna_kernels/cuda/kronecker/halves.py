@@ -15,7 +15,7 @@ from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _STEP = 16
-_STAGES = 3
+_MOST_STAGES = 3
 _SHARED_BYTES = 227 * 1024
 _PRODUCERS = 128
 _CLOCKS_PER_SECOND = 1.7e9
@@ -93,18 +93,22 @@ class Halves:
         return 4 * self.rows * self.groups[1] * 8 * self.run
 
     @property
-    def _stages_bytes(self) -> int:
-        stage = self._x_bytes + self._w_bytes + 8 * self.columns * self.run
-        return 128 + _STAGES * ceil(stage / 128) * 128
+    def _stage_bytes(self) -> int:
+        return ceil((self._x_bytes + self._w_bytes + 8 * self.columns * self.run) / 128) * 128
+
+    @property
+    def _stages(self) -> int:
+        return min(_MOST_STAGES, (_SHARED_BYTES - 128 - self._buffer_bytes) // self._stage_bytes)
 
     @property
     def _buffers(self) -> int:
-        return 2 if self._stages_bytes + 2 * self._buffer_bytes <= _SHARED_BYTES else 1
+        left = _SHARED_BYTES - 128 - self._stages * self._stage_bytes
+        return min(2, left // self._buffer_bytes)
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: barriers, stages, and columns on their way out."""
-        return self._stages_bytes + self._buffers * self._buffer_bytes
+        return 128 + self._stages * self._stage_bytes + self._buffers * self._buffer_bytes
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
@@ -120,7 +124,7 @@ class Halves:
             "COLUMNS": self.columns_each,
             "RUN": self.run_each,
             "HALVES": self._halves,
-            "STAGES": _STAGES,
+            "STAGES": self._stages,
             "BUFFERS": self._buffers,
             "SHARED_BYTES": self.shared_bytes,
         }
@@ -257,5 +261,7 @@ WAYS = tuple(
         ((2, 1, 1), 1, 48, 3),
         ((2, 1, 1), 2, 64, 2),
         ((2, 1, 1), 2, 48, 2),
+        ((3, 1, 1), 1, 64, 2),
+        ((1, 1, 3), 1, 32, 4),
     )
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.joined import joined, joined_block
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.tma import LETTERS_BYTES, MANY, PANEL_BYTES, STEP, VECTOR, Tma
+from lacuna_kernels.cuda.kronecker.tma import MANY, PANEL_BYTES, STEP, VECTOR, Tma
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 
@@ -36,7 +36,7 @@ class SemiStructured(Tma):
     @property
     def name(self) -> str:
         """The tile, by j and n."""
-        return f"semi-structured {self._tile_j}x{self._tile_n}{' by pairs' if self.pair == 2 else ''}"
+        return f"semi-structured {self._tile_j}x{self._tile_n}"
 
     @property
     def _tile_n(self) -> int:
@@ -51,8 +51,7 @@ class SemiStructured(Tma):
         """Half of the values that Tma has, and the bias by rows."""
         stage = (self._rows // 2 + self._columns) * STEP * 2
         panels = 2 * self.batch * self.kept * PANEL_BYTES
-        letters = LETTERS_BYTES if self.pair == 2 else 0
-        return self.stages * (stage + 48) + panels + 16 + letters + 4 * 2 * self.runs * _ROWS
+        return self.stages * (stage + 48) + panels + 16 + 4 * 2 * self.runs * _ROWS
 
     def sums(self, problem: Problem) -> Sums:
         """32 of (k, l) at a time: with d = 2 that is 16 of k, as all do it."""
@@ -121,8 +120,8 @@ def _places(rows: int, columns: int, d: int) -> Tensor:
     return torch.stack([low, high], 2)
 
 
-def _way(groups: int, runs: int, width: int, rings: Sequence[int], pair: int = 1) -> SemiStructured:
-    return SemiStructured(Layout.FIRST, groups, runs, width, *rings, pair)
+def _way(groups: int, runs: int, width: int, rings: Sequence[int]) -> SemiStructured:
+    return SemiStructured(Layout.FIRST, groups, runs, width, *rings)
 
 
 WAYS = (
@@ -130,5 +129,3 @@ WAYS = (
     _way(2, 2, 128, (4, 2, 2)),
     _way(2, 1, 128, (5, 2, 2)),
 )
-
-PAIRS = (_way(2, 1, 256, (4, 2, 2), 2), _way(2, 2, 128, (4, 2, 2), 2))

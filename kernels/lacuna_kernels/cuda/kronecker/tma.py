@@ -24,7 +24,7 @@ STEP = 64
 PANEL_BYTES = STEP * STEP * 2
 VECTOR = 8
 """Elements in 16 bytes: what tensor maps count in."""
-LETTERS_BYTES = 8 * 24
+_LETTERS_BYTES = 8 * 24
 """By which the first block of a pair tells the other which tile is next."""
 MANY = 30
 """Tiles of one multiprocessor that hide how the last of them end."""
@@ -40,7 +40,7 @@ class Tma:
     stages   steps of 64 k under way
     batch    panels of 64 x 64 that a warpgroup finishes before it writes them
     kept     batches in shared memory
-    pair     blocks, 1 or 2, that share columns n, of which each brings its share to both; not batch-size-first
+    pair     blocks, 1 or 2, that share columns n, of which each brings its share to both; batch-size-last
     """
 
     layout: Layout
@@ -80,7 +80,7 @@ class Tma:
         """Stages with their barriers and corners of tiles, panels, barriers of residuals, letters, and the bias."""
         stage = (self._rows + self._columns) * STEP * 2
         biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
-        letters = LETTERS_BYTES if self.pair == 2 else 0
+        letters = _LETTERS_BYTES if self.pair == 2 else 0
         return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + letters + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
@@ -179,7 +179,7 @@ class Tma:
         device.kernel(self.variants(problem.precision)[0])(
             (self.pair * min(self._pairs(problem), device.limits.multiprocessors // self.pair), 1, 1),
             (_THREADS, 1, 1),
-            self._map(x, problem, p.c, pitch, STEP if last else self._tile_n // self.pair),
+            self._map(x, problem, p.c, pitch, STEP if last else self._tile_n),
             values_map,
             y_map,
             y_map if residual is None else self._map(residual, problem, p.b, pitch, STEP),

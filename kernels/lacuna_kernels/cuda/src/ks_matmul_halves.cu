@@ -101,6 +101,19 @@ template <int N>
 __device__ __forceinline__ void wgmma(float (&t)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add);
 
 template <>
+__device__ __forceinline__ void wgmma<32>(float (&t)[16], const uint32_t (&a)[4], uint64_t b, bool add) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %21, 0;"
+        " wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
+        "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
+        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
+          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
+          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
+}
+
+template <>
 __device__ __forceinline__ void wgmma<48>(float (&t)[24], const uint32_t (&a)[4], uint64_t b, bool add) {
     asm volatile(
         "{.reg .pred p; setp.ne.b32 p, %29, 0;"
@@ -475,8 +488,10 @@ struct Share : Tile {
         if (out.bulk && row + pass * 64 + 16 <= work.rows) {
             if (team.thread > 0) return;
             const int first = row + pass * 64;
-            const Coordinates corner = work.p.d == L ? Coordinates{j * L, i, first, 0} : Coordinates{l, j, i, first};
-            copy_out(out.map, corner, shared_address(from));
+            if (work.p.d == L)
+                copy_out(out.map, {j * L, i, first, 0}, shared_address(from));
+            else
+                copy_out_part(out.map, {l, j, i, first}, shared_address(from));
             return;
         }
 #pragma unroll 1
@@ -549,7 +564,7 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
         const bool vectors = whole_vectors(x, work.p.width_in(), Index(c) * d, d);
         produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMERS > 256 ? 152 : 224));
         consume(work, {y_map, residual, y, activation, negative_slope, bulk != 0}, bias != nullptr, shared,
                 {full, empty, 0});
     }

@@ -25,7 +25,7 @@ constexpr int LETTERS = 8, LETTER = 16;  // of a pair: more than the first block
 constexpr int BIAS_AT = LETTERS_AT + (PAIR > 1 ? LETTERS * (LETTER + 8) : 0);
 constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
-static_assert(PAIR == 1 || (PAIR == 2 && ROWS_J && STAGES + 2 < LETTERS), "columns are shared");
+static_assert(PAIR == 1 || (PAIR == 2 && LAST && STAGES + 2 < LETTERS), "columns are shared");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
 #endif
@@ -127,12 +127,12 @@ struct Letters {
 // Bring a step of the columns of a tile: all of it, or a share of it to both of a pair.
 __device__ __forceinline__ void load_columns(const TensorMap& map, Coordinates at, uint32_t to, uint32_t barrier,
                                              int rank) {
-    constexpr int SHARE = COLUMNS / PAIR, BOX = LAST ? 64 : SHARE;
+    constexpr int SHARE = COLUMNS / PAIR, BOX = LAST ? 64 : COLUMNS;
 #pragma unroll 1  // the thread has few registers
     for (int box = 0; box < SHARE; box += BOX) {
         const int column = rank * SHARE + box;
         Coordinates from = at;
-        (LAST ? from.x : from.y) += column;
+        if (LAST) from.x += column;
         if (PAIR == 1)
             copy_in(to + column * STEP * 2, map, from, barrier);
         else
