@@ -14,7 +14,7 @@ from bench.kronecker_lazylinop import lazylinop
 from bench.kronecker_ways import TORCH_WAYS, Multiply, Operands, Skipped, ours
 from bench.timing import copies_of, milliseconds
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker.choose import UNMEASURED, candidates
+from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.errors import KernelsError
 from lacuna_kernels.graph import Precision
@@ -109,7 +109,7 @@ def ways_of(
     if every_candidate:
         ways = candidates(problem, device.limits)
         likely = _LIKELY * ways[0].seconds(problem, device.limits)
-        for way in (*ways, *(way for way in UNMEASURED if way.fits(problem, device.limits))):
+        for way in ways:
             if way.seconds(problem, device.limits) <= likely:
                 found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}

@@ -5,7 +5,7 @@ import torch
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
-from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, UNMEASURED, WAYS
+from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
 from lacuna_kernels.cuda.kronecker.few_rows import FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import ChainWay, Epilogue, Operands, Way
@@ -69,7 +69,7 @@ def main() -> None:
             for precision in Precision:
                 for layout in Layout:
                     problem = Problem(KSPattern(*pattern), ROWS, precision, layout)
-                    for way in (*WAYS, *UNMEASURED):
+                    for way in WAYS:
                         if way.fits(problem, device.limits):
                             multiply(device, way, problem)
         for tall in tf32.WAYS:  # whole tiles leave otherwise than those that rows end in

@@ -49,15 +49,10 @@ WAYS: tuple[Way, ...] = (
 )
 """All that are chosen among."""
 
-UNMEASURED: tuple[Way, ...] = (
-    *planes.NARROW,
-)
-"""Not yet run on a GPU: for tests and benchmarks that name them."""
-
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
 
-_EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *UNMEASURED, *CHAIN_WAYS)
+_EVERY: tuple[Way | ChainWay, ...] = (*WAYS, *CHAIN_WAYS)
 VARIANTS = tuple(dict.fromkeys(v for way in _EVERY for precision in Precision for v in way.variants(precision)))
 """All that they may ask the compiler for."""
 

@@ -326,5 +326,3 @@ WAYS = (
     Planes(2, True, 128),
     Planes(2, True, 64),
 )
-NARROW = (Planes(8, False, 32), Planes(8, False, 16))
-"""Half a sector of memory of each k, for twice as many rows as 16 l leave room for."""

@@ -209,24 +209,29 @@ class Teams:
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slowest of memory, the second-level cache and taking apart, and waits: by a clock-by-clock simulation.
-
-        Its rates are those of an H200, and a seventh is added, as the kernels have not been timed there since.
-        """
+        """The slowest of memory, the second-level cache and taking apart, and waits: fitted to runs of an H200."""
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
         tiles = ceil(problem.rows / ROWS) * self.chunks(p)
-        passes = self.passes(p)
+        passes, k_stages = self.passes(p), self.k_stages(p)
         x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         x *= self.times(p, schedule.stages)
-        streamed = 0 if schedule.resident else passes * self.k_stages(p) * self.weight_bytes
-        memory = (x + y) / (16.7 if self.whole or p.d % self.depth == 0 else 13.0)  # bytes a clock
-        on_their_way = schedule.stages.w * self.weight_bytes
-        from_cache = 26.0 if on_their_way >= 48 * 1024 else 13.0  # with little under way every copy is waited for
-        taken = x / (0.12 * self.takers)
-        clocks = 1.15 * max(memory, (streamed + x) / from_cache, taken) + 400 * passes
+        streamed = 0 if schedule.resident else passes * k_stages * self.weight_bytes
+        memory = (x + y) / (19.5 if self.whole or p.d % self.depth == 0 else 10.9)  # bytes a clock
+        from_cache = 40.0 if self.own == 1 else 23.7
+        if schedule.stages.w * self.weight_bytes < 48 * 1024:
+            from_cache = 13.3  # with little under way every copy is waited for
+        taken = x / (0.137 * min(self.takers, self._units))
+        slow = 1.4 if self.depth % 8 == 4 else 1.0
+        clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * (960 + 28 * k_stages)
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
+
+    @property
+    def _units(self) -> int:
+        """Of a stage of x, that are taken apart at once."""
+        run = self.depth if self.depth % 8 else 8
+        return self.own_rows * 2 * self.steps * (self.depth // (4 if run > 8 else run))
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
