@@ -45,7 +45,8 @@ def multiply(
     pattern = KSPattern(*values.shape)
     if y is None:
         y = poisoned(len(x), pattern.width_out, dtype=x.dtype)
-    problem = Problem(pattern, len(x), way.precision)
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x, y))
+    problem = Problem(pattern, len(x), way.precision, aligned=aligned)
     assert way.fits(problem, device.limits)
     way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, count))
     return y

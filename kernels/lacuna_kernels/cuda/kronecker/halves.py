@@ -148,10 +148,10 @@ class Halves:
 
     def copies_vectors(self, problem: Problem) -> bool:
         """Whether it moves 16 bytes at once."""
-        return self._writes_boxes(problem) and problem.pattern.c * problem.pattern.d % 4 == 0
+        return self._writes_vectors(problem) and problem.pattern.c * problem.pattern.d % 4 == 0
 
-    def _writes_boxes(self, problem: Problem) -> bool:
-        """Whether the copy engine can write y: its strides, and what a box has together, are multiples of 16 bytes."""
+    def _writes_vectors(self, problem: Problem) -> bool:
+        """Whether it writes 16 bytes at once."""
         pattern = problem.pattern
         runs = pattern.d % 4 == 0 if self.run % 4 == 0 else pattern.d == self.run
         return problem.aligned and runs and pattern.b * pattern.d % 4 == 0
@@ -217,20 +217,17 @@ class Halves:
             packed,
             packed[self._scales_at(problem.pattern) :],
             *arguments(problem, operands),
-            int(self._writes_boxes(problem)),
+            int(self._writes_vectors(problem)),
         )
 
 
     def _map(self, y: Tensor, problem: Problem) -> bytes:
-        """Describe y in boxes of 16 rows of 8 columns of a run; anything if that cannot be: then it is not used."""
+        """Describe y in boxes of 16 rows of 8 columns of all l; anything if it is not written by boxes."""
         (a, b, _, d), rows = problem.pattern.values, problem.rows
-        if not self._writes_boxes(problem):
+        if d != self.run or not self._writes_vectors(problem):
             return bytes(128)
-        if d == self.run:
-            sizes, strides, box = (b * d, a, rows, 1), (4 * b * d, 4 * a * b * d, 4 * a * b * d * rows), (8 * d, 1, 16, 1)
-        else:
-            sizes, strides, box = (d, b, a, rows), (4 * d, 4 * b * d, 4 * a * b * d), (self.run, 8, 1, 16)
-        return tensor_map(y, sizes, strides, box, Swizzle.NONE)
+        row = 4 * b * d
+        return tensor_map(y, (b * d, a, rows, 1), (row, a * row, a * row * rows), (8 * d, 1, 16, 1), Swizzle.NONE)
 
 
 def halves_of(values: Tensor, halves: int) -> tuple[Tensor, Tensor]:

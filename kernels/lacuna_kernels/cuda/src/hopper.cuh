@@ -105,13 +105,6 @@ __device__ __forceinline__ void copy_out(const TensorMap& map, const Coordinates
                  : "memory");
 }
 
-// The same where others write the rest of its lines: they stay there until they are whole.
-__device__ __forceinline__ void copy_out_part(const TensorMap& map, const Coordinates& at, uint32_t from) {
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::"l"(&map),
-                 "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(from)
-                 : "memory");
-}
-
 __device__ __forceinline__ void copies_out_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // Wait until all but the last PENDING copies out have read shared memory.

@@ -8,7 +8,7 @@
 //   first   two warpgroups: 64 features of z at a time, which go to the blocks that own their l: d / TEAM neighbouring
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block, 8 of them for each block, which
-//           interleaves all l of its columns, and writes them, by all its warpgroups
+//           interleaves all l of its columns, and writes them
 // Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
 // other's memory, and empty once its readers have told all blocks that write it.
 #ifndef FIRST_M
@@ -105,8 +105,6 @@ __device__ __forceinline__ void read_weights(uint4 (&w)[PIECES][STEPS], const ui
 struct Place {
     uint32_t shared;
     int rank, tile, tiles, step;
-
-    __device__ __forceinline__ int turns() const { return (tiles - tile + step - 1) / step; }
 };
 
 // ---- the first factor ----
@@ -154,6 +152,54 @@ __device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], 
     for (int high = 0; high < 2; ++high) {
         const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 features
         store_there(owner + place, eight_rows(d, high), owner + AT_Z_FULL + 8 * buffer);
+    }
+}
+
+__device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
+    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
+    const int first = (at.rank * 2 + group) * FIRST_M;
+    uint4 w[FIRST_M][FIRST_K / 16];
+    read_weights(w, packed, first);
+    const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
+    const bool loads = threadIdx.x % WARPGROUP == 0;
+    Ahead ahead{at.tile, 0};
+#pragma unroll 1
+    for (int slot = 0; slot < STAGES; ++slot, ahead.advance(at.step))
+        if (loads && ahead.tile < at.tiles) ring.load(slot, ahead.m, ahead.tile);
+
+    int slot = 0, parity = 0, buffer = 0, z_parity = 1;
+    int read = -1, read_parity = 0;  // the slot read before this one: it is loaded again once all warps have read it
+#pragma unroll 1
+    for (int tile = at.tile; tile < at.tiles; tile += at.step) {
+#pragma unroll
+        for (int m = 0; m < FIRST_M; ++m) {
+            float d[SUMS];
+            if (m % BATCH == 0) barrier_wait(ring.full + 8 * slot, parity);
+            const uint64_t rows = operand(ring.slots + slot * X_BYTES + m % BATCH * X_PIECE);
+            products_begin();
+#pragma unroll
+            for (int k = 0; k < FIRST_K / 16; ++k)
+                multiply_add<0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
+            products_commit();
+            if (m % BATCH == 0 && read >= 0) {
+                if (loads && ahead.tile < at.tiles) {
+                    barrier_wait(ring.empty(read), read_parity);
+                    ring.load(read, ahead.m, ahead.tile);
+                }
+                ahead.advance(at.step);
+            }
+            __syncwarp();
+            finish_products(d);
+            if (m % BATCH == BATCH - 1) {
+                if (lane == 0) barrier_arrive(ring.empty(slot));
+                read = slot, read_parity = parity;
+                if (++slot == STAGES) slot = 0, parity ^= 1;
+            }
+            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
+            send_z(at, d, first + m, buffer);
+        }
+        buffer ^= 1;
+        if (buffer == 0) z_parity ^= 1;
     }
 }
 
@@ -225,7 +271,7 @@ __device__ __forceinline__ void add_residuals(uint4 (&out)[ROWS], const Epilogue
 }
 
 // A thread writes 8 neighbouring l of one column for AT_ONCE rows; 8 threads write 128 bytes of a row.
-constexpr int AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
+constexpr int WRITERS = 2 * WARPGROUP, AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
 static_assert(8 % RUNS == 0, "8 threads have all runs of a column");
 
 __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Index to, int rows) {
@@ -251,12 +297,12 @@ __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Ind
 
 // Write what the block got in a turn of its team.
 __device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, int rows, int turn) {
-    const int buffer = turn & 1, thread = threadIdx.x, tile = at.tile + turn * at.step;
+    const int buffer = turn & 1, thread = threadIdx.x % WRITERS, tile = at.tile + turn * at.step;
     const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
     barrier_wait(full, turn >> 1 & 1);
-    if (thread == 2 * WARPGROUP) barrier_expect(full, Y_BYTES);
+    if (thread == 0) barrier_expect(full, Y_BYTES);
 #pragma unroll 1
-    for (int unit = thread; unit < UNITS; unit += THREADS) {
+    for (int unit = thread; unit < UNITS; unit += WRITERS) {
         const int run = unit % RUNS, column = unit / 16 % (RUNS * PARTS) * (8 / RUNS) + unit % 8 / RUNS;
         const int four = unit / (16 * RUNS * PARTS) * 2 + unit / 8 % 2, first = tile * TILE + four * AT_ONCE;
         const int j = column / 8 * 64 + at.rank * 8 + column % 8;
@@ -268,8 +314,8 @@ __device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, i
 }
 
 // Multiply what the block got of z in a turn, and send it on.
-__device__ __forceinline__ void multiply_z(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
-                                           const Epilogue& e, int turn) {
+__device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
+                                              const Epilogue& e, int turn) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2, buffer = turn & 1, parity = turn >> 1 & 1;
     const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer, empty = at.shared + AT_Z_EMPTY + 8 * buffer;
     barrier_wait(full, parity);
@@ -295,64 +341,11 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
                                            int rows) {
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + threadIdx.x / WARPGROUP - 2) * SECOND_M);
-    const int turns = at.turns();
+    const int turns = (at.tiles - at.tile + at.step - 1) / at.step;
 #pragma unroll 1
     for (int turn = 0; turn <= turns; ++turn) {
-        if (turn < turns) multiply_z(at, w, e, turn);
+        if (turn < turns) multiply_turn(at, w, e, turn);
         if (turn > 0) write_turn(at, e, rows, turn - 1);  // a turn late, so that there is no wait for the others
-    }
-}
-
-__device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed,
-                                          const Epilogue& e, int rows) {
-    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
-    const int first = (at.rank * 2 + group) * FIRST_M;
-    uint4 w[FIRST_M][FIRST_K / 16];
-    read_weights(w, packed, first);
-    const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
-    const bool loads = threadIdx.x % WARPGROUP == 0;
-    Ahead ahead{at.tile, 0};
-#pragma unroll 1
-    for (int slot = 0; slot < STAGES; ++slot, ahead.advance(at.step))
-        if (loads && ahead.tile < at.tiles) ring.load(slot, ahead.m, ahead.tile);
-
-    int slot = 0, parity = 0;
-    int read = -1, read_parity = 0;  // the slot read before this one: it is loaded again once all warps have read it
-    const auto multiply_x = [&](int turn) {
-        const int buffer = turn & 1;
-#pragma unroll
-        for (int m = 0; m < FIRST_M; ++m) {
-            float d[SUMS];
-            if (m % BATCH == 0) barrier_wait(ring.full + 8 * slot, parity);
-            const uint64_t rows = operand(ring.slots + slot * X_BYTES + m % BATCH * X_PIECE);
-            products_begin();
-#pragma unroll
-            for (int k = 0; k < FIRST_K / 16; ++k)
-                multiply_add<0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
-            products_commit();
-            if (m % BATCH == 0 && read >= 0) {
-                if (loads && ahead.tile < at.tiles) {
-                    barrier_wait(ring.empty(read), read_parity);
-                    ring.load(read, ahead.m, ahead.tile);
-                }
-                ahead.advance(at.step);
-            }
-            __syncwarp();
-            finish_products(d);
-            if (m % BATCH == BATCH - 1) {
-                if (lane == 0) barrier_arrive(ring.empty(slot));
-                read = slot, read_parity = parity;
-                if (++slot == STAGES) slot = 0, parity ^= 1;
-            }
-            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, turn >> 1 & 1 ^ 1);
-            send_z(at, d, first + m, buffer);
-        }
-    };
-    const int turns = at.turns();
-#pragma unroll 1
-    for (int turn = 0; turn < turns + 2; ++turn) {
-        if (turn < turns) multiply_x(turn);
-        if (turn >= 2) write_turn(at, e, rows, turn - 2);
     }
 }
 
@@ -365,7 +358,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * THREADS / 32);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * WRITERS / 32);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < 2; ++buffer) {
@@ -389,7 +382,7 @@ ks_chain(const __grid_constant__ TensorMap x, const uint4* __restrict__ first, c
     __syncthreads();
     meet_team();
     if (threadIdx.x < 2 * WARPGROUP)
-        run_first(at, x, first, epilogue, rows);
+        run_first(at, x, first);
     else
         run_second(at, second, epilogue, rows);
     __syncwarp();

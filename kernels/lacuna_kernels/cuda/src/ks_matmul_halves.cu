@@ -410,12 +410,12 @@ __device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, b
 }
 
 struct Output {
-    const TensorMap& map;  // of y: boxes of 16 rows of 8 j of L neighbouring l
+    const TensorMap& map;  // of y, if d is L: boxes of 16 rows of 8 j
     const float* residual;
     float* y;
     int activation;
     float negative_slope;
-    bool bulk;  // whether y can be written by its map
+    bool vectors;  // whether y can be written 16 bytes at once
 };
 
 // A warp and those that have the neighbouring l of the same rows and j.
@@ -454,6 +454,12 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
     }
 }
 
+__device__ __forceinline__ void write_four(float* to, float4 sums) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums.x), "f"(sums.y), "f"(sums.z),
+                 "f"(sums.w)
+                 : "memory");  // written in C++ it may become four stores
+}
+
 // What a team has of a tile: its first row, and the first of 8 j; and its place among those rows and j.
 struct Share : Tile {
     const Work& work;
@@ -483,21 +489,22 @@ struct Share : Tile {
         }
     }
 
-    // Write 16 rows of 8 columns: by one thread and the copy engine, or by all.
+    // Write 16 rows of 8 columns. Whole runs of a row are for the copy engine; parts of them are too short for it.
     __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
-        if (out.bulk && row + pass * 64 + 16 <= work.rows) {
-            if (team.thread > 0) return;
-            const int first = row + pass * 64;
-            if (work.p.d == L)
-                copy_out(out.map, {j * L, i, first, 0}, shared_address(from));
-            else
-                copy_out_part(out.map, {l, j, i, first}, shared_address(from));
-            return;
-        }
+        if (out.vectors && work.p.d == L && row + pass * 64 + 16 <= work.rows) {
+            if (team.thread == 0) copy_out(out.map, {j * L, i, row + pass * 64, 0}, shared_address(from));
+        } else if (L % 4 == 0 && out.vectors) {
+#pragma unroll 4
+            for (int e = team.thread * 4; e < Y_PASS; e += TEAM * 4) {
+                const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
+                if (is_there(row, j, l)) write_four(out.y + at(row, j, l), *reinterpret_cast<const float4*>(from + e));
+            }
+        } else {
 #pragma unroll 1
-        for (int e = team.thread; e < Y_PASS; e += TEAM) {
-            const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-            if (is_there(row, j, l)) out.y[at(row, j, l)] = from[e];
+            for (int e = team.thread; e < Y_PASS; e += TEAM) {
+                const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
+                if (is_there(row, j, l)) out.y[at(row, j, l)] = from[e];
+            }
         }
     }
 };
@@ -547,7 +554,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
 extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
 ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
-                 int rows, int a, int b, int c, int d, int activation, float negative_slope, int bulk) {
+                 int rows, int a, int b, int c, int d, int activation, float negative_slope, int vectors_out) {
     extern __shared__ __align__(128) char shared[];
     const Work work{{a, b, c, d}, rows_in_use(count, rows)};
     const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
@@ -565,7 +572,7 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
         produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMERS > 256 ? 152 : 224));
-        consume(work, {y_map, residual, y, activation, negative_slope, bulk != 0}, bias != nullptr, shared,
+        consume(work, {y_map, residual, y, activation, negative_slope, vectors_out != 0}, bias != nullptr, shared,
                 {full, empty, 0});
     }
 }

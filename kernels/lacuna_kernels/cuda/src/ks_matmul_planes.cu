@@ -341,74 +341,48 @@ __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, con
     }
 }
 
-// An address as a descriptor has it, in units of 16 bytes.
-__device__ __forceinline__ uint32_t units_of(uint32_t address) { return address >> 4 & 0x3fff; }
-
-// One pass over the planes of a tile.
-struct Pass {
-    bool await_x, await_w;  // whether planes and weights may not have come yet
-    bool free_x, free_w;    // whether they are not needed again
-};
-
-// The products for one tile and 64 j, two steps of 16 k at a time.
-__device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ring& ws, int who, const Pass& pass) {
+// The products for one tile and 64 j. The planes of x are given back if `free_x`, the weights if `free_w`.
+__device__ __forceinline__ void multiply(Sums& sums, const Work& w, Ring& xs, Ring& ws, int who, bool free_x,
+                                         bool free_w) {
     const bool speaks = threadIdx.x % 32 == 0;
-    const uint32_t x_mine = units_of(w.x_at + who * (OCTETS ? HALF : PLANES * TILE * 16));
-    const uint32_t w_mine = units_of(w.w_at + (OCTETS ? who * 8 * 256 : 0));
-    constexpr int X_STAGES = 2 / SUBS;  // of two steps
-    int x_before[X_STAGES], w_before[2], x_now[X_STAGES], w_now[2];
-    // Whether there is no room for what is multiplied and what comes next.
-    const bool scarce = (!w.resident && w.w_stages < 4) || w.x_stages < 2 * X_STAGES;
+    const uint32_t x_mine = w.x_at + who * (OCTETS ? HALF : PLANES * TILE * 16);
+    const uint32_t w_mine = w.w_at + (OCTETS ? who * 8 * 256 : 0);
+    int done_x = 0, done_w = 0;
 #pragma unroll
     for (int p = 0; p < PLANES; ++p)
 #pragma unroll
         for (int n = 0; n < TILE / 2; ++n) asm volatile("" : "=f"(sums[p][n]));  // the first product overwrites them
-    const auto start = [&](int step, int sub) {
-        if (sub % SUBS == 0) {
-            if (pass.await_x) barrier_wait(w.full_x(xs.stage), xs.phase);
-            x_now[sub / SUBS] = xs.stage;
-        }
-        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
-        w_now[sub] = ws.stage;
-        products_begin();
-        const uint32_t x = x_mine + (xs.stage * X_STAGE + sub % SUBS * SUB) / 16;
-        const uint32_t weights = w_mine + ws.stage * w.w_bytes / 16;
-#pragma unroll
-        for (int p = 0; p < PLANES; ++p)
-            multiply_add<TILE, 0>(sums[p], operand(0, 128, W_GROUP) | (weights + p * 16),
-                                  operand(0, OCTETS ? TILE * 16 : HALF, 128) | (x + p * (OCTETS ? 2 : 1) * TILE),
-                                  step + sub, Element());
-        ws.next(w.w_stages, pass.free_w);
-        if (sub % SUBS == SUBS - 1 || step + sub + 1 == w.steps) xs.next(w.x_stages);
-    };
-    const auto give_back = [&](bool both) {
-        if (!speaks) return;
-#pragma unroll
-        for (int s = 0; s < X_STAGES; ++s)
-            if (pass.free_x && (both || s == 0)) barrier_arrive(w.empty_x(x_before[s]));
-#pragma unroll
-        for (int s = 0; s < 2; ++s)
-            if (pass.free_w && (both || s == 0)) barrier_arrive(w.empty_w(w_before[s]));
-    };
 #pragma unroll 1
-    for (int step = 0; step < w.steps; step += 2) {
-        start(step, 0);
-        if (step + 1 < w.steps) start(step, 1);
-        products_commit();
-        if (!scarce) {
-            products_wait<1>();
-            if (step > 0) give_back(true);
-        }
+    for (int stage = 0; stage < w.stages; ++stage) {
+        barrier_wait(w.full_x(xs.stage), xs.phase);
 #pragma unroll
-        for (int s = 0; s < X_STAGES; ++s) x_before[s] = x_now[s];
-        w_before[0] = w_now[0], w_before[1] = w_now[1];
-        if (scarce) {
-            products_wait<0>();
-            give_back(step + 1 < w.steps);
+        for (int sub = 0; sub < SUBS; ++sub) {
+            if (sub && stage * SUBS + sub >= w.steps) break;
+            barrier_wait(w.full_w(ws.stage), ws.phase);
+            products_begin();
+            const uint64_t x = operand(x_mine + xs.stage * X_STAGE + sub * SUB, OCTETS ? TILE * 16 : HALF, 128);
+            const uint64_t weights = operand(w_mine + ws.stage * w.w_bytes, 128, W_GROUP);
+#pragma unroll
+            for (int p = 0; p < PLANES; ++p)
+                multiply_add<TILE, 0>(sums[p], weights + p * 16, x + p * (OCTETS ? 2 : 1) * TILE, stage + sub,
+                                      Element());
+            products_commit();
+            products_wait<1>();
+            if (stage + sub > 0 && speaks) {
+                if (free_x && sub == 0) barrier_arrive(w.empty_x(done_x));
+                if (free_w) barrier_arrive(w.empty_w(done_w));
+            }
+            done_w = ws.stage;
+            ws.next(w.w_stages, free_w);
         }
+        done_x = xs.stage;
+        xs.next(w.x_stages);
     }
     products_wait<0>();
-    if (!scarce) give_back(w.steps % 2 == 0);
+    if (speaks) {
+        if (free_x) barrier_arrive(w.empty_x(done_x));
+        if (free_w) barrier_arrive(w.empty_w(done_w));
+    }
 }
 
 __device__ __forceinline__ void finish(Sums& sums, const Work& w, const TensorMap& y, unsigned char* shared, int who,
@@ -436,19 +410,17 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const TensorMa
 __device__ __forceinline__ void consume(const Work& w, const TensorMap& y, unsigned char* shared, int who) {
     Sums sums;
     Ring xs, ws;
-    bool new_weights = true;
 #pragma unroll 1
     for (Item item(w); item.is_there(w); item.next(w)) {
         const int last = item.last_tile(w);
-        if (!w.keeps) new_weights = true;
 #pragma unroll 1
-        for (int tile = item.first_tile(w); tile < last; ++tile, new_weights = !w.resident) {
+        for (int tile = item.first_tile(w); tile < last; ++tile) {
             const Ring start = xs;
             const bool free_w = !w.resident || (!w.keeps && tile + 1 == last);
 #pragma unroll 1
             for (int j0 = 0; j0 < w.b; j0 += 64) {
                 xs = start;
-                multiply(sums, w, xs, ws, who, {j0 == 0, new_weights, j0 + 64 >= w.b, free_w});
+                multiply(sums, w, xs, ws, who, j0 + 64 >= w.b, free_w);
                 int opaque = item.chunk(w);
                 asm volatile("" : "+r"(opaque));  // so that what follows from it takes no registers during the products
                 finish(sums, w, y, shared, who, opaque, tile, j0);
