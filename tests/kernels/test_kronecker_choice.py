@@ -83,7 +83,7 @@ def test_blocks_of_one_element_may_be_more_tiles_than_the_tensor_copies_count():
 
 
 def test_blocks_of_one_element_may_be_more_tiles_than_the_kernel_of_halves_counts():
-    few, many = (Problem(KSPattern(2**14, 1, 1, d), 1, Precision.FP32) for d in (2**17, 2**19))
+    few, many = (Problem(KSPattern(2**14, 1, 1, d), 1, Precision.FP32) for d in (2**17, 2**21))
 
     assert any(way.fits(few, H200) for way in HALVES_WAYS)
     assert not any(way.fits(many, H200) for way in HALVES_WAYS)

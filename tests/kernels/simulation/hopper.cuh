@@ -73,11 +73,11 @@ struct Coordinates {
     int x, y, z, w;
 };
 
-inline uint32_t dynamic_shared() { return 0; }
+inline uint32_t dynamic_shared() { return uint32_t(machine::current->block + 1) << 24; }  // as in a cluster
 
 inline void barrier_init(uint32_t barrier, int arrivals) {
     auto& barriers = machine::cluster->blocks[machine::current->block].barriers;
-    if (!barriers.emplace(barrier, machine::Barrier{arrivals, arrivals}).second) machine::fail("a barrier made twice");
+    if (!barriers.emplace(barrier & machine::OFFSET, machine::Barrier{arrivals, arrivals}).second) machine::fail("a barrier made twice");
 }
 inline void barriers_are_ready() {}
 inline void barrier_arrive(uint32_t barrier) { machine::arrive(machine::barrier_at(barrier)); }
@@ -89,6 +89,14 @@ inline void barrier_expect(uint32_t address, int bytes) {
 inline void barrier_wait(uint32_t address, uint32_t parity) {
     const machine::Barrier& barrier = machine::barrier_at(address);
     machine::wait_until([&barrier, parity] { return barrier.phase != (parity & 1); }, "barrier " + std::to_string(address));
+}
+
+inline bool barrier_is_over(uint32_t address, uint32_t parity) {
+    return machine::barrier_at(address).phase != (parity & 1);
+}
+inline void __nanosleep(unsigned) { machine::idle(); }
+inline void barrier_of_warpgroup(int) {
+    machine::meet(machine::part("barrier of warpgroup ", machine::WARPGROUP), machine::WARPGROUP);
 }
 
 inline void copy_in(uint32_t to, const void* from, int bytes, uint32_t barrier) {

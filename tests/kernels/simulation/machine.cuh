@@ -40,7 +40,7 @@ struct Thread {
     int block, index;
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
-    bool done = false;
+    bool done = false, idles = false;
     std::function<bool()> may_go_on;
     std::string waits_for;
     std::vector<Action> products;               // of the group that is open
@@ -83,6 +83,12 @@ inline void wait_until(std::function<bool()> condition, const std::string& what)
         swapcontext(&current->context, &scheduler);
     }
     current->may_go_on = nullptr;
+}
+
+// Let others run; it is no progress.
+inline void idle() {
+    current->idles = true, current->waits_for = "what it looks for";
+    swapcontext(&current->context, &scheduler);
 }
 
 // All `count` threads of a group come here before any goes on.
@@ -147,6 +153,7 @@ inline void run(Thread& thread) {
     if (thread.done || (thread.may_go_on && !thread.may_go_on())) return;
     current = &thread;
     swapcontext(&scheduler, &thread.context);
+    if (thread.idles) thread.idles = false, current = nullptr;
 }
 
 inline bool some_arrive(std::mt19937& random) {

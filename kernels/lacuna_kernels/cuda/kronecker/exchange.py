@@ -71,10 +71,9 @@ class Exchange:
         padded[:, :b, :c, :d] = values
         columns, (m, t, e) = ((4, 2, 4), (4, 6, 5)) if teams.depth % 8 == 0 else ((4, 4, 2), (5, 4, 6))
         # i pass part share (columns) step eight k chunk block l
-        sides = (teams.columns // PART, teams.shares, *columns)
-        sides = (*sides, teams.steps * k_stages, 2, 8, chunks, teams.blocks, teams.own)
+        sides = (a, passes, teams.columns // PART, teams.shares, *columns, teams.steps * k_stages, 2, 8)
         order = (0, 10, 11, 1, 7, 12, 8, 3, 2, m, t, e, 9)
-        return padded.view(a, passes, *sides).permute(order).contiguous()
+        return padded.view(*sides, chunks, teams.blocks, teams.own).permute(order).contiguous()
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""

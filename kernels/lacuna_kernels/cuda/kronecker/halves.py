@@ -220,7 +220,6 @@ class Halves:
             int(self._writes_vectors(problem)),
         )
 
-
     def _map(self, y: Tensor, problem: Problem) -> bytes:
         """Describe y in boxes of 16 rows of 8 columns of all l; anything if it is not written by boxes."""
         (a, b, _, d), rows = problem.pattern.values, problem.rows

@@ -247,5 +247,7 @@ WAYS = (
     Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1),
     Tma(Layout.FIRST, groups=2, runs=2, width=192, stages=3, batch=3, kept=1),
 )
-"""Wider tiles read x less often; narrower ones waste less of b, and leave room for more to be under way. For wide blocks
-the second-level cache is the limit: pairs ask less of it."""
+"""Wider tiles read x less often; narrower ones waste less of b, and leave room for more to be under way.
+
+For wide blocks the second-level cache is the limit: pairs ask less of it.
+"""
