@@ -33,7 +33,7 @@ def test_a_variant_that_did_not_run_is_told(sources: set[str]) -> None:
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_the_sanitizer_finds_nothing(script: Path, tool: str) -> None:
     if shutil.which("compute-sanitizer") is None or not torch.cuda.is_available():
