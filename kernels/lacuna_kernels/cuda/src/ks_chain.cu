@@ -37,7 +37,7 @@ constexpr int RUNS = WIDTH_L / 8;            // of 8 neighbouring l
 constexpr int WIDTH_OUT = 64 * PARTS * WIDTH_L;
 static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && 2 * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
 static_assert(SECOND_K * WIDTH_L == 64 * 2 * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
-static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || (BATCH == 2 && FIRST_B == 64)), "pieces of a slot have columns side by side");
+static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of a slot have columns side by side");
 
 constexpr int X_PLANE = TILE * 128;  // 64 columns of x
 constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  // of a slot
@@ -71,10 +71,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[SUMS], const uint4& w, u
     PRODUCT_OF_REGISTERS("bf16");
 }
 
-// Wait for the products of d, which are not the PENDING last ones.
-template <int PENDING>
 __device__ __forceinline__ void finish_products(float (&d)[SUMS]) {
-    products_wait<PENDING>();
+    products_wait<0>();
 #pragma unroll
     for (int i = 0; i < SUMS; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
@@ -174,19 +172,16 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
 #pragma unroll 1
     for (int tile = at.tile; tile < at.tiles; tile += at.step) {
 #pragma unroll
-        for (int m = 0; m < FIRST_M; m += BATCH) {
-            float d[BATCH][SUMS];
-            barrier_wait(ring.full + 8 * slot, parity);
+        for (int m = 0; m < FIRST_M; ++m) {
+            float d[SUMS];
+            if (m % BATCH == 0) barrier_wait(ring.full + 8 * slot, parity);
+            const uint64_t rows = operand(ring.slots + slot * X_BYTES + m % BATCH * X_PIECE);
+            products_begin();
 #pragma unroll
-            for (int n = 0; n < BATCH; ++n) {
-                const uint64_t rows = operand(ring.slots + slot * X_BYTES + n * X_PIECE);
-                products_begin();
-#pragma unroll
-                for (int k = 0; k < FIRST_K / 16; ++k)
-                    multiply_add<0>(d[n], w[m + n][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
-                products_commit();
-            }
-            if (read >= 0) {
+            for (int k = 0; k < FIRST_K / 16; ++k)
+                multiply_add<0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
+            products_commit();
+            if (m % BATCH == 0 && read >= 0) {
                 if (loads && ahead.tile < at.tiles) {
                     barrier_wait(ring.empty(read), read_parity);
                     ring.load(read, ahead.m, ahead.tile);
@@ -194,16 +189,14 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
                 ahead.advance(at.step);
             }
             __syncwarp();
-            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
-            if constexpr (BATCH == 2) {  // one is sent while the other is multiplied
-                finish_products<1>(d[0]);
-                send_z(at, d[0], first + m, buffer);
+            finish_products(d);
+            if (m % BATCH == BATCH - 1) {
+                if (lane == 0) barrier_arrive(ring.empty(slot));
+                read = slot, read_parity = parity;
+                if (++slot == STAGES) slot = 0, parity ^= 1;
             }
-            finish_products<0>(d[BATCH - 1]);
-            if (lane == 0) barrier_arrive(ring.empty(slot));
-            read = slot, read_parity = parity;
-            if (++slot == STAGES) slot = 0, parity ^= 1;
-            send_z(at, d[BATCH - 1], first + m + BATCH - 1, buffer);
+            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
+            send_z(at, d, first + m, buffer);
         }
         buffer ^= 1;
         if (buffer == 0) z_parity ^= 1;
@@ -328,25 +321,19 @@ __device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[
     barrier_wait(full, parity);
     if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
     publish_shared();
-    float d[2][SUMS];
-    const auto start = [&](int m) {
-        const int l = (group * SECOND_M + m) / PARTS;
+#pragma unroll
+    for (int m = 0; m < SECOND_M; ++m) {
+        float d[SUMS];
+        const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
         const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
         products_begin();
 #pragma unroll
-        for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d[m % 2], w[m][k], z + k * Z_LINE, k, Element());
+        for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
         products_commit();
-    };
-    start(0);
-#pragma unroll
-    for (int m = 0; m < SECOND_M; ++m) {  // some are sent while the next are multiplied
-        if (m + 1 < SECOND_M) start(m + 1);
-        finish_products<(SECOND_M > 1)>(d[m % 2]);
-        if (m + 1 == SECOND_M) finish_products<0>(d[m % 2]);
+        finish_products(d);
         if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));
         if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
-        const int piece = hidden(group) * SECOND_M + m;  // or else the addresses of all are kept in registers
-        send_y(at, d[m % 2], e, piece / PARTS, piece % PARTS, buffer);
+        send_y(at, d, e, l, part, buffer);
     }
 }
 
