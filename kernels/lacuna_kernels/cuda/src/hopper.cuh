@@ -154,6 +154,7 @@ __device__ __forceinline__ void take_registers() {
 #define ONES "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,"
 #define SUMS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define SUMS_16 ONES "%10,%11,%12,%13,%14,%15"
+#define SUMS_24 ONES TEN(1) "%20,%21,%22,%23"
 #define SUMS_32 ONES TEN(1) TEN(2) "%30,%31"
 #define SUMS_64 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63"
 #define SUMS_96 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) "%90,%91,%92,%93,%94,%95"
@@ -164,6 +165,7 @@ __device__ __forceinline__ void take_registers() {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
 #define REGISTERS_16 EIGHT(0), EIGHT(8)
+#define REGISTERS_24 EIGHT(0), EIGHT(8), EIGHT(16)
 #define REGISTERS_32(i) EIGHT(i), EIGHT(i + 8), EIGHT(i + 16), EIGHT(i + 24)
 #define REGISTERS_64 REGISTERS_32(0), REGISTERS_32(32)
 #define REGISTERS_96 REGISTERS_64, REGISTERS_32(64)
@@ -193,6 +195,32 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
 template <int N, int CROSS>
 __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint64_t y, int add, __nv_bfloat16) {
     PRODUCTS("bf16");
+}
+
+#define REGISTER_PRODUCT(width, sums, registers, type, x0, x1, x2, x3, y_at, add_at, across_at)                      \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #add_at ", 0;\n"                                               \
+                 "wgmma.mma_async.sync.aligned.m64n" #width "k16.f32." type "." type " {" sums "}, {%" #x0 ",%" #x1  \
+                 ",%" #x2 ",%" #x3 "}, %" #y_at ", p, 1, 1, %" #across_at ";\n}"                                     \
+                 : registers                                                                                         \
+                 : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(y), "r"(add), "n"(CROSS))
+#define REGISTER_PRODUCTS(type)                                                                             \
+    static_assert(N == 32 || N == 48 || N == 64, "not written down");                                       \
+    if constexpr (N == 32) REGISTER_PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19, 20, 21, 22);    \
+    if constexpr (N == 48) REGISTER_PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27, 28, 29, 30);    \
+    if constexpr (N == 64) REGISTER_PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35, 36, 37, 38)
+
+// The same, where x is in registers, which must not change before the products are done: of rows row, row + 8, row,
+// row + 8, row being thread / 32 * 16 + thread % 32 / 4, columns 2 t and 2 t + 1 of 16 k for the first two, and 8 more for
+// the others, t = thread % 4.
+template <int N, int CROSS>
+__device__ __forceinline__ void multiply_add_registers(float (&d)[N / 2], const uint4& x, uint64_t y, int add, __half) {
+    REGISTER_PRODUCTS("f16");
+}
+
+template <int N, int CROSS>
+__device__ __forceinline__ void multiply_add_registers(float (&d)[N / 2], const uint4& x, uint64_t y, int add,
+                                                       __nv_bfloat16) {
+    REGISTER_PRODUCTS("bf16");
 }
 
 #define SPARSE_PRODUCT(width, sums, registers, type, x_at, y_at, which_at, add_at)                              \

@@ -53,24 +53,6 @@ static_assert(SHARED_BYTES == USED_BYTES + 1024, "and what it takes to start at 
 #endif
 
 // ---- products ----
-#define PRODUCT_OF_REGISTERS(type)                                                                                   \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"                                                        \
-                 "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                                         \
-                 " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, %22;\n}" \
-                 : EIGHT(0), EIGHT(8)                                                                                \
-                 : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "l"(rows), "r"(add), "n"(ACROSS))
-
-// d [64, TILE] = w [64, 16 k] rows^T, plus d if `add`. The rows lie along k, or ACROSS k.
-template <int ACROSS>
-__device__ __forceinline__ void multiply_add(float (&d)[SUMS], const uint4& w, uint64_t rows, int add, __half) {
-    PRODUCT_OF_REGISTERS("f16");
-}
-
-template <int ACROSS>
-__device__ __forceinline__ void multiply_add(float (&d)[SUMS], const uint4& w, uint64_t rows, int add, __nv_bfloat16) {
-    PRODUCT_OF_REGISTERS("bf16");
-}
-
 __device__ __forceinline__ void finish_products(float (&d)[SUMS]) {
     products_wait<0>();
 #pragma unroll
@@ -179,7 +161,7 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
             products_begin();
 #pragma unroll
             for (int k = 0; k < FIRST_K / 16; ++k)
-                multiply_add<0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
+                multiply_add_registers<TILE, 0>(d, w[m][k], rows + (k / 4 * X_PLANE + k % 4 * 32) / 16, k, Element());
             products_commit();
             if (m % BATCH == 0 && read >= 0) {
                 if (loads && ahead.tile < at.tiles) {
@@ -328,7 +310,8 @@ __device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[
         const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
         products_begin();
 #pragma unroll
-        for (int k = 0; k < SECOND_K / 16; ++k) multiply_add<1>(d, w[m][k], z + k * Z_LINE, k, Element());
+        for (int k = 0; k < SECOND_K / 16; ++k)
+            multiply_add_registers<TILE, 1>(d, w[m][k], z + k * Z_LINE, k, Element());
         products_commit();
         finish_products(d);
         if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));

@@ -96,55 +96,6 @@ struct Ring {
     }
 };
 
-// t [64 rows][N] = a * b, or += with `add`; a from registers, b from shared memory.
-template <int N>
-__device__ __forceinline__ void wgmma(float (&t)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add);
-
-template <>
-__device__ __forceinline__ void wgmma<32>(float (&t)[16], const uint32_t (&a)[4], uint64_t b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %21, 0;"
-        " wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15 "
-        "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
-        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
-          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
-          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<48>(float (&t)[24], const uint32_t (&a)[4], uint64_t b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %29, 0;"
-        " wgmma.mma_async.sync.aligned.m64n48k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23 "
-        "}, {%24, %25, %26, %27}, %28, p, 1, 1, 0;}"
-        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
-          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
-          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]), "+f"(t[16]), "+f"(t[17]),
-          "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]), "+f"(t[23])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
-}
-
-template <>
-__device__ __forceinline__ void wgmma<64>(float (&t)[32], const uint32_t (&a)[4], uint64_t b, bool add) {
-    asm volatile(
-        "{.reg .pred p; setp.ne.b32 p, %37, 0;"
-        " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
-        : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]),
-          "+f"(t[6]), "+f"(t[7]), "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]),
-          "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]), "+f"(t[16]), "+f"(t[17]),
-          "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]), "+f"(t[23]),
-          "+f"(t[24]), "+f"(t[25]), "+f"(t[26]), "+f"(t[27]), "+f"(t[28]), "+f"(t[29]),
-          "+f"(t[30]), "+f"(t[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));
-}
-
 // Describes [j][16 k] of fp16 as wgmma wants to know it: no swizzle, 128 bytes from k to k + 8, EIGHT_BYTES from j to
 // j + 8.
 __device__ __forceinline__ uint64_t descriptor(uint32_t at) {
@@ -357,14 +308,18 @@ struct Halves {
     }
 };
 
+__device__ __forceinline__ void multiply_half(float (&t)[N / 2], const uint32_t (&x)[4], uint64_t weights, bool add) {
+    multiply_add_registers<N, 0>(t, make_uint4(x[0], x[1], x[2], x[3]), weights, add, __half());
+}
+
 // Start the products of one unit; small ones first, while the sum is small.
 __device__ __forceinline__ void multiply(float (&t)[N / 2], const Halves& x, uint64_t weights) {
     products_begin();
     if constexpr (HALVES == 2) {
-        wgmma<N>(t, x.small, weights, false);
-        wgmma<N>(t, x.big, weights + (HALF_BYTES >> 4), true);
+        multiply_half(t, x.small, weights, false);
+        multiply_half(t, x.big, weights + (HALF_BYTES >> 4), true);
     }
-    wgmma<N>(t, x.big, weights, HALVES == 2);
+    multiply_half(t, x.big, weights, HALVES == 2);
     products_commit();
 }
 
