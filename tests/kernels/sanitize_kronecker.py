@@ -30,11 +30,12 @@ SOURCES = {
     "ks_turn.cu",
 }
 
-PATTERNS = [(2, 2, 3, 5), (2, 40, 72, 1), (2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8), (1, 65, 33, 9)]
-PATTERNS += [(1, 48, 32, d) for d in (2, 3, 4, 6, 8, 12, 16, 32)]
+PATTERNS = [(2, 2, 3, 5), (1, 65, 33, 9), (2, 40, 72, 1)]
+PATTERNS += [(1, 48, 32, d) for d in (12, 8, 6, 4, 3, 2, 16, 32)]
+PATTERNS += [(2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8)]
 PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
-ENOUGH = 6
+ENOUGH = 8
 """Patterns of a way: the tools take minutes."""
 ROWS = 72
 CHAINS = [[(3, 40, 24, 1), (1, 24, 40, 3)], [(16, 64, 256, 1), (1, 64, 64, 16)]]

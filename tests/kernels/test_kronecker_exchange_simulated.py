@@ -69,7 +69,7 @@ def test_a_factor_agrees_with_float64_and_writes_nothing_else(folder, way, preci
         assert relative_error(y, expected) < LIMIT[precision]
 
 
-@pytest.mark.parametrize("way, precision", WAYS[::3])
+@pytest.mark.parametrize("way, precision", WAYS)
 def test_the_epilogue_and_the_count(folder, way, precision):
     rows, pattern = ROWS + 3, KSPattern(1, 72, 128, way.teams.depth)
     problem = Problem(pattern, rows, precision)
@@ -91,3 +91,13 @@ def test_teams_share_many_tiles_whatever_comes_first(folder, way, precision):
     for seed in range(2):
         y, expected = multiply(folder, way, problem, seed, multiprocessors=5 * way.teams.blocks)
         assert relative_error(y, expected) < LIMIT[precision]
+
+
+@pytest.mark.parametrize("way, precision", WAYS[1::2])
+def test_a_count_of_fewer_tiles_than_a_team_steps_over(folder, way, precision):
+    pattern = KSPattern(5, 64, 64, way.teams.depth)
+    problem = Problem(pattern, 9 * ROWS, precision)
+    for count in (1, ROWS + 6):
+        y, expected = multiply(folder, way, problem, count, count=count, multiprocessors=5 * way.teams.blocks)
+        assert relative_error(y[:count], expected) < LIMIT[precision]
+        assert bool(y[count:].isnan().all())

@@ -77,7 +77,8 @@ inline uint32_t dynamic_shared() { return uint32_t(machine::current->block + 1) 
 
 inline void barrier_init(uint32_t barrier, int arrivals) {
     auto& barriers = machine::cluster->blocks[machine::current->block].barriers;
-    if (!barriers.emplace(barrier & machine::OFFSET, machine::Barrier{arrivals, arrivals}).second) machine::fail("a barrier made twice");
+    if (!barriers.emplace(barrier & machine::OFFSET, machine::Barrier{arrivals, arrivals}).second)
+        machine::fail("a barrier made twice");
 }
 inline void barriers_are_ready() {}
 inline void barrier_arrive(uint32_t barrier) { machine::arrive(machine::barrier_at(barrier)); }

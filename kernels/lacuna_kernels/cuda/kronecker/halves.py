@@ -67,7 +67,7 @@ class Halves:
         return self.run_each * self.groups[2]
 
     def _pitch(self, floats: int) -> int:
-        """Floats from row to row in shared memory."""
+        """Floats from row to row of x in shared memory."""
         banks = 4 if self.run % 8 == 0 else {4: 16, 2: 8}.get(self.run, 12)
         return floats + (banks - floats) % 32
 
@@ -154,7 +154,8 @@ class Halves:
         """Whether it writes 16 bytes at once."""
         pattern = problem.pattern
         runs = pattern.d % 4 == 0 if self.run % 4 == 0 else pattern.d == self.run
-        return problem.aligned and runs and pattern.b * pattern.d % 4 == 0
+        counted = pattern.b * pattern.d < 2**31  # by the copy engine
+        return problem.aligned and runs and counted and pattern.b * pattern.d % 4 == 0
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """Rounds of tiles, or the traffic of device memory; the rates are those of an H200."""

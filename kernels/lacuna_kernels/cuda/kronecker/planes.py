@@ -50,7 +50,7 @@ class Schedule:
 class Planes:
     """The constants of ks_matmul_planes.cu.
 
-    depth  neighbouring l that a block takes: 8, 16, or all of them, where that is 2, 3, 4, 6, 8, 12 or 16
+    depth  neighbouring l that a block takes: 16, or all of them, where that is 2, 3, 4, 6, 8, 12 or 16
     whole  whether they are all
     tile   rows of one product
     """

@@ -75,8 +75,10 @@ class SemiStructured(Tma):
         tiles = self._tiles(joined(problem)) / limits.multiprocessors
         products = (tiles if tiles > MANY else ceil(tiles)) * clocks / 1.755e9
         memory = problem.bytes / 5.5e12
-        all_j = 0.9 if 128 < p.b <= self._rows else 1.0  # x comes once
-        return 4e-6 + all_j * (max(memory, products) + 0.55 * min(memory, products))
+        once = (
+            0.9 if 128 < p.b <= self._rows else 1.0
+        )  # as measured: all j are in one tile of 256, so that x comes once
+        return 4e-6 + once * (max(memory, products) + 0.55 * min(memory, products))
 
     def pack(self, values: Tensor) -> Tensor:
         """The values that are not 0, [a * blocks of 64 j, steps of 64 k, 8, 256].

@@ -221,7 +221,7 @@ class Teams:
         memory = (x + y) / (19.5 if self.whole or p.d % self.depth == 0 else 10.9)  # bytes a clock
         from_cache = 40.0 if self.own == 1 else 23.7
         if schedule.stages.w * self.weight_bytes < 48 * 1024:
-            from_cache = 13.3  # with little under way every copy is waited for
+            from_cache = 13.3  # every copy is waited for; also where few weights stay, as x comes by small stages
         taken = x / (0.137 * min(self.takers, self._units))
         slow = {6: 0.87, 12: 1.4}.get(self.depth, 1.0)
         clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * (960 + 28 * k_stages)

@@ -128,7 +128,7 @@ class Tma:
         traffic = steps * (self._rows + self._columns / self.pair) * STEP * 2 / 48
         tiles = (rounds if rounds > MANY else ceil(rounds)) * max(products, traffic) / 1.54e9
         if self.pair == 2:
-            tiles *= 0.97 if p.b <= 512 else 1.03
+            tiles *= 0.97 if p.b <= 512 else 1.03  # as measured
         memory = problem.bytes / 4.2e12
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
         return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour

@@ -1,5 +1,5 @@
-// How teams of blocks share the work of ks_matmul_exchange.cu, where things are in a block's memory, the threads that
-// bring x and weights, and the order of all others' work. See there for the idea.
+// How teams of blocks share the work of ks_matmul_exchange.cu, where things are in a block's memory, the thread that
+// brings x and weights, and the order of all others' work. See there for the idea.
 #pragma once
 
 #include "hopper.cuh"
@@ -99,7 +99,9 @@ struct Place {
 
 // The tiles of a team, one after another: there is no division, as every thread goes through them.
 struct Tile : Place {
-    __device__ __forceinline__ explicit Tile(const Work& w) : Place{w.team % w.together, w.team / w.together} { find(w); }
+    __device__ __forceinline__ explicit Tile(const Work& w) : Place{w.team % w.together, w.team / w.together} {
+        find(w);
+    }
     __device__ __forceinline__ void next(const Work& w) { tile += w.step, find(w); }
     __device__ __forceinline__ bool is_there(const Work& w) const { return chunk < w.chunks; }
     __device__ __forceinline__ void find(const Work& w) {

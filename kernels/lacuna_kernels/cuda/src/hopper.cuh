@@ -209,9 +209,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
     if constexpr (N == 48) REGISTER_PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27, 28, 29, 30);    \
     if constexpr (N == 64) REGISTER_PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35, 36, 37, 38)
 
-// The same, where x is in registers, which must not change before the products are done: of rows row, row + 8, row,
-// row + 8, row being thread / 32 * 16 + thread % 32 / 4, columns 2 t and 2 t + 1 of 16 k for the first two, and 8 more for
-// the others, t = thread % 4.
+// The same, where x is in registers, which must not change before the products are done: of rows r, r + 8, r, r + 8,
+// r = thread / 32 * 16 + thread % 32 / 4, k 2 t and 2 t + 1 for the first two, and 8 more for the others, t = thread % 4.
 template <int N, int CROSS>
 __device__ __forceinline__ void multiply_add_registers(float (&d)[N / 2], const uint4& x, uint64_t y, int add, __half) {
     REGISTER_PRODUCTS("f16");

@@ -115,8 +115,8 @@ struct Ahead {
     }
 };
 
-// A thread's sums are of features lane / 4 and 8 more, rows 8 i + 2 t + e, t = lane % 4. Those of one feature in the order
-// (i, e) are 16 bytes: chunk t of its line of z, whose rows thereby lie in the order (t, i, e). In that order they are
+// A thread's sums are of features lane / 4 and 8 more, rows 8 i + 2 t + e, t = lane % 4. Those of one feature in the
+// order (i, e) are 16 bytes: chunk t of its line of z, whose rows thereby lie in the order (t, i, e). In that order they are
 // columns of the second product, where a thread has 8 i + 2 t + e again: those are rows 8 t + 2 i + e, neighbours.
 __device__ __forceinline__ uint4 eight_rows(const float (&d)[SUMS], int high) {
     const float* from = d + 2 * high;

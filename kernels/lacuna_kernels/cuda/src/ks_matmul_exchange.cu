@@ -96,15 +96,16 @@ struct Taker {
 using Sums = float[MINE][COLUMNS / 2];
 using Rounded = uint4[MINE][PARTS][2];  // 8 j of rows lane / 4, and 8 more
 
-// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t if STRIDED, else PART q + 8 t +
-// 2 m + e; 32 j further on in the next warpgroup, if they differ in columns.
+// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t if STRIDED, else PART q +
+// 8 t + 2 m + e; 32 j further on in the next warpgroup, if they differ in columns.
 __device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
     const int t = me.lane % 4, first = BY_COLUMNS ? me.who * 32 : 0;
     return first + (STRIDED ? 8 * m + 4 * e + t : 8 * t + 2 * m + e);
 }
 
 __device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
-    const int i = hidden(of.place.i(w)), l = of.place.l(w) + w.rank * OWN_L + me.first_l();  // or it is done without bias
+    const int i = hidden(of.place.i(w));  // or else it is worked out without a bias too
+    const int l = of.place.l(w) + w.rank * OWN_L + me.first_l();
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; ++n)
 #pragma unroll

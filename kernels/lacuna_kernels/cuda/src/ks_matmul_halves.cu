@@ -11,7 +11,8 @@
 // 16 k: x as it lies, [row][k][l], by copies of 16 bytes that leave gaps against bank conflicts, and the factor, packed
 // by the host as wgmma wants it. The other warps, in groups of four, read x and split it in registers: the vector of
 // neighbouring l that a lane reads is one element of the A operand of each l, so that nothing is ever transposed. The
-// order of k within a step and of j within 8 is such that lanes read and write different banks; the host packs alike.
+// order of k within a step and of j within 8 is such that lanes read different banks; the host packs alike. y is laid
+// out without gaps, as the copy engine takes it.
 //
 // Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
 #include "hopper.cuh"
@@ -38,7 +39,7 @@ constexpr int R = 64 * PASSES * GROUPS_N, J = N * GROUPS_B, L = RUN * GROUPS_D;
 constexpr int CONSUMERS = 128 * GROUPS_N * GROUPS_B * GROUPS_D, PRODUCERS = 128;
 constexpr int K = 16;
 
-// Floats from one row to the next in shared memory, so that neighbouring rows lie in different banks.
+// Floats from one row of x to the next in shared memory, so that neighbouring rows lie in different banks.
 constexpr int row_pitch(int pitch) {
     const int banks = L % 8 == 0 ? 4 : L == 4 ? 16 : L == 2 ? 8 : 12;
     while (pitch % 32 != banks) pitch += 4;
@@ -130,7 +131,7 @@ struct Work {
     }
 };
 
-// Whether rows of [j or k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at multiples.
+// Whether rows of [k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at multiples.
 __device__ __forceinline__ bool whole_vectors(const void* data, Index row, Index block, int d) {
     const bool runs = L % 4 == 0 ? d % 4 == 0 : d == L;
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % 4 == 0 && block % 4 == 0 && runs;
@@ -365,7 +366,7 @@ __device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, b
 }
 
 struct Output {
-    const TensorMap& map;  // of y, if d is L: boxes of 16 rows of 8 j
+    const TensorMap& map;  // of y, if vectors and d is L: boxes of 16 rows of 8 j
     const float* residual;
     float* y;
     int activation;
@@ -415,7 +416,7 @@ __device__ __forceinline__ void write_four(float* to, float4 sums) {
                  : "memory");  // written in C++ it may become four stores
 }
 
-// What a team has of a tile: its first row, and the first of 8 j; and its place among those rows and j.
+// What a team has of a tile: its first row and the first of 8 j; and which of it a lane laid out.
 struct Share : Tile {
     const Work& work;
     const Output& out;
@@ -444,7 +445,8 @@ struct Share : Tile {
         }
     }
 
-    // Write 16 rows of 8 columns. Whole runs of a row are for the copy engine; parts of them are too short for it.
+    // Write 16 rows of 8 columns. Whole runs are for the copy engine, if all rows are there, as it would write those
+    // past the count; parts of runs are too short for it.
     __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
         if (out.vectors && work.p.d == L && row + pass * 64 + 16 <= work.rows) {
             if (team.thread == 0) copy_out(out.map, {j * L, i, row + pass * 64, 0}, shared_address(from));
@@ -507,7 +509,8 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
-ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restrict__ x, const char* __restrict__ packed, const float* __restrict__ scale,
+ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restrict__ x,
+                 const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
                  int rows, int a, int b, int c, int d, int activation, float negative_slope, int vectors_out) {
     extern __shared__ __align__(128) char shared[];

@@ -10,8 +10,8 @@
 // One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
 //
-// With PAIR blocks (a cluster) each takes other rows of the same columns. Their steps come together: a block brings its
-// rows, and its share of the columns to all: the products of tiles of 128 x 256 want more than multiprocessors that
+// LAST with PAIR blocks (a cluster): each takes other rows of the same columns. Their steps come together: a block brings
+// its rows, and its share of the columns to all: the products of tiles of 128 x 256 want more than multiprocessors that
 // read different places get from the second-level cache (bench/limits.cu).
 #ifndef TILES_ROWS
 #define ELEMENT __half
@@ -23,7 +23,7 @@
 #define STAGES 4
 #define BATCH 2        // panels that a warpgroup finishes before it writes them
 #define KEPT 2         // batches in shared memory: one is written while the next is finished
-#define PAIR 1         // blocks that share columns: 1 or 2
+#define PAIR 1         // blocks that share columns: 1, or 2 with LAST
 #endif
 
 #include "tma.cuh"
