@@ -75,9 +75,7 @@ class SemiStructured(Tma):
         tiles = self._tiles(joined(problem)) / limits.multiprocessors
         products = (tiles if tiles > MANY else ceil(tiles)) * clocks / 1.755e9
         memory = problem.bytes / 5.5e12
-        once = (
-            0.9 if 128 < p.b <= self._rows else 1.0
-        )  # as measured: all j are in one tile of 256, so that x comes once
+        once = 0.9 if 128 < p.b <= self._rows else 1.0  # as measured, where all j are in a tile: x comes once
         return 4e-6 + once * (max(memory, products) + 0.55 * min(memory, products))
 
     def pack(self, values: Tensor) -> Tensor:
