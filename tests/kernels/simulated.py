@@ -20,7 +20,7 @@ from lacuna_kernels.cuda.launch import Argument, Dim3
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle
 
 SIMULATION = Path(__file__).parent / "simulation"
-SHARED = ("exchange.cuh", "layout.cuh", "ks_matmul.cuh", "activation.cuh", "element.cuh")
+SHARED = ("exchange.cuh", "residual.cuh", "layout.cuh", "ks_matmul.cuh", "activation.cuh", "element.cuh")
 
 
 class TensorMap(ctypes.Structure):

@@ -21,7 +21,7 @@ constexpr int STAGE_K = 16 * STEPS;                                // of a stage
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
 constexpr int CHUNKS = PIECE / 16;                                 // of 16 bytes in a piece
-constexpr int PHASES = L % CHUNKS == 0 ? 1 : 2 * L % CHUNKS == 0 ? 2 : 4;  // eights of k, until pieces begin alike again
+constexpr int PHASES = L % CHUNKS == 0 ? 1 : 2 * L % CHUNKS == 0 ? 2 : 4;  // eights of k until pieces begin alike
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l
 constexpr int STEP = OWN_L * 2 * PLANE, X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * W_PLANE, W_STAGE = STEPS * W_STEP;
@@ -264,7 +264,7 @@ struct Unit {
     }
 };
 
-// Where piece m of a unit is, from `start` in a stage on: the TAKEN l of one k, or 16 bytes of what follows one another.
+// Where piece m of a unit is, from `start` in a stage on: the TAKEN l of one k, or 16 bytes of what lies side by side.
 __device__ __forceinline__ uint32_t piece_of_x(uint32_t start, int run, int phase, int m) {
     const int element = phase * 8 * L + (TAKEN == L ? m * VECTOR : m * L + run * TAKEN), v = element / VECTOR;
     return (start ^ v % CHUNKS * 16) + v / CHUNKS * (OWN_ROWS * PIECE) + element % VECTOR * SIZE;

@@ -26,6 +26,8 @@
 #include "activation.cuh"
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
+#include "layout.cuh"
+#include "residual.cuh"
 #include "team.cuh"
 
 constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
@@ -63,15 +65,9 @@ __device__ __forceinline__ void finish_products(float (&d)[SUMS]) {
 __device__ __forceinline__ uint64_t z_operand(uint32_t address) {
     return uint64_t(2) << 62 | uint64_t(512 >> 4) << 32 | uint64_t(1) << 16 | (address & 0x3FFFF) >> 4;
 }
-__device__ __forceinline__ int swizzled(int line, int chunk) { return (chunk ^ line >> 1 & 3) * 16; }
 
 // ---- elements ----
 __device__ __forceinline__ uint32_t pack(float low, float high) { return pack(low, high, Element()); }
-
-__device__ __forceinline__ float unpack(uint32_t pair, int high) {
-    const uint16_t bits = high ? pair >> 16 : pair & 0xffff;
-    return to_float(reinterpret_cast<const Element&>(bits));
-}
 
 // Pieces of 64 rows of weights, as wgmma's fragments: [piece][k / 16][thread][16 bytes].
 template <int PIECES, int STEPS>
@@ -116,8 +112,8 @@ struct Ahead {
 };
 
 // A thread's sums are of features lane / 4 and 8 more, rows 8 i + 2 t + e, t = lane % 4. Those of one feature in the
-// order (i, e) are 16 bytes: chunk t of its line of z, whose rows thereby lie in the order (t, i, e). In that order they are
-// columns of the second product, where a thread has 8 i + 2 t + e again: those are rows 8 t + 2 i + e, neighbours.
+// order (i, e) are 16 bytes: chunk t of its line of z, whose rows thereby lie in the order (t, i, e). In that order they
+// are columns of the second product, where a thread has 8 i + 2 t + e again: those are rows 8 t + 2 i + e, neighbours.
 __device__ __forceinline__ uint4 eight_rows(const float (&d)[SUMS], int high) {
     const float* from = d + 2 * high;
     return make_uint4(pack(from[0], from[1]), pack(from[4], from[5]), pack(from[8], from[9]),
@@ -128,8 +124,8 @@ __device__ __forceinline__ uint4 eight_rows(const float (&d)[SUMS], int high) {
 __device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], int piece, int buffer) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const int k = hidden(piece) * PIECE_K + lane / 4 % PIECE_K;  // or else the addresses of all are kept in registers
-    const uint32_t place = AT_Z + buffer * Z_BYTES + (lane / 4 / PIECE_K * SECOND_K + k) * Z_LINE +
-                           swizzled(k, lane % 4);
+    const uint32_t place = AT_Z + buffer * Z_BYTES + lane / 4 / PIECE_K * (SECOND_K * Z_LINE) +
+                           swizzled<Z_LINE>(k * Z_LINE + lane % 4 * 16);
 #pragma unroll
     for (int high = 0; high < 2; ++high) {
         const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 features
@@ -233,25 +229,6 @@ __device__ __forceinline__ uint32_t pair_of(uint32_t first, uint32_t second, int
     return __byte_perm(first, second, odd ? 0x7632 : 0x5410);
 }
 
-// Add the residual to rounded sums of 8 neighbours of some rows, and activate; in turn, as above.
-template <int ROWS>
-__device__ __forceinline__ void add_residuals(uint4 (&out)[ROWS], const Epilogue& e, Index at, int rows) {
-#pragma unroll 1
-    for (int turn = 0; turn < ROWS; ++turn, at += WIDTH_OUT) {
-        const uint4 added = turn < rows ? *reinterpret_cast<const uint4*>(e.residual + at) : make_uint4(0, 0, 0, 0);
-        const uint32_t sum[4] = {out[0].x, out[0].y, out[0].z, out[0].w};
-        const uint32_t words[4] = {added.x, added.y, added.z, added.w};
-        float sums[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sums[i] = unpack(sum[i / 2], i % 2) + unpack(words[i / 2], i % 2);
-        if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
-#pragma unroll
-        for (int row = 0; row + 1 < ROWS; ++row) out[row] = out[row + 1];
-        out[ROWS - 1] = make_uint4(pack(sums[0], sums[1]), pack(sums[2], sums[3]), pack(sums[4], sums[5]),
-                                   pack(sums[6], sums[7]));
-    }
-}
-
 // A thread writes 8 neighbouring l of one column for AT_ONCE rows; 8 threads write 128 bytes of a row.
 constexpr int WRITERS = 2 * WARPGROUP, AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
 static_assert(8 % RUNS == 0, "8 threads have all runs of a column");
@@ -271,7 +248,10 @@ __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Ind
         }
         out[row] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
-    if (e.residual) add_residuals(out, e, to, rows);
+    if (e.residual)
+        add_residual(out, e.residual + to, WIDTH_OUT, rows, [&](float (&sums)[8]) {
+            if (e.activation != ACTIVATION_NONE) activate_all(sums, e);
+        });
 #pragma unroll
     for (int row = 0; row < AT_ONCE; ++row)
         if (row < rows) write_out(e.y + to + row * WIDTH_OUT, out[row]);

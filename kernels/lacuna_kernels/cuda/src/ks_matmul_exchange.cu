@@ -31,6 +31,7 @@
 #endif
 
 #include "exchange.cuh"
+#include "residual.cuh"
 
 // From this block's places to those of another of the team; 0 for its own.
 __device__ __forceinline__ uint32_t away(const Work& w, int owner) {
@@ -266,28 +267,6 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
 // ---- write ----
 constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
 
-// Add the residual to rounded sums, and activate: vectors are `apart` elements from one to the next, the first `there`
-// of them. They take turns, so that the code is there once.
-__device__ __forceinline__ void add_residual(uint4 (&vectors)[VECTORS], const Work& w, const Element* from,
-                                             Index apart, int there) {
-#pragma unroll 1
-    for (int turn = 0; turn < VECTORS; ++turn, from += apart) {
-        const uint4 residual = turn < there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-        const uint32_t sums[4] = {vectors[0].x, vectors[0].y, vectors[0].z, vectors[0].w};
-        const uint32_t more[4] = {residual.x, residual.y, residual.z, residual.w};
-        uint32_t words[4];
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-            const float2 a = unpack(sums[v], Element()), b = unpack(more[v], Element());
-            words[v] = pack(activate(a.x + b.x, w.out.activation, w.out.negative_slope),
-                            activate(a.y + b.y, w.out.activation, w.out.negative_slope), Element());
-        }
-#pragma unroll
-        for (int v = 0; v + 1 < VECTORS; ++v) vectors[v] = vectors[v + 1];
-        vectors[VECTORS - 1] = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-}
-
 // A thread that writes: of every ROWS_APART-th row half of an eight of j of a part, of RUN neighbouring l.
 struct Writer {
     static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
@@ -343,7 +322,11 @@ struct Writer {
                 }
                 vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
             }
-            if (w.out.residual) add_residual(vectors, w, w.out.residual + to, apart, there);
+            if (w.out.residual)
+                add_residual(vectors, w.out.residual + to, apart, there, [&](float (&sums)[8]) {
+#pragma unroll
+                    for (int v = 0; v < 8; ++v) sums[v] = activate(sums[v], w.out.activation, w.out.negative_slope);
+                });
             Element* y = w.out.y + to;
 #pragma unroll
             for (int v = 0; v < VECTORS; ++v)

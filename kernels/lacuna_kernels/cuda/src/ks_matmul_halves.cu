@@ -15,9 +15,6 @@
 // out without gaps, as the copy engine takes it.
 //
 // Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
-#include "hopper.cuh"
-#include "ks_matmul.cuh"
-
 #ifndef PASSES
 #define GROUPS_N 1  // groups of four warps along rows, along j, along l
 #define GROUPS_B 1
@@ -34,196 +31,7 @@
 #define BUFFERS 2  // of 8 j of y on their way
 #endif
 
-constexpr int N = COLUMNS, UNITS = PASSES * RUN;  // a unit: 64 rows and one l of a group
-constexpr int R = 64 * PASSES * GROUPS_N, J = N * GROUPS_B, L = RUN * GROUPS_D;
-constexpr int CONSUMERS = 128 * GROUPS_N * GROUPS_B * GROUPS_D, PRODUCERS = 128;
-constexpr int K = 16;
-
-// Floats from one row of x to the next in shared memory, so that neighbouring rows lie in different banks.
-constexpr int row_pitch(int pitch) {
-    const int banks = L % 8 == 0 ? 4 : L == 4 ? 16 : L == 2 ? 8 : 12;
-    while (pitch % 32 != banks) pitch += 4;
-    return pitch;
-}
-
-constexpr int PITCH_X = row_pitch(K * L);
-constexpr int X_BYTES = 4 * R * PITCH_X;
-constexpr int HALF_BYTES = 8 * K * 2, EIGHT_BYTES = HALVES * HALF_BYTES;  // 8 j of one l, one step; with all halves
-constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all j of one l
-constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
-constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
-constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 j at a time
-constexpr int PITCH_Y = 8 * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
-constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
-#ifdef SHARED_BYTES
-static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * BUFFERS * Y_BUFFER, "too little memory");
-#endif
-
-// Start copying; zeros instead of what is not there.
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool there) {
-    const int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void copy_4_bytes(uint32_t to, const float* from, bool there) {
-    const int bytes = there ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-// Arrive once all copies that this thread has started are done.
-__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-// As barrier_wait, but the compiler does not see the loop.
-__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{.reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
-// Which stage of the ring is next; `full` and `empty` are its barriers.
-struct Ring {
-    uint32_t full, empty, parity;
-    int slot = 0;
-
-    __device__ __forceinline__ uint32_t filled() const { return full + 8 * slot; }
-    __device__ __forceinline__ uint32_t emptied() const { return empty + 8 * slot; }
-    __device__ __forceinline__ void next() {
-        if (++slot == STAGES) slot = 0, parity ^= 1;
-    }
-};
-
-// Describes [j][16 k] of fp16 as wgmma wants to know it: no swizzle, 128 bytes from k to k + 8, EIGHT_BYTES from j to
-// j + 8.
-__device__ __forceinline__ uint64_t descriptor(uint32_t at) {
-    return uint64_t(at >> 4 & 0x3fff) | uint64_t(128 >> 4) << 16 | uint64_t(EIGHT_BYTES >> 4) << 32;
-}
-
-struct Tile {
-    int row, i, j, l;
-};
-
-// What is multiplied, and how it is cut into tiles: neighbouring blocks read the same x for other j, and then that of
-// neighbouring l, so that whole lines are read and written at about the same time.
-struct Work {
-    Pattern p;
-    int rows;
-
-    __device__ static int parts(int size, int by) { return (size + by - 1) / by; }
-    __device__ int steps() const { return parts(p.c, K); }
-    __device__ int eights() const { return parts(p.b, 8); }
-    __device__ int tiles() const { return parts(rows, R) * p.a * parts(p.b, J) * parts(p.d, L); }
-
-    __device__ Tile tile(int index) const {
-        const int across_j = parts(p.b, J), across_l = parts(p.d, L);
-        Tile tile;
-        tile.j = index % across_j * J;
-        index /= across_j;
-        tile.l = index % across_l * L;
-        index /= across_l;
-        tile.i = index % p.a;
-        tile.row = index / p.a * R;
-        return tile;
-    }
-};
-
-// Whether rows of [k][l] may be moved 16 bytes at once: all runs that a tile takes start and end at multiples.
-__device__ __forceinline__ bool whole_vectors(const void* data, Index row, Index block, int d) {
-    const bool runs = L % 4 == 0 ? d % 4 == 0 : d == L;
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row % 4 == 0 && block % 4 == 0 && runs;
-}
-
-// ---- the warps that fill the stages -------------------------------------------------------------------------------
-
-struct Sources {
-    const float* x;
-    const char* packed;   // [a][d][steps][eights] of EIGHT_BYTES
-    const float* scale;   // [a*b*d]: what sums are multiplied by at the end
-    const float* bias;    // [a*b*d] or null
-    bool vectors;
-};
-
-// Copy the rows of a tile for the 16 k from `k` on, as [row][k][l].
-__device__ __forceinline__ void copy_rows(const Work& work, const Sources& from, const Tile& tile, int k,
-                                          uint32_t stage) {
-    constexpr int IN_ROW = K * L / 4, AT_ONCE = PRODUCERS / IN_ROW, ROUNDS = (R + AT_ONCE - 1) / AT_ONCE;
-    const int thread = threadIdx.x - CONSUMERS;
-    const int first = thread / IN_ROW, at = thread % IN_ROW * 4;
-    if (PRODUCERS % IN_ROW != 0 && first >= AT_ONCE) return;
-    const Index pitch = work.p.width_in();
-    const int left = work.rows - tile.row - first;
-    const float* source = from.x + (tile.row + first) * pitch + (Index(tile.i) * work.p.c + k) * work.p.d + tile.l;
-    uint32_t to = stage + 4 * (first * PITCH_X + at);
-    if (from.vectors) {
-        const bool there = k + at / L < work.p.c && tile.l + at % L < work.p.d;
-        source += Index(at / L) * work.p.d + at % L;
-#pragma unroll
-        for (int round = 0; round < ROUNDS; ++round) {
-            const bool wanted = there && round * AT_ONCE < left;
-            if (R % AT_ONCE == 0 || round * AT_ONCE + first < R)
-                copy_16_bytes(to + round * AT_ONCE * PITCH_X * 4, wanted ? source : from.x, wanted);
-            source += AT_ONCE * pitch;
-        }
-    } else {
-#pragma unroll 1
-        for (int round = 0; round * AT_ONCE + first < R; ++round) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int kk = (at + e) / L, l = (at + e) % L;
-                const bool wanted = round * AT_ONCE < left && k + kk < work.p.c && tile.l + l < work.p.d;
-                copy_4_bytes(to + 4 * e, wanted ? source + Index(kk) * work.p.d + l : from.x, wanted);
-            }
-            source += AT_ONCE * pitch;
-            to += AT_ONCE * PITCH_X * 4;
-        }
-    }
-}
-
-// Copy what the columns of a tile are multiplied by, and their bias, as [j][l].
-__device__ __forceinline__ void copy_columns(const Work& work, const Sources& from, const Tile& tile, uint32_t stage) {
-#pragma unroll 1
-    for (int at = threadIdx.x - CONSUMERS; at < J * L; at += PRODUCERS) {
-        const int j = tile.j + at / L, l = tile.l + at % L;
-        const bool there = j < work.p.b && l < work.p.d;
-        const Index column = there ? (Index(tile.i) * work.p.b + j) * work.p.d + l : 0;
-        copy_4_bytes(stage + SCALE_AT + 4 * at, from.scale + column, there);
-        if (from.bias) copy_4_bytes(stage + BIAS_AT + 4 * at, from.bias + column, there);
-    }
-}
-
-__device__ __forceinline__ void produce(const Work& work, const Sources& from, uint32_t stages, Ring ring) {
-    const int steps = work.steps(), eights = work.eights(), tiles = work.tiles();
-#pragma unroll 1
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-        const Tile tile = work.tile(index);
-        const Index matrix = Index(tile.i) * work.p.d + tile.l;
-        const char* packed = from.packed + (matrix * steps * eights + tile.j / 8) * EIGHT_BYTES;
-        const int bytes = min(J / 8, eights - tile.j / 8) * EIGHT_BYTES, runs = min(L, work.p.d - tile.l);
-#pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-            wait(ring.emptied(), ring.parity);
-            const uint32_t stage = stages + ring.slot * STAGE_BYTES;
-            if (threadIdx.x == CONSUMERS) {
-                barrier_expect(ring.filled(), bytes * runs);
-#pragma unroll 1
-                for (int l = 0; l < runs; ++l)
-                    copy_in(stage + W_AT + l * RUN_BYTES, packed + Index(l) * steps * eights * EIGHT_BYTES, bytes,
-                            ring.filled());
-            }
-            copy_rows(work, from, tile, step * K, stage);
-            if (step == steps - 1) copy_columns(work, from, tile, stage);
-            arrive_after_copies(ring.filled());
-            packed += Index(eights) * EIGHT_BYTES;
-            ring.next();
-        }
-    }
-}
-
-// ---- the warps that multiply --------------------------------------------------------------------------------------
+#include "halves.cuh"
 
 // Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two), column
 // lane % 4 (+ 4 for the second of two).
@@ -333,7 +141,7 @@ __device__ __forceinline__ void wait_for_products(float (&t)[N / 2]) {
 // Add the products of one stage; while those of one unit are under way, the next one's x is split.
 __device__ __forceinline__ void accumulate(Sums& sums, const float* x_lane, uint32_t group_weights) {
     const Rows x(x_lane);
-    const uint64_t weights = descriptor(group_weights);
+    const uint64_t weights = operand(group_weights, 128, EIGHT_BYTES);
     Halves halves[2];
     float t[N / 2];
     halves[0].split(x, 0);
@@ -410,12 +218,6 @@ __device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane)
     }
 }
 
-__device__ __forceinline__ void write_four(float* to, float4 sums) {
-    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(sums.x), "f"(sums.y), "f"(sums.z),
-                 "f"(sums.w)
-                 : "memory");  // written in C++ it may become four stores
-}
-
 // What a team has of a tile: its first row and the first of 8 j; and which of it a lane laid out.
 struct Share : Tile {
     const Work& work;
@@ -454,7 +256,7 @@ struct Share : Tile {
 #pragma unroll 4
             for (int e = team.thread * 4; e < Y_PASS; e += TEAM * 4) {
                 const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-                if (is_there(row, j, l)) write_four(out.y + at(row, j, l), *reinterpret_cast<const float4*>(from + e));
+                if (is_there(row, j, l)) write_out(out.y + at(row, j, l), *reinterpret_cast<const uint4*>(from + e));
             }
         } else {
 #pragma unroll 1
@@ -508,7 +310,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     if (team.thread == 0) copies_out_have_read<0>();  // before the memory goes
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + PRODUCERS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restrict__ x,
                  const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
@@ -521,15 +323,15 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
             barrier_init(full + 8 * slot, PRODUCERS + 1);  // and one for the bytes of the factor
             barrier_init(empty + 8 * slot, CONSUMERS / 32);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_are_ready();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        take_registers<56, START_REGISTERS>();
         const bool vectors = whole_vectors(x, work.p.width_in(), Index(c) * d, d);
         produce(work, {x, packed, scale, bias, vectors}, full + STAGES_AT, {full, empty, 1});
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMERS > 256 ? 152 : 224));
+        take_registers<(CONSUMERS > 256 ? 152 : 224), START_REGISTERS>();
         consume(work, {y_map, residual, y, activation, negative_slope, vectors_out != 0}, bias != nullptr, shared,
                 {full, empty, 0});
     }

@@ -10,9 +10,9 @@
 // One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
 //
-// LAST with PAIR blocks (a cluster): each takes other rows of the same columns. Their steps come together: a block brings
-// its rows, and its share of the columns to all: the products of tiles of 128 x 256 want more than multiprocessors that
-// read different places get from the second-level cache (bench/limits.cu).
+// LAST with PAIR blocks (a cluster): each takes other rows of the same columns. Their steps come together: a block
+// brings its rows, and its share of the columns to all: the products of tiles of 128 x 256 want more than
+// multiprocessors that read different places get from the second-level cache (bench/limits.cu).
 #ifndef TILES_ROWS
 #define ELEMENT __half
 #define LAST 1         // layout
@@ -326,7 +326,8 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
             barrier_init(memory + Ring::empty_at(stage), PAIR * GROUPS * 4);
         }
         for (int group = 0; group < GROUPS; ++group) barrier_init(arrived + 8 * group, 1);
-        for (int letter = 0; PAIR > 1 && letter < LETTERS; ++letter) barrier_init(memory + Letters::arrived_at(letter), 1);
+        for (int letter = 0; PAIR > 1 && letter < LETTERS; ++letter)
+            barrier_init(memory + Letters::arrived_at(letter), 1);
         barriers_are_ready();
     }
     __syncthreads();

@@ -1,5 +1,5 @@
-// The tiles of ks_matmul_tma.cu, where things are in a block's memory, and the thread that brings the steps of a tile. See
-// there for the idea.
+// The tiles of ks_matmul_tma.cu, where things are in a block's memory, and the thread that brings the steps of a tile.
+// See there for the idea.
 #pragma once
 
 #include "hopper.cuh"
@@ -147,9 +147,7 @@ __device__ __forceinline__ void load_tiles(const TensorMap& x, const TensorMap& 
     const unsigned number = Tiles(shape, together).number();
     Letters letters{ring.memory};
     const int rank = PAIR > 1 ? blockIdx.x % PAIR : 0;
-    const auto take = [&] {  // the remainder is the counter itself: it is there as it was in what was measured
-        return gridDim.x / PAIR + atomicInc(tiles_taken + (PAIR > 1 ? hidden(counter) : counter) % COUNTERS, number - 1);
-    };
+    const auto take = [&] { return gridDim.x / PAIR + atomicInc(tiles_taken + counter, number - 1); };
     for (unsigned tile = blockIdx.x / PAIR, next = 0; tile < number; tile = next) {
         if (PAIR == 1) next = take();
         if (PAIR > 1 && rank == 0) letters.write(take());
