@@ -1,5 +1,6 @@
-"""What tests of kernels share: the GPU that some are for."""
+"""What tests of kernels share: the GPU that some are for, and a package that others are held against."""
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,19 @@ def hopper() -> Iterator[Device]:
         pytest.skip("not a Hopper GPU")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def lazylinop():
+    """The package lazylinop; a GPU host may lack it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of packages it could also use
+        pytest.importorskip("lazylinop.butterfly")
+        pytest.importorskip("lazylinop.signal")
+        return pytest.importorskip("lazylinop")
+
+
+@pytest.fixture(scope="module")
+def butterfly(lazylinop):
+    """Its Kronecker-sparse layers and butterfly factorisation."""
+    return lazylinop.butterfly

@@ -1,6 +1,5 @@
 """Dense matrices become chains: exact where they can be, best where two factors are asked for, as lazylinop's else."""
 
-import warnings
 from itertools import pairwise
 from math import prod
 
@@ -47,15 +46,6 @@ CHAINS = [
     parse_chain("1,8,4,1 1,4,8,1"),  # redundant: the inner width is larger than the outer ones
     parse_chain("6,2,3,2"),
 ]
-
-
-@pytest.fixture(scope="module")
-def butterfly():
-    """lazylinop's own butterfly factorisation; a GPU host may lack it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of packages it could also use
-        pytest.importorskip("lazylinop.signal")
-        return pytest.importorskip("lazylinop.butterfly")
 
 
 def random_factors(chain: Chain, seed: int = 0) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """The oracle of Kronecker-sparse layers, tested before it judges kernels: explicit matrices, lazylinop, gradients."""
 
-import warnings
 from itertools import pairwise, product
 
 import numpy as np
@@ -22,14 +21,6 @@ CHAINS = [
     [(6, 2, 3, 1), (2, 5, 6, 1), (1, 3, 2, 5)],
 ]
 Pattern = tuple[int, int, int, int]
-
-
-@pytest.fixture(scope="module")
-def butterfly():
-    """lazylinop's own Kronecker-sparse layers; a GPU host may lack them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of packages it could also use
-        return pytest.importorskip("lazylinop.butterfly")
 
 
 def explicit(values: Tensor) -> Tensor:
