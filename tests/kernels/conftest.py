@@ -10,16 +10,21 @@ from lacuna_kernels.cuda.device import Device
 
 
 @pytest.fixture(scope="module")
-def hopper() -> Iterator[Device]:
-    """The first GPU, if it is a Hopper."""
+def device() -> Iterator[Device]:
+    """The first GPU."""
     if not gpu_count():
         pytest.skip("no CUDA device, or no pycuda")
     opened = Device()
-    if not opened.limits.hopper:
-        opened.close()
-        pytest.skip("not a Hopper GPU")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def hopper(device: Device) -> Device:
+    """The first GPU, if it is a Hopper."""
+    if not device.limits.hopper:
+        pytest.skip("not a Hopper GPU")
+    return device
 
 
 @pytest.fixture(scope="module")

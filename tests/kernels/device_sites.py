@@ -7,12 +7,39 @@ from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_s
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
+from lacuna_kernels.ops import coordinates as reference
+from lacuna_kernels.ops.context import Context, Placement
+from lacuna_kernels.ops.sparse_conv import gather_multiply_add
+from lacuna_kernels.ops.voxelize import Voxelize
 from lacuna_kernels.types import Geometry, Triple, Value
 
 SPARE = 77
 SPARE_ITEMS = 3
 NONSENSE = 0x7B7B7B7B
 ONCE = Geometry((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), floor_sites=True)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+GRIDS = [
+    {"voxel_size_m": (0.5, 0.5, 0.5)},
+    {"voxel_size_m": (0.3, 0.7, 1.1), "origin_m": (1.5, -2.5, 0.25), "reduce": "first"},
+    {"voxel_size_m": (0.25, 0.25, 0.5), "range_m": (-2.0, -1.0, -3.0, 3.0, 4.0, 1.0)},
+    {"voxel_size_m": (1e-3, 1e-3, 1e-3)},
+]
+SUBMANIFOLD = [
+    reference.submanifold_geometry((3, 3, 3), (1, 1, 1)),
+    reference.submanifold_geometry((1, 3, 5), (2, 1, 3)),
+    reference.submanifold_geometry((7, 7, 7), (1, 1, 1)),
+    reference.submanifold_geometry((1, 1, 1), (1, 1, 1)),
+]
+STRIDED = [
+    Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
+    Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    Geometry((3, 3, 3), (2, 2, 2), (0, 1, 1), (1, 1, 1)),
+    Geometry((3, 1, 1), (2, 1, 1), (0, 0, 0), (1, 1, 1)),
+    Geometry((2, 3, 2), (3, 4, 5), (1, 0, 2), (2, 1, 3)),
+    Geometry((3, 3, 3), (1, 1, 1), (0, 2, 1), (1, 1, 1)),
+    Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), floor_sites=True),
+    Geometry((2, 2, 2), (2, 3, 1), (0, 0, 0), (1, 1, 1), floor_sites=True),
+]
 
 
 def ints(*shape: int) -> Tensor:
@@ -91,3 +118,33 @@ def mapped(
     make = inverse_map if backward else forward_map
     make(device, inputs, outputs, pack_geometry(geometry).cuda(), result)
     return result
+
+
+def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:
+    """Distinct sites, some for each item: int32 [n, 4], in a random order within an item."""
+    generator = torch.Generator().manual_seed(seed)
+    xyz = torch.randint(-spread, spread + 1, (sum(points), 3), generator=generator) + centre
+    item = torch.repeat_interleave(torch.arange(len(points)), torch.tensor(points))[:, None]
+    coordinates = torch.cat([item, xyz], 1).int()
+    return coordinates[reference.unique_first(coordinates)[0]]
+
+
+def voxelized_by_reference(grid: dict[str, object], cloud: Value) -> tuple[Value, Placement]:
+    node, context = Voxelize(name="grid", op="voxelize", inputs=("points",), **grid), Context({})
+    return node.reference([cloud], {}, context), context.placements["grid"]
+
+
+def grid_of(grid: dict[str, object]) -> Grid:
+    node = Voxelize(name="grid", op="voxelize", inputs=("points",), **grid)
+    return Grid(node.origin, node.voxel_size_m, node.cells)
+
+
+def operands(ci: int, co: int, k: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Random rows, NaN past those in use, and a weight rounded to the type."""
+    x = poisoned(inputs + 5, ci, dtype=dtype)
+    x[:inputs] = torch.randn(inputs, ci, device="cuda").to(dtype)
+    return x, (torch.randn(k, ci, co, device="cuda") * (3 * ci) ** -0.5).to(dtype)
+
+
+def expected_conv(x: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    return gather_multiply_add(x.double(), weight.double(), rows.cuda())

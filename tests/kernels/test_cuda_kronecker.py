@@ -1,11 +1,9 @@
 """Kronecker-sparse factors on a GPU, every way that fits, against sums in float64 over the same rounded operands."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from lacuna_kernels import Precision, gpu_count
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.choose import candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
@@ -40,15 +38,6 @@ PATTERNS = [
 ]
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def device() -> Iterator[Device]:
-    if not gpu_count():
-        pytest.skip("no CUDA device, or no pycuda")
-    opened = Device()
-    yield opened
-    opened.close()
 
 
 def ways(device: Device, pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout) -> list[Way]:

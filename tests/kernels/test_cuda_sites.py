@@ -1,0 +1,191 @@
+"""Kernels for sites and maps on a GPU against the reference ops: whole numbers exactly."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.row_means import row_means, row_means_work, sort_by_row, sort_work
+from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
+from lacuna_kernels.cuda.voxelize import Grid
+from lacuna_kernels.ops import coordinates as reference
+from lacuna_kernels.ops.sparse_conv import active_sites
+from lacuna_kernels.types import Level, Value
+from tests.cases import CLOUDS, CloudCase
+from tests.kernels.device_sites import (
+    GRIDS,
+    NONSENSE,
+    SPARE,
+    STRIDED,
+    SUBMANIFOLD,
+    cloud_on_device,
+    counted,
+    grid_of,
+    ints,
+    mapped,
+    poisoned,
+    random_sites,
+    sites_on_device,
+    strided,
+    voxelized,
+    voxelized_by_reference,
+)
+
+pytestmark = pytest.mark.gpu
+
+SITES = [
+    pytest.param(random_sites((400, 1, 0, 300), 5), id="dense"),
+    pytest.param(random_sites((400, 200), 40), id="thin"),
+    pytest.param(random_sites((300,), 4, centre=2**30 - 6), id="largest"),
+    pytest.param(random_sites((300,), 4, centre=-(2**30) + 6), id="smallest"),
+    pytest.param(random_sites((200, 200), 2**30 - 1), id="huge extent"),
+    pytest.param(random_sites((1,), 3), id="one"),
+    pytest.param(random_sites((0, 0), 3), id="none"),
+]
+
+
+@pytest.mark.parametrize("length", [0, 1, 4096, 4097, 200_000, 5_000_000])
+def test_the_running_sum_is_that_of_the_values_in_use(device, length):
+    values = torch.randint(0, 4, (length + SPARE,), dtype=torch.int32, device="cuda")
+    running, total, overflow = ints(length + SPARE), ints(1), torch.zeros(1, dtype=torch.int32, device="cuda")
+
+    exclusive_scan(device, values, running, counted(length), ints(scan_work(len(values))), (total, 300_000, overflow))
+
+    sums = values[:length].long().cumsum(0)
+    whole = int(sums[-1]) if length else 0
+    assert torch.equal(running[:length].long(), sums - values[:length])
+    assert bool((running[length:] == NONSENSE).all())
+    assert int(total) == min(whole, 300_000)
+    assert bool(overflow) == (whole > 300_000)
+
+
+@pytest.mark.parametrize("points, rows", [(0, 5), (1, 1), (2048, 255), (2049, 256), (300_000, 70_000), (50_000, 1)])
+def test_points_are_sorted_by_row_and_keep_their_order(device, points, rows):
+    row_of_point = torch.randint(-1, rows, (points + SPARE,), dtype=torch.int32, device="cuda")
+    order = torch.sort(torch.where(row_of_point < 0, rows, row_of_point)[:points], stable=True).indices
+
+    keys, found = sort_by_row(device, row_of_point, counted(points), rows, ints(sort_work(len(row_of_point))))
+
+    assert torch.equal(found[:points].long(), order)
+    assert torch.equal(keys[:points], row_of_point[order])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["plain", "origin, first", "range", "fine"])
+@pytest.mark.parametrize("case", CLOUDS, ids=str)
+def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
+    cloud = case.value()
+    if case.name == "far away" and grid["voxel_size_m"][0] < 0.01:
+        cloud.data[:, :3] *= 2.0**20 / 1e6  # as far as 2^30 voxels of a millimetre
+    expected, where = voxelized_by_reference(grid, cloud)
+    points = cloud_on_device(cloud)
+    n, m = len(cloud.data), len(expected.data)
+
+    placement, sites, overflow = voxelized(device, points, grid_of(grid))
+    y = poisoned(sites.capacity, cloud.data.shape[1])
+    work = ints(row_means_work(len(points.points), sites.capacity))
+    first = grid.get("reduce") == "first"
+    row_means(device, points.points, placement.voxel_of_point, points.count, y, sites.count, work, first_only=first)
+
+    assert int(sites.count) == m
+    assert not bool(overflow)
+    assert torch.equal(sites.coordinates[:m].cpu(), expected.coordinates)
+    assert bool((sites.coordinates[m:] == NONSENSE).all())
+    assert torch.equal(sites.offsets[: len(expected.offsets)].cpu().long(), expected.offsets)
+    assert bool((sites.offsets[len(expected.offsets) :] == m).all())
+    assert torch.equal(placement.voxel_of_point[:n].cpu().long(), where.voxel_of_point)
+    assert torch.equal(placement.position[:n].cpu(), where.position)
+    assert torch.equal(y[:m].cpu(), expected.data)
+    assert bool(y[m:].isnan().all())
+
+
+@pytest.mark.parametrize("points", [100_000, 300_000])
+def test_all_points_of_a_large_cloud_may_lie_in_one_voxel(device, points):
+    cloud = CloudCase("one voxel", (points,), spread_m=1e-4, centre_m=(0.51, 0.52, 0.53)).value()
+    on_device = cloud_on_device(cloud)
+
+    placement, sites, _ = voxelized(device, on_device, Grid((0, 0, 0), (0.5, 0.5, 0.5)))
+    y = poisoned(sites.capacity, 4)
+    work = ints(row_means_work(len(on_device.points), sites.capacity))
+    row_means(device, on_device.points, placement.voxel_of_point, on_device.count, y, sites.count, work)
+
+    assert int(sites.count) == 1
+    assert bool((placement.voxel_of_point[:points] == 0).all())
+    assert torch.equal(y[:1].cpu(), voxelized_by_reference({"voxel_size_m": (0.5, 0.5, 0.5)}, cloud)[0].data)
+
+
+@pytest.mark.parametrize("room", [1, 50, 99])
+def test_too_many_voxels_raise_the_flag_and_stay_in_their_room(device, room):
+    cloud = Value(torch.arange(100.0)[:, None].expand(100, 3).contiguous(), torch.tensor([0, 60, 100]))
+
+    placement, sites, overflow = voxelized(device, cloud_on_device(cloud), Grid((0, 0, 0), (1, 1, 1)), room)
+
+    assert bool(overflow)
+    assert int(sites.count) == room
+    found = placement.voxel_of_point[:100]
+    assert sorted(found[found >= 0].tolist()) == list(range(room))
+    assert bool((sites.table < room).all())
+
+
+@pytest.mark.parametrize("shape", [None, (4, 5, 6)], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@pytest.mark.parametrize("coordinates", SITES)
+def test_strided_sites_are_those_of_the_reference_and_in_its_order(device, coordinates, geometry, shape):
+    level = Level("down", geometry.stride, shape, "grid", geometry=geometry)
+    expected = active_sites(coordinates, level)
+    m = len(expected)
+
+    found, overflow = strided(device, sites_on_device(device, coordinates, 4), geometry, shape, m + SPARE)
+
+    assert not bool(overflow)
+    assert int(found.count) == m
+    assert torch.equal(found.coordinates[:m].cpu(), expected)
+    assert torch.equal(found.offsets[:5].cpu().long(), reference.count_offsets(expected, 4))
+
+
+@pytest.mark.parametrize("room", [1, 100])
+def test_too_many_strided_sites_raise_the_flag_and_stay_in_their_room(device, room):
+    coordinates = random_sites((3000,), 500)
+    geometry = STRIDED[1]
+    expected = active_sites(coordinates, Level("down", geometry.stride, None, "grid", geometry=geometry))
+
+    found, overflow = strided(device, sites_on_device(device, coordinates, 1), geometry, None, room)
+
+    assert len(expected) > 2 * room + 1024
+    assert bool(overflow)
+    assert int(found.count) <= room
+    assert bool((found.table < room).all())
+
+
+def check_map(found: KernelMap, expected: Tensor) -> None:
+    """Compare with a reference map int64 [k, m]; `present` must tell the same as its rows."""
+    k, m = expected.shape
+    assert torch.equal(found.rows[:, :m].cpu().long(), expected)
+    assert bool((found.rows[:, m:] == NONSENSE).all())
+    groups = -(-m // 64)
+    padded = torch.full((k, groups * 64), -1)
+    padded[:, :m] = expected
+    present = (padded >= 0).view(k, groups, 64).any(2).T
+    bits = (found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1).flatten(1)
+    assert torch.equal(bits[:, :k].bool(), present)
+    assert not bool(bits[:, k:].any())
+
+
+@pytest.mark.parametrize("geometry", SUBMANIFOLD, ids=str)
+@pytest.mark.parametrize("coordinates", SITES)
+def test_submanifold_maps_are_those_of_the_reference(device, coordinates, geometry):
+    sites = sites_on_device(device, coordinates, 4)
+
+    check_map(mapped(device, sites, sites, geometry), reference.kernel_map(coordinates, coordinates, geometry))
+
+
+@pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@pytest.mark.parametrize("coordinates", SITES)
+def test_strided_and_inverse_maps_are_those_of_the_reference(device, coordinates, geometry):
+    coarse = active_sites(coordinates, Level("down", geometry.stride, None, "grid", geometry=geometry))
+    forward = reference.kernel_map(coordinates, coarse, geometry)
+    inputs = sites_on_device(device, coordinates, 4)
+    outputs, _ = strided(device, inputs, geometry, None, len(coarse) + SPARE)
+
+    check_map(mapped(device, inputs, outputs, geometry), forward)
+    backward = mapped(device, outputs, inputs, geometry, backward=True)
+    check_map(backward, reference.inverse_map(forward, len(coordinates)))

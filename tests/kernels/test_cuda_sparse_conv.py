@@ -1,0 +1,166 @@
+"""Sparse convolutions on a GPU against float64, and against one another bit for bit."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, candidates, pack_weight, sparse_conv
+from lacuna_kernels.ops.activation import Activation, activate
+from tests.cases import assert_close, tolerance
+from tests.kernels.device_sites import (
+    DTYPES,
+    SPARE,
+    SUBMANIFOLD,
+    counted,
+    expected_conv,
+    ints,
+    mapped,
+    operands,
+    poisoned,
+    random_sites,
+    sites_on_device,
+)
+
+pytestmark = pytest.mark.gpu
+
+WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
+
+
+def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
+    """A map with some inputs; two offsets are missing from all rows, one row has none."""
+    rows = torch.randint(0, max(inputs, 1), (k, outputs))
+    rows[torch.rand(k, outputs) > density] = -1
+    if k > 4:
+        rows[[1, k - 2]] = -1
+    rows[:, outputs // 2 : outputs // 2 + 1] = -1
+    return rows
+
+
+def map_on_device(rows: Tensor, capacity: int) -> KernelMap:
+    k, m = rows.shape
+    padded = torch.full((k, -(-m // 64) * 64), -1)
+    padded[:, :m] = rows
+    present = (padded >= 0).view(k, -1, 64).any(2).T.long()
+    bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
+    bits[:, :k] = present
+    words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
+    all_rows, all_words = ints(k, capacity), ints(-(-capacity // 64), words.shape[1])
+    all_rows[:, :m] = rows.int().cuda()
+    all_words[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int().cuda()
+    return KernelMap(all_rows, all_words)
+
+
+@pytest.mark.parametrize("ci, co", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
+    rows = random_map(27, 400, 333, 0.2)
+    x, weight = operands(ci, co, 27, 400, dtype)
+    y = poisoned(333 + SPARE, co, dtype=dtype)
+
+    sparse_conv(device, x, pack_weight(weight, dtype), map_on_device(rows, len(y)), counted(333), y)
+
+    assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
+    assert bool(y[333:].isnan().all())
+
+
+@pytest.mark.parametrize("k", [1, 2, 8, 31, 32, 33, 64, 125, 343])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_kernel_may_have_any_volume(device, dtype, k):
+    rows = random_map(k, 200, 500, 0.1)
+    x, weight = operands(16, 24, k, 200, dtype)
+    y = poisoned(520, 24, dtype=dtype)
+
+    sparse_conv(device, x, pack_weight(weight, dtype), map_on_device(rows, 520), counted(500), y)
+
+    assert_close(y[:500], expected_conv(x, weight, rows), tolerance(dtype, 16 * k))
+
+
+@pytest.mark.parametrize("ci, co", [(32, 64), (5, 19), (96, 7)])
+@pytest.mark.parametrize("m", [0, 1, 63, 64, 65, 129, 1000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co):
+    x, weight = operands(ci, co, 1, m, dtype)
+    bias, y = torch.randn(co, device="cuda"), poisoned(1100, co, dtype=dtype)
+
+    sparse_conv(device, x, pack_weight(weight, dtype), None, counted(m), y, bias=bias)
+
+    assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), tolerance(dtype, ci))
+    assert bool(y[m:].isnan().all())
+
+
+@pytest.mark.parametrize("activation", [None, *Activation], ids=str)
+@pytest.mark.parametrize("co", [32, 19])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, dtype, co, activation):
+    rows = random_map(8, 100, 200, 0.3)
+    x, weight = operands(24, co, 8, 100, dtype)
+    bias, residual = torch.randn(co, device="cuda"), torch.randn(200, co, device="cuda").to(dtype)
+    y = residual.clone()
+    sums = expected_conv(x, weight, rows) + bias.double() + residual.double()
+    packed, kernel_map = pack_weight(weight, dtype), map_on_device(rows, 200)
+
+    sparse_conv(device, x, packed, kernel_map, counted(200), y, bias=bias, residual=y, activation=activation, slope=0.2)
+
+    assert_close(y, activate(sums, activation, 0.2), tolerance(dtype, 24 * 8))
+
+
+@pytest.mark.parametrize("start", [8, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, start):
+    rows = random_map(27, 150, 150, 0.2)
+    x, weight = operands(48, 40, 27, 150, dtype)
+    wide_x, wide_y = poisoned(155, 64, dtype=dtype), poisoned(150, 56, dtype=dtype)
+    wide_x[:, start : start + 48] = x
+    y = wide_y[:, start : start + 40]
+
+    sparse_conv(
+        device,
+        *(wide_x[:, start : start + 48], pack_weight(weight, dtype), map_on_device(rows, 150), counted(150), y),
+        residual=wide_x[:150, start : start + 40],
+    )
+
+    expected = expected_conv(x, weight, rows) + x[:150, :40].double()
+    assert_close(y, expected, tolerance(dtype, 27 * 48))
+    assert bool(wide_y[:, :start].isnan().all()) and bool(wide_y[:, start + 40 :].isnan().all())
+
+
+@pytest.mark.parametrize("ci", [48, 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_tile_gives_the_same_bits(device, dtype, ci):
+    rows = random_map(27, 500, 700, 0.15)
+    x, weight = operands(ci, 40, 27, 500, dtype)
+    kernel_map, first = map_on_device(rows, 700), None
+
+    for tile in FP32_TILES if dtype is torch.float32 else MMA_TILES:
+        y = poisoned(700, 40, dtype=dtype)
+        sparse_conv(device, x, pack_weight(weight, dtype, tile), kernel_map, counted(700), y)
+        first = y if first is None else first
+        assert torch.equal(y, first), tile
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device, dtype):
+    alone = random_sites((3000,), 12)
+    others = random_sites((500, 0, 700), 9, seed=1)
+    batch = torch.cat([others[others[:, 0] == 0], alone + torch.tensor([1, 0, 0, 0]), others[others[:, 0] == 2]]).int()
+    features = torch.randn(len(batch), 32, device="cuda").to(dtype)
+    _, weight = operands(32, 96, 27, 1, dtype)
+    start = int((batch[:, 0] == 0).sum())
+    results = []
+    for coordinates, x in ((batch, features), (alone, features[start : start + len(alone)].clone())):
+        sites = sites_on_device(device, coordinates, 4)
+        y = poisoned(sites.capacity, 96, dtype=dtype)
+        sparse_conv(device, x, pack_weight(weight, dtype), mapped(device, sites, sites, SUBMANIFOLD[0]), sites.count, y)
+        results.append(y[: len(coordinates)])
+
+    assert torch.equal(results[0][start : start + len(alone)], results[1])
+
+
+def test_tiles_follow_from_the_layer_alone():
+    for dtype in DTYPES:
+        for ci, co in WIDTHS:
+            for tile in candidates(ci, co, dtype):
+                assert tile.shared_bytes <= 99 * 1024  # what a block may have on every GPU since sm_80
+            best = candidates(ci, co, dtype)[0]
+            assert -(-co // best.n) * best.n < co + 32
