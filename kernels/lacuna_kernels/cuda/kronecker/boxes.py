@@ -9,7 +9,7 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _SIZE = 2  # bytes of an element
 _VECTOR_BYTES = 16
-_SWIZZLES = {16: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
+_SWIZZLES = {16: Swizzle.NONE, 96: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
 
 
 @dataclass(frozen=True, slots=True)

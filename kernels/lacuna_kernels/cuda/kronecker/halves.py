@@ -89,8 +89,13 @@ class Halves:
 
     @property
     def _buffer_bytes(self) -> int:
-        """Eight columns of all rows on their way out."""
-        return 4 * self.rows * self.groups[1] * 8 * self.run
+        """Some columns of all rows on their way out."""
+        return 4 * self.rows * self.groups[1] * self._columns_out * self.run
+
+    @property
+    def _columns_out(self) -> int:
+        """That are laid out at once."""
+        return 16 if self.run < 4 else 8
 
     @property
     def _stage_bytes(self) -> int:
@@ -98,17 +103,21 @@ class Halves:
 
     @property
     def _stages(self) -> int:
-        return min(_MOST_STAGES, (_SHARED_BYTES - 128 - self._buffer_bytes) // self._stage_bytes)
+        return min(_MOST_STAGES, (_SHARED_BYTES - 1024 - self._buffer_bytes) // self._stage_bytes)
 
     @property
     def _buffers(self) -> int:
-        left = _SHARED_BYTES - 128 - self._stages * self._stage_bytes
-        return min(2, left // self._buffer_bytes)
+        return min(2, (_SHARED_BYTES - self._buffers_at) // self._buffer_bytes)
+
+    @property
+    def _buffers_at(self) -> int:
+        """Where in shared memory they are, after barriers and stages."""
+        return ceil((128 + self._stages * self._stage_bytes) / 1024) * 1024
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block: barriers, stages, and columns on their way out."""
-        return 128 + self._stages * self._stage_bytes + self._buffers * self._buffer_bytes
+        return self._buffers_at + self._buffers * self._buffer_bytes
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
@@ -222,12 +231,14 @@ class Halves:
         )
 
     def _map(self, y: Tensor, problem: Problem) -> bytes:
-        """Describe y in boxes of 16 rows of 8 columns of all l; anything if it is not written by boxes."""
+        """Describe y in boxes of 16 rows of some columns of all l; anything if it is not written by boxes."""
         (a, b, _, d), rows = problem.pattern.values, problem.rows
         if d != self.run or not self._writes_vectors(problem):
             return bytes(128)
         row = 4 * b * d
-        return tensor_map(y, (b * d, a, rows, 1), (row, a * row, a * row * rows), (8 * d, 1, 16, 1), Swizzle.NONE)
+        box = (self._columns_out * d, 1, 16, 1)
+        swizzle = Swizzle.BYTES_128 if box[0] == 32 else Swizzle.NONE
+        return tensor_map(y, (b * d, a, rows, 1), (row, a * row, a * row * rows), box, swizzle)
 
 
 def halves_of(values: Tensor, halves: int) -> tuple[Tensor, Tensor]:

@@ -91,8 +91,12 @@ class Planes:
 
     @property
     def _boxes(self) -> Boxes:
-        piece = {3: 32, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
+        piece = {3: 96, 2: 64, 6: 64}.get(self.depth, 128) if self.whole else 2 * self.depth
         return Boxes(self.depth, self.whole, piece)
+
+    @property
+    def _y_boxes(self) -> Boxes:
+        return Boxes(3, True, 32) if self.depth == 3 else self._boxes
 
     @property
     def pairs(self) -> bool:
@@ -107,7 +111,8 @@ class Planes:
     @property
     def free_bytes(self) -> int:
         """Shared memory for the stages."""
-        return _SHARED_BYTES - _BARRIERS_BYTES - 2 * self.box_rows * 64 * self.depth * _SIZE
+        boxes = 4 if self.depth < 8 else 2  # of y
+        return _SHARED_BYTES - _BARRIERS_BYTES - boxes * self.box_rows * 64 * self.depth * _SIZE
 
     def chunks(self, pattern: KSPattern) -> int:
         """Chunks of neighbouring l, of all i."""
@@ -199,7 +204,7 @@ class Planes:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, and threads that write whole vectors."""
         p = problem.pattern
         mine = p.d == self.depth if self.whole else p.d % 8 == 0 and p.d > self.depth
-        whole_vectors = self._boxes.fits(p, p.b) if self.box_rows else p.b * p.d % 8 == 0
+        whole_vectors = self._y_boxes.fits(p, p.b) if self.box_rows else p.b * p.d % 8 == 0
         whole_out = whole_vectors and (p.b % 2 == 0 or not self.pairs)
         return (
             limits.hopper
@@ -273,7 +278,7 @@ class Planes:
         schedule = self.schedule(pattern, problem.rows, device.limits.multiprocessors)
         assert schedule is not None
         x_map = self._boxes.map(operands.x, pattern, pattern.c, self.rows, self.steps * 16)
-        y_map = self._boxes.map(operands.y, pattern, pattern.b, self.box_rows, 64) if self.box_rows else x_map
+        y_map = self._y_boxes.map(operands.y, pattern, pattern.b, self.box_rows, 64) if self.box_rows else x_map
         device.kernel(self.variant(problem.dtype))(
             (schedule.blocks, 1, 1),
             (_THREADS, 1, 1),

@@ -22,7 +22,7 @@ _MOST_STAGES = 36
 _VECTOR_BYTES = 16
 _STREAM_BYTES = 64 * 1024
 """Of weights on their way from the second-level cache, so that they are not waited for."""
-_IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
+_IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
@@ -235,10 +235,10 @@ class Teams:
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
-        if self.groups == 3:
-            apart, bring, multiply = 88, 80, 104  # 480 for five warpgroups
-        else:
-            apart, bring, multiply = 112, 96, 152  # 512 for four
+        if self.groups == 3:  # 480 for five warpgroups
+            apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
+        else:  # 512 for four
+            apart, bring, multiply = (80, 80, 176) if self.own * self.columns > 256 else (112, 96, 152)
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,

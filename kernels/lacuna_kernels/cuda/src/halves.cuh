@@ -27,8 +27,10 @@ constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all
 constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
 constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
 constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 j at a time
-constexpr int PITCH_Y = 8 * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
-constexpr int STAGES_AT = 128, Y_AT = STAGES_AT + STAGES * STAGE_BYTES;
+constexpr int EIGHTS = L < 4 ? 2 : 1;  // of j that are laid out at once
+constexpr int PITCH_Y = 8 * EIGHTS * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
+constexpr bool SWIZZLED_Y = PITCH_Y == 32;  // as the copy engine does, against bank conflicts
+constexpr int STAGES_AT = 128, Y_AT = (STAGES_AT + STAGES * STAGE_BYTES + 1023) / 1024 * 1024;
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * BUFFERS * Y_BUFFER, "too little memory");
 #endif
@@ -74,6 +76,11 @@ struct Ring {
 struct Tile {
     int row, i, j, l;
 };
+
+// Where in a pass over y an element lies, at `at` of a row.
+__device__ __forceinline__ int place_of_y(int row, int at) {
+    return row * PITCH_Y + (SWIZZLED_Y ? at ^ row % 8 * 4 : at);
+}
 
 // What is multiplied, and how it is cut into tiles: neighbouring blocks read the same x for other j, and then that of
 // neighbouring l, so that whole lines are read and written at about the same time.

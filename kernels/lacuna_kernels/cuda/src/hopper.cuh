@@ -156,6 +156,7 @@ __device__ __forceinline__ void take_registers() {
 #define SUMS_16 ONES "%10,%11,%12,%13,%14,%15"
 #define SUMS_24 ONES TEN(1) "%20,%21,%22,%23"
 #define SUMS_32 ONES TEN(1) TEN(2) "%30,%31"
+#define SUMS_48 ONES TEN(1) TEN(2) TEN(3) "%40,%41,%42,%43,%44,%45,%46,%47"
 #define SUMS_64 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60,%61,%62,%63"
 #define SUMS_96 ONES TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) "%90,%91,%92,%93,%94,%95"
 #define SUMS_128 \
@@ -167,6 +168,7 @@ __device__ __forceinline__ void take_registers() {
 #define REGISTERS_16 EIGHT(0), EIGHT(8)
 #define REGISTERS_24 EIGHT(0), EIGHT(8), EIGHT(16)
 #define REGISTERS_32(i) EIGHT(i), EIGHT(i + 8), EIGHT(i + 16), EIGHT(i + 24)
+#define REGISTERS_48 REGISTERS_32(0), EIGHT(32), EIGHT(40)
 #define REGISTERS_64 REGISTERS_32(0), REGISTERS_32(32)
 #define REGISTERS_96 REGISTERS_64, REGISTERS_32(64)
 #define REGISTERS_128 REGISTERS_96, REGISTERS_32(96)
@@ -180,6 +182,7 @@ __device__ __forceinline__ void take_registers() {
     if constexpr (N == 16) PRODUCT(16, SUMS_8, EIGHT(0), type, 8, 9, 10, 11);             \
     if constexpr (N == 32) PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19);      \
     if constexpr (N == 64) PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35);   \
+    if constexpr (N == 96) PRODUCT(96, SUMS_48, REGISTERS_48, type, 48, 49, 50, 51);      \
     if constexpr (N == 128) PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67);    \
     if constexpr (N == 192) PRODUCT(192, SUMS_96, REGISTERS_96, type, 96, 97, 98, 99);    \
     if constexpr (N == 256) PRODUCT(256, SUMS_128, REGISTERS_128, type, 128, 129, 130, 131)

@@ -55,7 +55,7 @@ struct Taker {
         const uint32_t to = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP + unit.eight % 2 * PLANE +
                             (w.rank * OWN_ROWS + unit.row) * 16;
         uint32_t words[TAKEN * 4];
-        if constexpr (TAKEN == 4) {
+        if constexpr (TAKEN == 4 && TAKEN < L) {
 #pragma unroll
             for (int k = 0; k < 8; ++k) {
                 const uint2 v = read_8_bytes(piece_of_x(start, run, phase, k));
@@ -267,10 +267,34 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
 // ---- write ----
 constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
 
+// Two neighbouring threads have VECTORS each of what lies side by side. Deal them out again, one to each in turn, so
+// that they write whole sectors together.
+constexpr bool DEALT = VECTORS > 4;  // or else it takes longer than it saves
+__device__ __forceinline__ void deal_out(uint4 (&vectors)[VECTORS], bool odd) {
+    constexpr int GOT = VECTORS / 2, KEPT = VECTORS - GOT, SHIFT = VECTORS % 2 == 0;
+    const auto choose = [&](const uint4& if_odd, const uint4& if_even) {
+        return make_uint4(odd ? if_odd.x : if_even.x, odd ? if_odd.y : if_even.y, odd ? if_odd.z : if_even.z,
+                          odd ? if_odd.w : if_even.w);
+    };
+    const auto exchange = [](uint32_t word) { return __shfl_xor_sync(0xffffffff, word, 1); };
+    uint4 kept[KEPT], got[GOT + 1];
+#pragma unroll
+    for (int v = 0; v < KEPT; ++v) kept[v] = choose(vectors[2 * v + SHIFT], vectors[2 * v]);
+#pragma unroll
+    for (int v = 0; v < GOT; ++v) {
+        const uint4 give = choose(vectors[2 * v + 1 - SHIFT], vectors[2 * v + 1]);
+        got[v] = make_uint4(exchange(give.x), exchange(give.y), exchange(give.z), exchange(give.w));
+    }
+#pragma unroll
+    for (int v = 0; v < VECTORS; ++v)
+        vectors[v] = choose(v < GOT ? got[v] : kept[v - GOT], v < KEPT ? kept[v] : got[v - KEPT]);
+}
+
 // A thread that writes: of every ROWS_APART-th row half of an eight of j of a part, of RUN neighbouring l.
 struct Writer {
     static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
     static_assert(WRITERS * 32 % (FOURS * RUNS) == 0, "a thread stays at one place of the rows");
+    static_assert(!DEALT || (RUNS == 1 && WRITERS * 32 % 32 == 0 && 32 % FOURS == 0), "warps stay together");
     const Work& w;
     int thread, row, eight, half, l, j;  // j in a part
     Index start = 0;                     // the thread's first element of y of a tile
@@ -292,18 +316,20 @@ struct Writer {
     __device__ __forceinline__ void enter(const Tile& at) {
         const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l_of_tile = at.l(w);
         start = (((first + row) * Index(w.a) + i) * w.b + j) * w.d + l_of_tile + l;
+        if (DEALT && half) start -= 4 * L - VECTOR;
         rows = w.rows - first, l_is_there = WHOLE || l_of_tile + l < w.d;
     }
 
     // Write a part, from j = `part` on.
     __device__ __forceinline__ void write(int part, int stage) const {
         const int left = w.b - part - j;  // a multiple of 8 j is there
-        const Index apart = STRIDED ? 4 * w.d : 8, pitch = Index(w.a) * w.b * w.d;  // vectors are l of a j, or go on
-        if (left <= 0 || !l_is_there) return;
+        const Index apart = STRIDED ? 4 * w.d : DEALT ? 2 * VECTOR : VECTOR, pitch = Index(w.a) * w.b * w.d;
+        const bool wanted = left > 0 && l_is_there;
+        if (!DEALT && !wanted) return;
         const int there = STRIDED ? min(VECTORS, (left + 3) / 4) : VECTORS;
         Index to = start + Index(part) * w.d;
 #pragma unroll 1
-        for (int mine = row; mine < OWN_ROWS && mine < rows; mine += ROWS_APART, to += ROWS_APART * pitch) {
+        for (int mine = row; mine < OWN_ROWS && (DEALT || mine < rows); mine += ROWS_APART, to += ROWS_APART * pitch) {
             const uint32_t at = w.y_at + stage * Y_STAGE + y_offset(l, mine, eight) + half * 8;
             uint32_t words[RUN * 2];
 #pragma unroll
@@ -321,6 +347,10 @@ struct Writer {
                     pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
                 }
                 vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            }
+            if (DEALT) {
+                deal_out(vectors, half);
+                if (!wanted || mine >= rows) continue;
             }
             if (w.out.residual)
                 add_residual(vectors, w.out.residual + to, apart, there, [&](float (&sums)[8]) {

@@ -28,7 +28,7 @@
 #endif
 #ifndef STAGES
 #define STAGES 3
-#define BUFFERS 2  // of 8 j of y on their way
+#define BUFFERS 2  // of y on its way
 #endif
 
 #include "halves.cuh"
@@ -174,7 +174,7 @@ __device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, b
 }
 
 struct Output {
-    const TensorMap& map;  // of y, if vectors and d is L: boxes of 16 rows of 8 j
+    const TensorMap& map;  // of y, if vectors and d is L: boxes of 16 rows of 8 EIGHTS j
     const float* residual;
     float* y;
     int activation;
@@ -194,16 +194,17 @@ struct Team {
     }
 };
 
-// Lay out 8 columns as [row][j][l]; `lane` is where this lane's first one belongs.
-__device__ __forceinline__ void spread(const Sums& sums, int eight, float* lane) {
+// Lay out 8 columns, or EIGHTS times as many, as [row][j][l]; `l` is the first of this lane's.
+__device__ __forceinline__ void spread(const Sums& sums, int first, float* buffer, int lane, int l) {
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {
-        if (n != eight) continue;
+        if (n / EIGHTS != first) continue;
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
-                float* to = lane + pass * Y_PASS + v / 2 * 8 * PITCH_Y + v % 2 * 4 * L;
+                const int j = n % EIGHTS * 8 + v % 2 * 4 + lane % 4;
+                float* to = buffer + pass * Y_PASS + v / 2 * 8 * PITCH_Y + place_of_y(lane / 4, j * L + l);
                 const int unit = pass * RUN, at = n * 4 + v;
                 if constexpr (RUN == 4) {
                     *reinterpret_cast<float4*>(to) = make_float4(sums.of[unit][at], sums.of[unit + 1][at],
@@ -234,9 +235,10 @@ struct Share : Tile {
     // Add the residual to what this lane laid out, and activate.
     __device__ __forceinline__ void amend(float* from) const {
 #pragma unroll 1
-        for (int v = 0; v < PASSES * 4; ++v) {
-            const int pass = v / 4, row = v / 2 % 2 * 8 + lane / 4, j = v % 2 * 4 + lane % 4;
-            float* sums = from + pass * Y_PASS + row * PITCH_Y + j * L + l_of_lane;
+        for (int v = 0; v < PASSES * EIGHTS * 4; ++v) {
+            const int pass = v / (EIGHTS * 4), row = v / 2 % 2 * 8 + lane / 4;
+            const int j = v / 4 % EIGHTS * 8 + v % 2 * 4 + lane % 4;
+            float* sums = from + pass * Y_PASS + place_of_y(row, j * L + l_of_lane);
 #pragma unroll
             for (int l = 0; l < RUN; ++l) {
                 float sum = sums[l];
@@ -247,7 +249,7 @@ struct Share : Tile {
         }
     }
 
-    // Write 16 rows of 8 columns. Whole runs are for the copy engine, if all rows are there, as it would write those
+    // Write 16 rows of what was laid out. Whole runs are for the copy engine, if all rows are there, as it would write those
     // past the count; parts of runs are too short for it.
     __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
         if (out.vectors && work.p.d == L && row + pass * 64 + 16 <= work.rows) {
@@ -256,13 +258,14 @@ struct Share : Tile {
 #pragma unroll 4
             for (int e = team.thread * 4; e < Y_PASS; e += TEAM * 4) {
                 const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-                if (is_there(row, j, l)) write_out(out.y + at(row, j, l), *reinterpret_cast<const uint4*>(from + e));
+                const float* vector = from + place_of_y(e / PITCH_Y, e % PITCH_Y);
+                if (is_there(row, j, l)) write_out(out.y + at(row, j, l), *reinterpret_cast<const uint4*>(vector));
             }
         } else {
 #pragma unroll 1
             for (int e = team.thread; e < Y_PASS; e += TEAM) {
                 const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-                if (is_there(row, j, l)) out.y[at(row, j, l)] = from[e];
+                if (is_there(row, j, l)) out.y[at(row, j, l)] = from[place_of_y(e / PITCH_Y, e % PITCH_Y)];
             }
         }
     }
@@ -278,6 +281,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + lane % 4) * L + l);
     const Team team{group / GROUPS_D * 4 + warp, group % GROUPS_D * 32 + lane};
     float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * BUFFERS * Y_BUFFER;
+    int turn = 0;  // of the buffers
 #pragma unroll 1
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
         Sums sums = {};
@@ -294,11 +298,12 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
         Share mine{work.tile(index), work, out, lane, l};
         mine.row += row - lane / 4, mine.j += group_j * N;
 #pragma unroll 1
-        for (int eight = 0; eight < N / 8; ++eight, mine.j += 8) {
-            float* buffer = team_tile + eight % BUFFERS * Y_BUFFER;
+        for (int part = 0; part < N / (8 * EIGHTS); ++part, mine.j += 8 * EIGHTS) {
+            float* buffer = team_tile + turn * Y_BUFFER;
+            turn = (turn + 1) % BUFFERS;
             if (team.thread == 0) copies_out_have_read<BUFFERS - 1>();
             team.wait();
-            spread(sums, eight, buffer + lane / 4 * PITCH_Y + lane % 4 * L + l);
+            spread(sums, part, buffer, lane, l);
             if (out.residual || out.activation != ACTIVATION_NONE) mine.amend(buffer);
             publish_shared();
             team.wait();
@@ -315,7 +320,7 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
                  const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
                  int rows, int a, int b, int c, int d, int activation, float negative_slope, int vectors_out) {
-    extern __shared__ __align__(128) char shared[];
+    extern __shared__ __align__(1024) char shared[];
     const Work work{{a, b, c, d}, rows_in_use(count, rows)};
     const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
     if (threadIdx.x == 0) {

@@ -29,20 +29,22 @@ constexpr int GROUPS = OCTETS ? 4 : 8;             // of 8 rows, that a warpgrou
 constexpr int UNITS = ROWS / 8 > GROUPS ? ROWS / 8 / GROUPS : 1;
 constexpr int SUBS = ROWS / 8 < GROUPS ? GROUPS / (ROWS / 8) : 1;  // steps of 16 k in a stage of x
 constexpr int HALF = PLANES * 2 * TILE * 16, SUB = 2 * HALF, X_STAGE = SUBS * SUB;  // bytes
-constexpr int PIECE = !WHOLE ? 2 * L : L == 3 ? 32 : L == 2 || L == 6 ? 64 : 128;   // bytes of a row together in a box
+constexpr int PIECE = !WHOLE ? 2 * L : L == 3 ? 96 : L == 2 || L == 6 ? 64 : 128;   // bytes of a row together in a box
 constexpr int W_GROUP = L * 256;                   // bytes of the weights for 8 j and 16 k
 constexpr bool PAIRS = L < 8 || L == 12;           // the two rows of a thread's sums are neighbouring j
 constexpr int OUT = PAIRS ? 2 * PLANES : PLANES, OUTS = PAIRS ? 1 : 2;  // elements that it writes together, how often
 constexpr bool STAGED = L == 16 || L % 3 == 0;     // y is written through boxes: otherwise runs would be too short
 constexpr bool SPREAD = OCTETS;                    // rows and j are dealt out so that threads do not meet in a bank
 constexpr int ROW_STEP = SPREAD ? 4 : 1;           // from the first to the second column of a thread's sums
+constexpr int Y_PIECE = L == 3 ? 32 : PIECE;
 constexpr int SLAB_GROUPS = L == 3 ? 2 : 1;        // of 8 rows, in a box of y
-constexpr int SLAB = SLAB_GROUPS * 8 * 64 * L * 2; // bytes; there are two
+constexpr int SLAB = SLAB_GROUPS * 8 * 64 * L * 2; // bytes
+constexpr int EACH = L < 8 ? 2 : 1;                // of a consumer; or both share two
 constexpr int THREADS = 512;                       // the transposers, those who bring, and two consumers
 constexpr int BRINGER_REGISTERS = 40;
 constexpr int MAX_STAGES = 40;                     // of a ring
 // Shared memory: barriers, y, raw x, weights, planes.
-constexpr int Y_AT = 2048, RAW_AT = Y_AT + (STAGED ? 2 * SLAB : 0);
+constexpr int Y_AT = 2048, RAW_AT = Y_AT + (STAGED ? 2 * EACH * SLAB : 0);
 
 using Output = Words<OUT / 2>;
 
@@ -196,7 +198,7 @@ __device__ __forceinline__ void transpose(const Work& w) {
                 asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(words[4 * m]), "=r"(words[4 * m + 1]), "=r"(words[4 * m + 2]),
                                "=r"(words[4 * m + 3])
-                             : "r"(raw + swizzled<PIECE>(offset)));
+                             : "r"(raw + (PIECE == 96 ? offset : swizzled<PIECE>(offset))));
             }
             const uint32_t plane = OCTETS ? planes : planes + r / TILE * (PLANES * TILE * 16) + r % TILE / 8 * 128;
 #pragma unroll
@@ -307,16 +309,16 @@ __device__ __forceinline__ void write_direct(const Sums& sums, const Work& w, co
         }
 }
 
-// Through boxes [piece][row][PIECE] of 8 (or 16) rows by 64 j: of both consumers, which take turns with two, or one
-// each. `j_lane` is where the thread's j are among the 64, and `at` where the first box goes.
+// Through boxes [piece][row][Y_PIECE] of 8 (or 16) rows by 64 j: of both consumers, which take turns with two, or EACH.
+// `j_lane` is where the thread's j are among the 64, and `at` where the first box goes.
 __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, const TensorMap& y, unsigned char* shared,
                                             int who, int j_lane, Coordinates at) {
     const int lane = threadIdx.x % 32;
     const bool leads = threadIdx.x % 128 == 0 && (!OCTETS || who == 0);
 #pragma unroll
     for (int n = 0; n < TILE / 8; n += SLAB_GROUPS, at.y += 8 * SLAB_GROUPS) {
-        const uint32_t slab = w.shared + Y_AT + (OCTETS ? n & 1 : who) * SLAB;
-        if (leads) copies_out_have_read<OCTETS ? 1 : 0>();
+        const uint32_t slab = w.shared + Y_AT + (OCTETS ? n & 1 : who * EACH + n / SLAB_GROUPS % EACH) * SLAB;
+        if (leads) copies_out_have_read<OCTETS ? 1 : EACH - 1>();
         named_barrier(OCTETS ? 1 : 1 + who, OCTETS ? 256 : 128);
 #pragma unroll
         for (int g = 0; g < SLAB_GROUPS; ++g)
@@ -330,8 +332,8 @@ __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, con
 #pragma unroll
                     for (int v = 0; v < Output::VECTORS; ++v) {
                         const int byte = first + v * 4 * Output::AT_ONCE;
-                        const uint32_t offset = byte / PIECE * (SLAB_GROUPS * 8 * PIECE) + row * PIECE + byte % PIECE;
-                        *reinterpret_cast<Output::Vector*>(shared + (slab - w.shared) + swizzled<PIECE>(offset)) =
+                        const uint32_t offset = byte / Y_PIECE * (SLAB_GROUPS * 8 * Y_PIECE) + row * Y_PIECE + byte % Y_PIECE;
+                        *reinterpret_cast<Output::Vector*>(shared + (slab - w.shared) + swizzled<Y_PIECE>(offset)) =
                             out.vector[v];
                     }
                 }
@@ -402,7 +404,7 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const TensorMa
     if (w.residual) add_residual(sums, w, mine);
     if (w.activation != ACTIVATION_NONE) apply_activation(sums, w);
     if (STAGED && (w.rows == w.rows_max || (tile + 1) * ROWS <= w.rows))  // boxes end with the matrix, not the count
-        write_boxes(sums, w, y, shared, who, j_lane, {WHOLE ? 0 : l, first, WHOLE ? j0 * L * 2 / PIECE : j0, i});
+        write_boxes(sums, w, y, shared, who, j_lane, {WHOLE ? 0 : l, first, WHOLE ? j0 * L * 2 / Y_PIECE : j0, i});
     else
         write_direct(sums, w, mine);
 }
