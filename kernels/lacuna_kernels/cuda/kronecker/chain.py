@@ -35,12 +35,15 @@ class Team:
     second  (1, b, c, d), b a multiple of 64, c of 16, d 16, 32 or 64
     batch   pieces of 64 outputs whose columns of x are copied at once
     stages  copies of x under way for each of a block's two warpgroups of the first factor
+    z, y    buffers of what lies between, and of what comes out
     """
 
     first: KSPattern
     second: KSPattern
     batch: int
     stages: int
+    z: int
+    y: int
 
     @property
     def name(self) -> str:
@@ -54,12 +57,12 @@ class Team:
 
     @property
     def shared_bytes(self) -> int:
-        """As the kernel lays it out: rings of x, two buffers of z and y, barriers."""
+        """As the kernel lays it out: rings of x, buffers of z and y, barriers."""
         own_l = self.second.d // _TEAM
         x = 2 * self.stages * self.batch * _TILE * self.first.c * _SIZE
-        z = 2 * own_l * self.second.c * _TILE * _SIZE
-        y = 2 * own_l * self.second.b * _TILE * _SIZE
-        return x + z + y + 32 * self.stages + 64 + 1024
+        z = self.z * own_l * self.second.c * _TILE * _SIZE
+        y = self.y * own_l * self.second.b * _TILE * _SIZE
+        return x + z + y + 32 * self.stages + 16 * (self.z + self.y) + 1024
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a 16-bit type."""
@@ -76,6 +79,8 @@ class Team:
             "WIDTH_L": self.second.d,
             "BATCH": self.batch,
             "STAGES": self.stages,
+            "Z_BUFFERS": self.z,
+            "Y_BUFFERS": self.y,
             "SHARED_BYTES": self.shared_bytes,
         }
         return (Variant("ks_chain.cu", "ks_chain", tuple(constants.items()), ("sm_90a",), self.shared_bytes),)
@@ -158,8 +163,8 @@ def _fragments(weights: Tensor) -> Tensor:
 
 
 CHAIN_WAYS = (
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), batch=2, stages=5),
-    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), batch=1, stages=4),
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), batch=2, stages=4),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), batch=2, stages=4, z=3, y=4),
+    Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), batch=1, stages=4, z=2, y=2),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), batch=2, stages=2, z=3, y=3),
 )
 """The two factors of GPT-2-medium's second linear layer, either way, and of a Monarch matrix of 4096."""

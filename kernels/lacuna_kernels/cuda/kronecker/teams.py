@@ -223,7 +223,7 @@ class Teams:
         if schedule.stages.w * self.weight_bytes < 48 * 1024:
             from_cache = 13.3  # every copy is waited for; also where few weights stay, as x comes by small stages
         taken = x / (0.137 * min(self.takers, self._units))
-        slow = {6: 0.87, 12: 1.4}.get(self.depth, 1.0)
+        slow = {6: 0.87, 12: 1.15}.get(self.depth, 1.0)
         clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * (960 + 28 * k_stages)
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 

@@ -9,8 +9,8 @@
 //           ones each. A warpgroup has a ring of STAGES slots of x, for BATCH pieces each, that its first thread fills
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block, 8 of them for each block, which
 //           interleaves all l of its columns, and writes them
-// Buffers are double. Barriers run over the team: a buffer is full once all bytes are there, which blocks store in each
-// other's memory, and empty once its readers have told all blocks that write it.
+// Barriers run over the team: a buffer of z or y is full once all bytes are there, which blocks store in each other's
+// memory, and empty once its readers have told all blocks that write it.
 #ifndef FIRST_M
 #define ELEMENT __nv_bfloat16
 #define FIRST_M 4    // pieces of 64 features of z of a warpgroup
@@ -20,7 +20,9 @@
 #define SECOND_K 64  // c2
 #define WIDTH_L 64   // d
 #define BATCH 2
-#define STAGES 4
+#define STAGES 2
+#define Z_BUFFERS 3
+#define Y_BUFFERS 3  // it is written a turn late, and others hear of that later still
 #endif
 
 #include "activation.cuh"
@@ -46,10 +48,11 @@ constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  //
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
 constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side in a piece
 constexpr int Y_COLUMN = 2 * TILE, Y_L = 8 * PARTS * Y_COLUMN, Y_BYTES = WIDTH_L * Y_L;  // [l][j][row]
-constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + 2 * Z_BYTES;
-constexpr int AT_X_FULL = AT_Y + 2 * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
-constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 16;
-constexpr int AT_Y_FULL = AT_Z_EMPTY + 16, AT_Y_EMPTY = AT_Y_FULL + 16, USED_BYTES = AT_Y_EMPTY + 16;
+constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + Z_BUFFERS * Z_BYTES;
+constexpr int AT_X_FULL = AT_Y + Y_BUFFERS * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
+constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 8 * Z_BUFFERS;
+constexpr int AT_Y_FULL = AT_Z_EMPTY + 8 * Z_BUFFERS, AT_Y_EMPTY = AT_Y_FULL + 8 * Y_BUFFERS;
+constexpr int USED_BYTES = AT_Y_EMPTY + 8 * Y_BUFFERS;
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES == USED_BYTES + 1024, "and what it takes to start at a multiple of 1024");
 #endif
@@ -78,6 +81,15 @@ __device__ __forceinline__ void read_weights(uint4 (&w)[PIECES][STEPS], const ui
         for (int k = 0; k < STEPS; ++k)
             w[m][k] = packed[((first + m) * STEPS + k) * WARPGROUP + threadIdx.x % WARPGROUP];
 }
+
+// Which buffer is next, and the parity of its barriers.
+struct Turn {
+    int buffer = 0, parity = 0;
+
+    __device__ __forceinline__ void next(int buffers) {
+        if (++buffer == buffers) buffer = 0, parity ^= 1;
+    }
+};
 
 // Where a block is, and which tiles its team takes.
 struct Place {
@@ -145,7 +157,8 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
     for (int slot = 0; slot < STAGES; ++slot, ahead.advance(at.step))
         if (loads && ahead.tile < at.tiles) ring.load(slot, ahead.m, ahead.tile);
 
-    int slot = 0, parity = 0, buffer = 0, z_parity = 1;
+    int slot = 0, parity = 0;
+    Turn z;
     int read = -1, read_parity = 0;  // the slot read before this one: it is loaded again once all warps have read it
 #pragma unroll 1
     for (int tile = at.tile; tile < at.tiles; tile += at.step) {
@@ -173,11 +186,10 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
                 read = slot, read_parity = parity;
                 if (++slot == STAGES) slot = 0, parity ^= 1;
             }
-            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * buffer, z_parity);
-            send_z(at, d, first + m, buffer);
+            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * z.buffer, z.parity ^ 1);
+            send_z(at, d, first + m, z.buffer);
         }
-        buffer ^= 1;
-        if (buffer == 0) z_parity ^= 1;
+        z.next(Z_BUFFERS);
     }
 }
 
@@ -257,37 +269,37 @@ __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Ind
         if (row < rows) write_out(e.y + to + row * WIDTH_OUT, out[row]);
 }
 
-// Write what the block got in a turn of its team.
-__device__ __forceinline__ void write_turn(const Place& at, const Epilogue& e, int rows, int turn) {
-    const int buffer = turn & 1, thread = threadIdx.x % WRITERS, tile = at.tile + turn * at.step;
-    const uint32_t full = at.shared + AT_Y_FULL + 8 * buffer, empty = at.shared + AT_Y_EMPTY + 8 * buffer;
-    barrier_wait(full, turn >> 1 & 1);
+// Write what the block got of a tile.
+__device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, int rows, int tile, const Turn& y) {
+    const int thread = threadIdx.x % WRITERS;
+    const uint32_t full = at.shared + AT_Y_FULL + 8 * y.buffer, empty = at.shared + AT_Y_EMPTY + 8 * y.buffer;
+    barrier_wait(full, y.parity);
     if (thread == 0) barrier_expect(full, Y_BYTES);
 #pragma unroll 1
     for (int unit = thread; unit < UNITS; unit += WRITERS) {
         const int run = unit % RUNS, column = unit / 16 % (RUNS * PARTS) * (8 / RUNS) + unit % 8 / RUNS;
         const int four = unit / (16 * RUNS * PARTS) * 2 + unit / 8 % 2, first = tile * TILE + four * AT_ONCE;
         const int j = column / 8 * 64 + at.rank * 8 + column % 8;
-        const uint32_t from = at.shared + AT_Y + buffer * Y_BYTES + y_offset(run * 8, column, four / 2) + four % 2 * 8;
+        const uint32_t from = at.shared + AT_Y + y.buffer * Y_BYTES + y_offset(run * 8, column, four / 2) + four % 2 * 8;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
     __syncwarp();
     if (thread % 32 < TEAM) arrive_there(in_block(empty, thread % 32));
 }
 
-// Multiply what the block got of z in a turn, and send it on.
-__device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
-                                              const Epilogue& e, int turn) {
-    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2, buffer = turn & 1, parity = turn >> 1 & 1;
-    const uint32_t full = at.shared + AT_Z_FULL + 8 * buffer, empty = at.shared + AT_Z_EMPTY + 8 * buffer;
-    barrier_wait(full, parity);
+// Multiply what the block got of z, and send it on.
+__device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
+                                              const Epilogue& e, const Turn& from, const Turn& y) {
+    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
+    const uint32_t full = at.shared + AT_Z_FULL + 8 * from.buffer, empty = at.shared + AT_Z_EMPTY + 8 * from.buffer;
+    barrier_wait(full, from.parity);
     if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
     publish_shared();
 #pragma unroll
     for (int m = 0; m < SECOND_M; ++m) {
         float d[SUMS];
         const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-        const uint64_t z = z_operand(at.shared + AT_Z + buffer * Z_BYTES + l * SECOND_K * Z_LINE);
+        const uint64_t z = z_operand(at.shared + AT_Z + from.buffer * Z_BYTES + l * SECOND_K * Z_LINE);
         products_begin();
 #pragma unroll
         for (int k = 0; k < SECOND_K / 16; ++k)
@@ -295,8 +307,8 @@ __device__ __forceinline__ void multiply_turn(const Place& at, const uint4 (&w)[
         products_commit();
         finish_products(d);
         if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));
-        if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * buffer, parity ^ 1);
-        send_y(at, d, e, l, part, buffer);
+        if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.buffer, y.parity ^ 1);
+        send_y(at, d, e, l, part, y.buffer);
     }
 }
 
@@ -304,11 +316,17 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
                                            int rows) {
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + threadIdx.x / WARPGROUP - 2) * SECOND_M);
-    const int turns = (at.tiles - at.tile + at.step - 1) / at.step;
+    Turn z, sent, written;
 #pragma unroll 1
-    for (int turn = 0; turn <= turns; ++turn) {
-        if (turn < turns) multiply_turn(at, w, e, turn);
-        if (turn > 0) write_turn(at, e, rows, turn - 1);  // a turn late, so that there is no wait for the others
+    for (int tile = at.tile; tile < at.tiles + at.step; tile += at.step) {
+        if (tile < at.tiles) {
+            multiply_tile(at, w, e, z, sent);
+            z.next(Z_BUFFERS), sent.next(Y_BUFFERS);
+        }
+        if (tile > at.tile) {  // a turn late, so that there is no wait for the others
+            write_tile(at, e, rows, tile - at.step, written);
+            written.next(Y_BUFFERS);
+        }
     }
 }
 
@@ -317,17 +335,17 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_X_FULL + 8 * slot, 1);
         barrier_init(shared + AT_X_EMPTY + 8 * slot, WARPGROUP / 32);
     }
-    for (int buffer = 0; buffer < 2; ++buffer) {
+    for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
+    }
+    for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
         barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * WRITERS / 32);
     }
     barriers_are_ready();
-    for (int buffer = 0; buffer < 2; ++buffer) {
-        barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_BYTES);
-        barrier_expect(shared + AT_Y_FULL + 8 * buffer, Y_BYTES);
-    }
+    for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_BYTES);
+    for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) barrier_expect(shared + AT_Y_FULL + 8 * buffer, Y_BYTES);
 }
 
 // first, second: the weights of the factors in pieces of 64 rows, see read_weights.
