@@ -218,13 +218,16 @@ class Teams:
         x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         x *= self.times(p, schedule.stages)
         streamed = 0 if schedule.resident else passes * k_stages * self.weight_bytes
-        memory = (x + y) / (19.5 if self.whole or p.d % self.depth == 0 else 10.9)  # bytes a clock
+        many = 19.5 if self.whole or self.blocks < 8 else 17.0  # bytes a clock
+        memory = (x + y) / (many if p.d % self.depth == 0 else 10.9)
         from_cache = 40.0 if self.own == 1 else 23.7
         if schedule.stages.w * self.weight_bytes < 48 * 1024:
-            from_cache = 13.3  # every copy is waited for; also where few weights stay, as x comes by small stages
+            # every copy is waited for; also where few weights stay, as x comes by small stages
+            from_cache = 16.5 if self.columns == 96 and self.groups == 3 else 13.3
         taken = x / (0.137 * min(self.takers, self._units))
         slow = {6: 0.87, 12: 1.15}.get(self.depth, 1.0)
-        clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * (960 + 28 * k_stages)
+        a_pass = (960 + 28 * k_stages) * max(1.0, (self._sums / 64) ** 0.5)
+        clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * a_pass
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 
     @property
@@ -233,12 +236,17 @@ class Teams:
         run = self.depth if self.depth % 8 else 8
         return self.own_rows * 2 * self.steps * (self.depth // (4 if run > 8 else run))
 
+    @property
+    def _sums(self) -> int:
+        """Of a thread that multiplies."""
+        return max(self.own // self.groups, 1) * self.columns // 2
+
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
         if self.groups == 3:  # 480 for five warpgroups
             apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
         else:  # 512 for four
-            apart, bring, multiply = (80, 80, 176) if self.own * self.columns > 256 else (112, 96, 152)
+            apart, bring, multiply = (80, 80, 176) if self._sums > 64 else (112, 96, 152)
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
