@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
@@ -226,7 +226,7 @@ class Teams:
             from_cache = 16.5 if self.columns == 96 and self.groups == 3 else 13.3
         taken = x / (0.137 * min(self.takers, self._units))
         slow = {6: 0.87, 12: 1.15}.get(self.depth, 1.0)
-        a_pass = (960 + 28 * k_stages) * max(1.0, (self._sums / 64) ** 0.5)
+        a_pass = (960 + 28 * k_stages) * max(1.0, sqrt(self._sums / 64))
         clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * a_pass
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 

@@ -30,7 +30,7 @@ constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * TAKES;                // 8 k by TAKEN l of a row, in a stage of x
 constexpr int WRITERS = 7 - TAKERS / 32;                           // warps
-constexpr int CREW = UNITS < TAKERS ? UNITS : UNITS % TAKERS ? TAKERS - 32 : TAKERS;  // takers that have something to do
+constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
 constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;

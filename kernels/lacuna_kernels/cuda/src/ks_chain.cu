@@ -280,7 +280,8 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
         const int run = unit % RUNS, column = unit / 16 % (RUNS * PARTS) * (8 / RUNS) + unit % 8 / RUNS;
         const int four = unit / (16 * RUNS * PARTS) * 2 + unit / 8 % 2, first = tile * TILE + four * AT_ONCE;
         const int j = column / 8 * 64 + at.rank * 8 + column % 8;
-        const uint32_t from = at.shared + AT_Y + y.buffer * Y_BYTES + y_offset(run * 8, column, four / 2) + four % 2 * 8;
+        const uint32_t place = y_offset(run * 8, column, four / 2) + four % 2 * 8;
+        const uint32_t from = at.shared + AT_Y + y.buffer * Y_BYTES + place;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
     __syncwarp();

@@ -249,8 +249,8 @@ struct Share : Tile {
         }
     }
 
-    // Write 16 rows of what was laid out. Whole runs are for the copy engine, if all rows are there, as it would write those
-    // past the count; parts of runs are too short for it.
+    // Write 16 rows of what was laid out. Whole runs are for the copy engine, if all rows are there, as it would write
+    // those past the count; parts of runs are too short for it.
     __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
         if (out.vectors && work.p.d == L && row + pass * 64 + 16 <= work.rows) {
             if (team.thread == 0) copy_out(out.map, {j * L, i, row + pass * 64, 0}, shared_address(from));

@@ -332,7 +332,8 @@ __device__ __forceinline__ void write_boxes(const Sums& sums, const Work& w, con
 #pragma unroll
                     for (int v = 0; v < Output::VECTORS; ++v) {
                         const int byte = first + v * 4 * Output::AT_ONCE;
-                        const uint32_t offset = byte / Y_PIECE * (SLAB_GROUPS * 8 * Y_PIECE) + row * Y_PIECE + byte % Y_PIECE;
+                        const uint32_t piece = byte / Y_PIECE * (SLAB_GROUPS * 8 * Y_PIECE);
+                        const uint32_t offset = piece + row * Y_PIECE + byte % Y_PIECE;
                         *reinterpret_cast<Output::Vector*>(shared + (slab - w.shared) + swizzled<Y_PIECE>(offset)) =
                             out.vector[v];
                     }
