@@ -9,12 +9,12 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _SIZE = 2  # bytes of an element
 _VECTOR_BYTES = 16
-_SWIZZLES = {16: Swizzle.NONE, 96: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 128: Swizzle.BYTES_128}
+_SWIZZLES = {16: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 96: Swizzle.NONE, 128: Swizzle.BYTES_128}
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes that lie as [piece][row][bytes of a piece] in shared memory, swizzled within a piece.
+    """Boxes that lie as [piece][row][bytes of a piece] in shared memory, swizzled within pieces but of 96.
 
     depth        neighbouring l of a box
     whole        whether they are all of d, so that (k, l) of one row are contiguous

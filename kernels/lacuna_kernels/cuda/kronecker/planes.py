@@ -235,8 +235,11 @@ class Planes:
         from_memory = 18.0 if self.whole else {0: 15.5, 16: 9.0}.get(p.d % 32, 7.0)  # bytes a clock
         from_cache = {2: 12.0, 3: 15.0}.get(schedule.w, 26.0)  # with few stages every copy is waited for
         clocks = max((x + y) / from_memory, weights / from_cache, shared * 1.1, 380 * passes * steps)
-        odd = {3: 1 + 0.07 * (passes - 1), 6: 1.1 if p.c >= 96 else 0.93}.get(self.depth, 1.0)
-        odd = 0.85 if (self.depth, self.tile) == (8, 16) else odd
+        odd = {
+            3: 1 + 0.07 * (passes - 1),
+            6: 1.1 if p.c >= 96 else 0.93,
+            8: 0.85 if self.tile == 16 else 1.0,
+        }.get(self.depth, 1.0)
         return 3e-6 + share * odd * (clocks + 600 * passes) / 1.7e9
 
     def scratch_bytes(self, problem: Problem) -> int:

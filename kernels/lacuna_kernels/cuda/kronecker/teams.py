@@ -22,7 +22,7 @@ _MOST_STAGES = 36
 _VECTOR_BYTES = 16
 _STREAM_BYTES = 64 * 1024
 """Of weights on their way from the second-level cache, so that they are not waited for."""
-_IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
+_IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
@@ -218,8 +218,8 @@ class Teams:
         x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         x *= self.times(p, schedule.stages)
         streamed = 0 if schedule.resident else passes * k_stages * self.weight_bytes
-        many = 19.5 if self.whole or self.blocks < 8 else 17.0  # bytes a clock
-        memory = (x + y) / (many if p.d % self.depth == 0 else 10.9)
+        rate = 19.5 if self.whole or self.blocks < 8 else 17.0  # bytes a clock
+        memory = (x + y) / (rate if p.d % self.depth == 0 else 10.9)
         from_cache = 40.0 if self.own == 1 else 23.7
         if schedule.stages.w * self.weight_bytes < 48 * 1024:
             # every copy is waited for; also where few weights stay, as x comes by small stages

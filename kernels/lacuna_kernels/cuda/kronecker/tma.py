@@ -130,7 +130,7 @@ class Tma:
         if self.pair == 2:
             tiles *= 0.97 if p.b <= 512 else 1.03  # as measured
         if self.layout is Layout.LAST and p.b > 64 and (self._tile_j == 64 or (self._tile_j == 192 and p.c <= 128)):
-            tiles *= 1.4  # so, too
+            tiles *= 1.4  # as measured
         memory = problem.bytes / 4.2e12
         detour = 2 * problem.bytes / 3e12 if self._detours(problem) else 0.0
         return 4e-6 + max(memory, tiles) + 0.28 * min(memory, tiles) + detour

@@ -26,7 +26,7 @@ constexpr int HALF_BYTES = 8 * K * 2, EIGHT_BYTES = HALVES * HALF_BYTES;  // 8 j
 constexpr int RUN_BYTES = J / 8 * EIGHT_BYTES;                            // all j of one l
 constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_AT + 4 * J * L;
 constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
-constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 j at a time
+constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 EIGHTS j at a time
 constexpr int EIGHTS = L < 4 ? 2 : 1;  // of j that are laid out at once
 constexpr int PITCH_Y = 8 * EIGHTS * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
 constexpr bool SWIZZLED_Y = PITCH_Y == 32;  // as the copy engine does, against bank conflicts

@@ -55,7 +55,7 @@ struct Taker {
         const uint32_t to = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP + unit.eight % 2 * PLANE +
                             (w.rank * OWN_ROWS + unit.row) * 16;
         uint32_t words[TAKEN * 4];
-        if constexpr (TAKEN == 4 && TAKEN < L) {
+        if constexpr (TAKEN < RUN) {
 #pragma unroll
             for (int k = 0; k < 8; ++k) {
                 const uint2 v = read_8_bytes(piece_of_x(start, run, phase, k));
@@ -271,30 +271,31 @@ constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
 // that they write whole sectors together.
 constexpr bool DEALT = VECTORS > 4;  // or else it takes longer than it saves
 __device__ __forceinline__ void deal_out(uint4 (&vectors)[VECTORS], bool odd) {
-    constexpr int GOT = VECTORS / 2, KEPT = VECTORS - GOT, SHIFT = VECTORS % 2 == 0;
+    constexpr int HALF = VECTORS / 2;
     const auto choose = [&](const uint4& if_odd, const uint4& if_even) {
         return make_uint4(odd ? if_odd.x : if_even.x, odd ? if_odd.y : if_even.y, odd ? if_odd.z : if_even.z,
                           odd ? if_odd.w : if_even.w);
     };
     const auto exchange = [](uint32_t word) { return __shfl_xor_sync(0xffffffff, word, 1); };
-    uint4 kept[KEPT], got[GOT + 1];
+    uint4 kept[HALF], got[HALF];
 #pragma unroll
-    for (int v = 0; v < KEPT; ++v) kept[v] = choose(vectors[2 * v + SHIFT], vectors[2 * v]);
-#pragma unroll
-    for (int v = 0; v < GOT; ++v) {
-        const uint4 give = choose(vectors[2 * v + 1 - SHIFT], vectors[2 * v + 1]);
+    for (int v = 0; v < HALF; ++v) {
+        const uint4 give = choose(vectors[2 * v], vectors[2 * v + 1]);
         got[v] = make_uint4(exchange(give.x), exchange(give.y), exchange(give.z), exchange(give.w));
+        kept[v] = choose(vectors[2 * v + 1], vectors[2 * v]);
     }
 #pragma unroll
-    for (int v = 0; v < VECTORS; ++v)
-        vectors[v] = choose(v < GOT ? got[v] : kept[v - GOT], v < KEPT ? kept[v] : got[v - KEPT]);
+    for (int v = 0; v < HALF; ++v) {
+        vectors[v] = choose(got[v], kept[v]);
+        vectors[HALF + v] = choose(kept[v], got[v]);
+    }
 }
 
 // A thread that writes: of every ROWS_APART-th row half of an eight of j of a part, of RUN neighbouring l.
 struct Writer {
     static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
     static_assert(WRITERS * 32 % (FOURS * RUNS) == 0, "a thread stays at one place of the rows");
-    static_assert(!DEALT || (RUNS == 1 && WRITERS * 32 % 32 == 0 && 32 % FOURS == 0), "warps stay together");
+    static_assert(!DEALT || (RUNS == 1 && VECTORS % 2 == 0 && OWN_ROWS % (32 / FOURS) == 0), "warps stay together");
     const Work& w;
     int thread, row, eight, half, l, j;  // j in a part
     Index start = 0;                     // the thread's first element of y of a tile

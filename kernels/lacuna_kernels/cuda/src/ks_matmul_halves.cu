@@ -194,11 +194,11 @@ struct Team {
     }
 };
 
-// Lay out 8 columns, or EIGHTS times as many, as [row][j][l]; `l` is the first of this lane's.
-__device__ __forceinline__ void spread(const Sums& sums, int first, float* buffer, int lane, int l) {
+// Lay out a part, 8 EIGHTS columns, as [row][j][l]; `l` is the first of this lane's.
+__device__ __forceinline__ void spread(const Sums& sums, int part, float* buffer, int lane, int l) {
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {
-        if (n / EIGHTS != first) continue;
+        if (n / EIGHTS != part) continue;
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
@@ -219,7 +219,7 @@ __device__ __forceinline__ void spread(const Sums& sums, int first, float* buffe
     }
 }
 
-// What a team has of a tile: its first row and the first of 8 j; and which of it a lane laid out.
+// What a team has of a tile: its first row, and the first j of a part; and which of it a lane laid out.
 struct Share : Tile {
     const Work& work;
     const Output& out;

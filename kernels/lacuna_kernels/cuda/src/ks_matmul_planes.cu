@@ -36,7 +36,7 @@ constexpr int OUT = PAIRS ? 2 * PLANES : PLANES, OUTS = PAIRS ? 1 : 2;  // eleme
 constexpr bool STAGED = L == 16 || L % 3 == 0;     // y is written through boxes: otherwise runs would be too short
 constexpr bool SPREAD = OCTETS;                    // rows and j are dealt out so that threads do not meet in a bank
 constexpr int ROW_STEP = SPREAD ? 4 : 1;           // from the first to the second column of a thread's sums
-constexpr int Y_PIECE = L == 3 ? 32 : PIECE;
+constexpr int Y_PIECE = L == 3 ? 32 : PIECE;       // bytes of a row together in a box of y
 constexpr int SLAB_GROUPS = L == 3 ? 2 : 1;        // of 8 rows, in a box of y
 constexpr int SLAB = SLAB_GROUPS * 8 * 64 * L * 2; // bytes
 constexpr int EACH = L < 8 ? 2 : 1;                // of a consumer; or both share two
@@ -198,7 +198,7 @@ __device__ __forceinline__ void transpose(const Work& w) {
                 asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(words[4 * m]), "=r"(words[4 * m + 1]), "=r"(words[4 * m + 2]),
                                "=r"(words[4 * m + 3])
-                             : "r"(raw + (PIECE == 96 ? offset : swizzled<PIECE>(offset))));
+                             : "r"(raw + swizzled<PIECE>(offset)));
             }
             const uint32_t plane = OCTETS ? planes : planes + r / TILE * (PLANES * TILE * 16) + r % TILE / 8 * 128;
 #pragma unroll

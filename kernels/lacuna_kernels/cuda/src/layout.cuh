@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
-// Where 16 bytes lie in a box whose rows are BYTES wide, in the order that the copy engine swizzles them.
+// Where 16 bytes lie in a box whose rows are BYTES wide, in the order that the copy engine swizzles them: rows of 96
+// bytes it leaves as they are.
 template <int BYTES>
 __device__ __forceinline__ uint32_t swizzled(uint32_t offset) {
+    if (BYTES == 96) return offset;
     return offset ^ ((offset >> 7 & (BYTES / 16 - 1)) << 4);
 }
 
