@@ -29,13 +29,13 @@ def test_stages_fit_shared_memory_and_blocks_are_not_more_than_the_device_runs_a
     for way in (way for way in WAYS if way.fits(problem, H200)):
         schedule = way.schedule(pattern, rows, H200.multiprocessors)
         assert schedule is not None
-        planes = -(-pattern.c // (16 * way.steps))
-        used = (schedule.raw + schedule.x) * way.stage_bytes + schedule.w * way.weight_bytes(pattern)
+        stages, planes = schedule.stages, -(-pattern.c // (16 * way.steps))
+        used = (stages.raw + stages.x) * way.stage_bytes + stages.w * way.weight_bytes(pattern)
 
         assert used <= way.free_bytes
-        assert min(schedule.raw, schedule.x, schedule.w) >= 1
-        assert max(schedule.raw, schedule.x, schedule.w) <= 40
-        assert pattern.b <= 64 or schedule.x >= planes
+        assert min(stages.raw, stages.x, stages.w) >= 1
+        assert max(stages.raw, stages.x, stages.w) <= 40
+        assert pattern.b <= 64 or stages.x >= planes
         assert 1 <= schedule.blocks <= H200.multiprocessors
         assert way.chunks(pattern) % schedule.chunks_together == 0
         assert way.seconds(problem, H200) > 0

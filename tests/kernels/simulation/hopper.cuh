@@ -33,6 +33,8 @@ struct Dimensions {
 inline void __syncthreads() { machine::meet(machine::part("threads ", 1 << 20), machine::block_threads); }
 inline void __syncwarp() { machine::meet(machine::part("warp ", machine::WARP), machine::WARP); }
 
+inline int warp_of_block() { return threadIdx.x / 32; }
+
 inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
     auto& values = machine::cluster->blocks[machine::current->block].shuffled;
     values[machine::current->index] = value;

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from math import ceil
 
 import torch
@@ -22,8 +24,15 @@ _THREADS = 512
 _SHARED_BYTES = 227 * 1024
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 40
-_LEAST_RAW_BYTES, _WEIGHT_BYTES = 32 * 1024, 96 * 1024
-"""What should be on its way from memory at any time, of x and of weights that stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """In shared memory: of x as it comes, of its planes, and of weights."""
+
+    raw: int
+    x: int
+    w: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +42,14 @@ class Schedule:
     blocks          that share the work
     tiles_per_item  tiles of rows that a block takes of one chunk before it goes on to the next
     chunks_together neighbouring chunks that are done side by side, before the next ones
-    raw, x, w       stages of x as it comes, of its planes, and of weights, in shared memory
-    resident        whether the w are all weights of a chunk
+    stages          in shared memory
+    resident        whether those of weights are all weights of a chunk
     """
 
     blocks: int
     tiles_per_item: int
     chunks_together: int
-    raw: int
-    x: int
-    w: int
+    stages: Stages
     resident: bool
 
 
@@ -122,36 +129,54 @@ class Planes:
         """Of a stage of weights: up to 64 j by 16 k."""
         return min(_groups(pattern.b), 8) * self.depth * 256
 
-    def stages(self, pattern: KSPattern) -> tuple[int, int, int] | None:
-        """Stages of raw x, of planes and of weights; None if there is no room.
+    def stages(self, pattern: KSPattern) -> Stages | None:
+        """Of all that there is room for, those with the fewest waits; None if none fit."""
+        return _best_stages(self, pattern)
 
-        Planes are kept for as long as all j take them; weights that do not all fit want many bytes on their way.
-        """
-        passes, steps = ceil(_groups(pattern.b) / 8), ceil(pattern.c / 16)
-        least_x = 2 if passes == 1 else ceil(steps / self.steps)
-        size, all_weights = self.weight_bytes(pattern), steps * passes
+    def passes(self, pattern: KSPattern) -> int:
+        """Over the planes of a tile: 64 j each."""
+        return ceil(_groups(pattern.b) / 8)
+
+    def least_x(self, pattern: KSPattern) -> int:
+        """Stages of planes: they are kept for as long as all j take them."""
+        return 2 if self.passes(pattern) == 1 else ceil(ceil(pattern.c / 16) / self.steps)
+
+    def all_weights(self, pattern: KSPattern) -> int:
+        """Stages of a chunk."""
+        return ceil(pattern.c / 16) * self.passes(pattern)
+
+    def options(self, pattern: KSPattern) -> Iterator[Stages]:
+        """Ways to fill the shared memory: weights have what the others leave."""
+        size, least, every = self.weight_bytes(pattern), self.least_x(pattern), self.all_weights(pattern)
         read_past = 8 * self.depth * 256 - size  # the products read 64 j of the last weights, whatever there is
-        if all_weights <= _MOST_STAGES:
-            room = (self.free_bytes - all_weights * size) // self.stage_bytes
-            if room >= least_x + 2 and room * self.stage_bytes >= read_past:
-                return (*_shares(room, least_x, passes), all_weights)
-        for raw in (max(2, _LEAST_RAW_BYTES // self.stage_bytes), 2):
-            left = self.free_bytes - (raw + least_x) * self.stage_bytes
-            w = min(left // size, _MOST_STAGES, max(4, _WEIGHT_BYTES // size), all_weights - 1)
-            if w >= 2:
-                room = (self.free_bytes - w * size) // self.stage_bytes
-                return (*_shares(room, least_x, passes), w)
-        return None
+        for raw, x in product((2, 3, 4, 6, 8), {least, least + 1, least + 2, ceil(1.5 * least), 2 * least}):
+            room = (raw + x) * self.stage_bytes
+            w = min((self.free_bytes - room) // size, _MOST_STAGES, every)
+            if w >= min(2, every) and x <= _MOST_STAGES and room >= read_past:
+                yield Stages(raw, x, w)
+
+    def waits(self, pattern: KSPattern, stages: Stages) -> float:
+        """About what share of the time is lost by so few stages: fitted to runs of an H200."""
+        raw, weights = stages.raw * self.stage_bytes / 1024, stages.w * self.weight_bytes(pattern) / 1024
+        several, lost = self.passes(pattern) > 1, 0.0
+        if stages.w < self.all_weights(pattern):
+            lost += {2: 0.3, 3: 0.1}.get(stages.w, 0.0) + 0.2 * max(0.0, 1 - weights / 90)
+        if several:
+            lost += 0.24 * max(0.0, 1 - raw / 48) + 0.02 * max(0.0, 4 - 3 * stages.x / self.least_x(pattern))
+        else:
+            lost += 0.11 * max(0.0, 1 - raw / 64) + {2: 0.04, 3: 0.01}.get(stages.x, 0.0)
+        if not self.whole and pattern.d != 32:  # blocks that read other parts of the same lines should not drift apart
+            lost += 0.15 * (stages.raw - 2)
+        return lost + 0.01 * max(0.0, raw / (48 if several else 64) - 1)
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last block is done soonest; None if there is no room."""
         stages = self.stages(pattern)
         if stages is None:
             return None
-        raw, x, w = stages
         tiles, chunks = ceil(rows / self.rows), self.chunks(pattern)
-        all_weights = ceil(pattern.c / 16) * ceil(_groups(pattern.b) / 8)
-        resident = w == all_weights
+        all_weights = self.all_weights(pattern)
+        resident = stages.w == all_weights
         reload = 2500 + all_weights * self.weight_bytes(pattern) / 100 if resident else 0
         tile = self.rows * self.depth * _SIZE * (pattern.b + pattern.c) / 16
 
@@ -163,7 +188,7 @@ class Planes:
         options = [(blocks, together) for blocks in {multiprocessors, whole} - {0} for together in _together(resident)]
         blocks, together = min(options, key=lambda option: (clocks(*option), option))
         return Schedule(
-            min(blocks, max(tiles * chunks, 1)), together, self._side_by_side(pattern, resident), raw, x, w, resident
+            min(blocks, max(tiles * chunks, 1)), together, self._side_by_side(pattern, resident), stages, resident
         )
 
     def _side_by_side(self, pattern: KSPattern, resident: bool) -> int:
@@ -227,13 +252,13 @@ class Planes:
         assert schedule is not None
         tiles = ceil(problem.rows / self.rows) * self.chunks(p)
         share = ceil(tiles / schedule.blocks)
-        passes, steps = ceil(_groups(p.b) / 8), ceil(p.c / 16)
+        passes, steps = self.passes(p), ceil(p.c / 16)
         weights = 0 if schedule.resident else _groups(p.b) * steps * self.depth * 256
         x, y = (self.rows * self.depth * _SIZE * side for side in (p.c, p.b))
         products = passes * steps * (self.depth if self.octets else 2 * self.depth)
         shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
         from_memory = 18.0 if self.whole else {0: 15.5, 16: 9.0}.get(p.d % 32, 7.0)  # bytes a clock
-        from_cache = {2: 12.0, 3: 15.0}.get(schedule.w, 26.0)  # with few stages every copy is waited for
+        from_cache = {2: 12.0, 3: 15.0}.get(schedule.stages.w, 26.0)  # with few stages every copy is waited for
         clocks = max((x + y) / from_memory, weights / from_cache, shared * 1.1, 380 * passes * steps)
         odd = {
             3: 1 + 0.07 * (passes - 1),
@@ -290,9 +315,9 @@ class Planes:
             y_map,
             packed,
             *arguments(problem, operands),
-            schedule.raw,
-            schedule.x,
-            schedule.w,
+            schedule.stages.raw,
+            schedule.stages.x,
+            schedule.stages.w,
             schedule.tiles_per_item,
             schedule.chunks_together,
         )
@@ -303,14 +328,12 @@ def _groups(b: int) -> int:
     return 2 * ceil(b / 16)
 
 
-def _shares(room: int, least_x: int, passes: int) -> tuple[int, int]:
-    """Stages of raw x and of planes: most of them raw, but several passes over x want its next planes beside."""
-    x = 3 if passes == 1 and room > 8 else least_x
-    raw = min(room - x, 8)
-    if passes > 1:
-        raw = min(raw, max(4, raw - least_x))
-        x = room - raw
-    return min(raw, _MOST_STAGES), min(x, _MOST_STAGES, 2 * max(least_x, 2))
+@cache
+def _best_stages(planes: Planes, pattern: KSPattern) -> Stages | None:
+    def key(stages: Stages) -> tuple[float, int, int, int]:
+        return planes.waits(pattern, stages), -stages.w, -stages.x, -stages.raw
+
+    return min(planes.options(pattern), key=key, default=None)
 
 
 def _together(resident: bool) -> Iterator[int]:

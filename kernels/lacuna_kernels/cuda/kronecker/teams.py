@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from math import ceil, sqrt
 
 from lacuna_kernels.cuda.device import DeviceLimits
@@ -20,9 +22,7 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_STREAM_BYTES = 64 * 1024
-"""Of weights on their way from the second-level cache, so that they are not waited for."""
-_IDLE_TEAMS = {2: 0, 4: 3, 8: 1}
+_IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
@@ -144,34 +144,36 @@ class Teams:
         return pattern.a * ceil(pattern.d / self.depth)
 
     def stages(self, pattern: KSPattern) -> Stages | None:
-        """As many as there is room for, the best first that fit; None if none do."""
-        all_weights = self.k_stages(pattern) * self.passes(pattern)
-        room = SHARED_BYTES - _BARRIERS_BYTES
-        for x, w, raw, y in self._wanted(pattern):
-            left = room - raw * self.raw_bytes - x * self.plane_bytes - w * self.weight_bytes - y * self.y_bytes
-            if left >= 0 and x <= _MOST_STAGES and w <= min(_MOST_STAGES, all_weights):
-                more = min(left // self.raw_bytes, 4 - raw)
-                left -= more * self.raw_bytes
-                return Stages(raw + more, min(x + min(left // self.plane_bytes, 2), _MOST_STAGES), w, y)
-        return None
+        """Of all that there is room for, those with the fewest waits; None if none fit."""
+        return _best_stages(self, pattern)
 
     def times(self, pattern: KSPattern, stages: Stages) -> int:
         """How often the x of a tile comes: once if its planes are kept for all passes."""
         return 1 if stages.x >= self.k_stages(pattern) else self.passes(pattern)
 
-    def _wanted(self, pattern: KSPattern) -> Iterator[tuple[int, int, int, int]]:
-        """Stages of planes, weights, raw x and y, the best first.
+    def options(self, pattern: KSPattern) -> Iterator[Stages]:
+        """Ways to fill the shared memory: weights have what the others leave."""
+        whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
+        kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
+        for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4)):
+            left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
+            w = min(left // self.weight_bytes, every, _MOST_STAGES)
+            if w >= min(2, every) and x <= _MOST_STAGES:
+                yield Stages(raw, x, w, y)
 
-        Weights that do not all fit want four stages on their way. Planes are kept until all passes have taken them; as
-        many again, or half as many, let the next tile come meanwhile. Then y should not wait for those who write.
-        """
+    def waits(self, pattern: KSPattern, stages: Stages) -> float:
+        """About what share of the time is lost by so few stages: fitted to runs of an H200."""
+        raw, x, w, y = stages.raw, stages.x, stages.w, stages.y
         whole, passes = self.k_stages(pattern), self.passes(pattern)
-        ample = (2 * whole, ceil(1.5 * whole)) if passes > 1 else (min(2 * whole, 8), min(2 * whole, 6))
-        scarce = (whole, 4) if passes > 1 else (4, 2)
-        weights = (whole * passes, max(4, _STREAM_BYTES // self.weight_bytes))
-        many, few = [(3, 4), (3, 3)], [(2, 4), (2, 3), (3, 2), (2, 2)]
-        yield from ((x, w, raw, y) for raw_y in (many, few) for x in ample for w in weights for raw, y in raw_y)
-        yield from ((x, w, raw, y) for x in scarce for w in (*weights, 4, 3, 2) for raw, y in many + few)
+        lost = 0.0
+        if w < whole * passes:
+            lost += {2: 0.25, 3: 0.07}.get(w, 0.0) + (0.1 if whole * passes <= 8 else 0.0)
+        if passes > 1 and x >= whole:  # planes are kept, and another tile's come meanwhile if there is room
+            lost += 0.02 / passes * max(0.0, 3 - 2 * x / whole) + {2: 0.0, 3: 0.0, 4: 0.01}[raw] + 0.005 * (y == 2)
+        else:
+            lost += {2: 0.12, 3: 0.016, 4: 0.0}[raw] + {2: 0.014, 3: 0.004, 4: 0.0}[y]
+            lost += {2: 0.14, 3: 0.02}.get(x, 0.0) + (0.1 if passes > 1 else 0.0)
+        return lost
 
     def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
         """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
@@ -259,3 +261,11 @@ class Teams:
             "BRING_REGISTERS": bring,
             "MULTIPLY_REGISTERS": multiply,
         }
+
+
+@cache
+def _best_stages(teams: Teams, pattern: KSPattern) -> Stages | None:
+    def key(stages: Stages) -> tuple[float, int, int, int]:
+        return teams.waits(pattern, stages), -stages.w, -stages.x, -stages.raw
+
+    return min(teams.options(pattern), key=key, default=None)

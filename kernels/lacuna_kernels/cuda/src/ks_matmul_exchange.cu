@@ -163,6 +163,7 @@ __device__ __forceinline__ uint32_t y_offset(unsigned l, unsigned row, unsigned 
 // Where a thread's sums of two rows go: to the blocks that own them, which may be this one.
 struct Sender {
     uint32_t to[2], away[2];
+    int next_eight, aside;  // the first l of the next 8, counted from the first, and how places move there
 
     __device__ __forceinline__ Sender(const Work& w, const Consumer& me) {
 #pragma unroll
@@ -171,6 +172,14 @@ struct Sender {
             away[h] = ::away(w, first / OWN_ROWS);
             to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, me.eight()) + away[h];
         }
+        const int l = w.rank * OWN_L + me.first_l(), odd = (me.lane / 4 ^ l / 8) & 1;
+        next_eight = 8 - l % 8, aside = odd ? -int(EIGHTS * 16) : int(EIGHTS * 16);
+    }
+
+    // From the first l to another.
+    __device__ __forceinline__ uint32_t to_l(int m) const {
+        constexpr bool CROSSED = !BY_COLUMNS && RUN == 8 && 8 % MINE;  // l / 8 may change
+        return m * Y_L + (CROSSED && m >= next_eight ? aside : 0);
     }
 
     // Send a part of all rows.
@@ -181,10 +190,10 @@ struct Sender {
             const uint32_t place = to[h] + ring.stage * Y_STAGE, barrier = w.full_y(ring.stage) + away[h];
             if (away[h]) {
 #pragma unroll
-                for (int m = 0; m < MINE; ++m) store_there(place + m * Y_L, rounded[m][q][h], barrier);
+                for (int m = 0; m < MINE; ++m) store_there(place + to_l(m), rounded[m][q][h], barrier);
             } else {
 #pragma unroll
-                for (int m = 0; m < MINE; ++m) write_16_bytes(place + m * Y_L, rounded[m][q][h]);
+                for (int m = 0; m < MINE; ++m) write_16_bytes(place + to_l(m), rounded[m][q][h]);
                 __syncwarp();
                 if (lane == 0) barrier_arrive(barrier);
             }
@@ -374,7 +383,7 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
     const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
-    const int role = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int role = warp_of_block() / 4, warp = warp_of_block() % 4, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();

@@ -443,7 +443,7 @@ ks_matmul_planes(const __grid_constant__ TensorMap x_map, const __grid_constant_
     const Arguments arguments{weights, bias, residual, y, count, rows, a, b, c, d, activation, negative_slope,
                               raw_stages, x_stages, w_stages, tiles_per_item, chunks_together};
     const uint32_t at = shared_address(shared);
-    const int role = threadIdx.x / 128;
+    const int role = warp_of_block() / 4;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     if (role == 0) {
