@@ -257,11 +257,11 @@ class Planes:
         x, y = (self.rows * self.depth * _SIZE * side for side in (p.c, p.b))
         products = passes * steps * (self.depth if self.octets else 2 * self.depth)
         shared = products * (16 + self.tile / 4) + (3 * x + 2 * y + weights) / 128
-        from_memory = 18.0 if self.whole else {0: 15.5, 16: 9.0}.get(p.d % 32, 7.0)  # bytes a clock
+        from_memory = 18.0 if self.whole else {0: 15.0, 16: 13.0}.get(p.d % 32, 10.0)  # bytes a clock
         from_cache = {2: 12.0, 3: 15.0}.get(schedule.stages.w, 26.0)  # with few stages every copy is waited for
         clocks = max((x + y) / from_memory, weights / from_cache, shared * 1.1, 380 * passes * steps)
         odd = {
-            3: 1 + 0.07 * (passes - 1),
+            3: 1 + 0.035 * (passes - 1),
             6: 1.1 if p.c >= 96 else 0.93,
             8: 0.85 if self.tile == 16 else 1.0,
         }.get(self.depth, 1.0)

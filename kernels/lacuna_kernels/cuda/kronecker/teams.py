@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, hypot
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
@@ -22,6 +22,8 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
+_CACHED_WEIGHT_BYTES = 20e6
+"""That stay in the second-level cache beside x and y."""
 _IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
@@ -156,6 +158,8 @@ class Teams:
         whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
         kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
         for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4)):
+            if x % self._crews or raw % self._crews:
+                continue
             left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
             w = min(left // self.weight_bytes, every, _MOST_STAGES)
             if w >= min(2, every) and x <= _MOST_STAGES:
@@ -211,7 +215,10 @@ class Teams:
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slowest of memory, the second-level cache and taking apart, and waits: fitted to runs of an H200."""
+        """What memory, the team, the second-level cache and each kind of thread take, which only partly overlap.
+
+        Fitted to runs of an H200; rates are bytes a clock and block.
+        """
         p = problem.pattern
         schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
         assert schedule is not None
@@ -220,16 +227,20 @@ class Teams:
         x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
         x *= self.times(p, schedule.stages)
         streamed = 0 if schedule.resident else passes * k_stages * self.weight_bytes
-        rate = 19.5 if self.whole or self.blocks < 8 else 17.0  # bytes a clock
-        memory = (x + y) / (rate if p.d % self.depth == 0 else 10.9)
-        from_cache = 40.0 if self.own == 1 else 23.7
-        if schedule.stages.w * self.weight_bytes < 48 * 1024:
-            # every copy is waited for; also where few weights stay, as x comes by small stages
-            from_cache = 16.5 if self.columns == 96 and self.groups == 3 else 13.3
-        taken = x / (0.137 * min(self.takers, self._units))
-        slow = {6: 0.87, 12: 1.15}.get(self.depth, 1.0)
-        a_pass = (960 + 28 * k_stages) * max(1.0, sqrt(self._sums / 64))
-        clocks = slow * max(memory, (streamed + x) / from_cache, taken) + passes * a_pass
+        together = schedule.together * self.depth * p.b * p.c * SIZE  # bytes of weights
+        past_cache = streamed * max(0.0, 1 - _CACHED_WEIGHT_BYTES / together)
+        matrices = self.own * self.shares * self.steps  # of 64 rows and of `columns`, by 16 k, in a stage
+        clocks = hypot(
+            (x + y + past_cache) / (31.5 if self.whole else 22.4 if p.d % self.depth == 0 else 14.9),
+            (x + y) * (1 - 1 / self.blocks) / 24.8,
+            (x + streamed) / 65.0,
+            x / (0.79 * min(self.takers, self._units * self._crews)),
+            y / (7.4 * (7 - self.takers // 32)),
+            0.73 * passes * k_stages * matrices * max(self.columns / 2, 16 + self.columns / 4),
+        )
+        if self.depth == 12:
+            clocks *= 1.31
+        clocks += passes * (110 + 217 * k_stages + 4.8 * self._sums)
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 
     @property
@@ -237,6 +248,11 @@ class Teams:
         """Of a stage of x, that are taken apart at once."""
         run = self.depth if self.depth % 8 else 8
         return self.own_rows * 2 * self.steps * (self.depth // (4 if run > 8 else run))
+
+    @property
+    def _crews(self) -> int:
+        """Crews of takers, which have every other stage each."""
+        return max(1, self.takers // self._units)
 
     @property
     def _sums(self) -> int:

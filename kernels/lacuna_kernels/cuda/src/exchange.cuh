@@ -30,7 +30,8 @@ constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * TAKES;                // 8 k by TAKEN l of a row, in a stage of x
 constexpr int WRITERS = 7 - TAKERS / 32;                           // warps
-constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers that have something to do
+constexpr int CREW = UNITS < TAKERS ? UNITS : TAKERS;              // takers of a stage
+constexpr int CREWS = TAKERS / CREW;                               // stages are taken in turn by so many
 constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
@@ -270,15 +271,19 @@ __device__ __forceinline__ uint32_t piece_of_x(uint32_t start, int run, int phas
     return (start ^ v % CHUNKS * 16) + v / CHUNKS * (OWN_ROWS * PIECE) + element % VECTOR * SIZE;
 }
 
-// Take stages of x apart.
+// Take stages of x apart. A crew always has the same ones: they are multiples of CREWS.
 template <class Taker>
 __device__ __forceinline__ void take_apart(const Work& w, const Taker& taker) {
-    if (threadIdx.x >= CREW) return;
-    int left = 0;
+    const int crew = threadIdx.x / CREW;
+    if (crew >= CREWS) return;
+    int left = -crew;
     for (Tile at(w); at.is_there(w); at.next(w)) left += w.times() * w.stages;
     Ring in, out;
+    const auto go_on = [&](int by) {
+        for (int s = 0; s < by; ++s) in.next(w.raw_stages), out.next(w.x_stages);
+    };
 #pragma unroll 1
-    for (; left > 0; --left, in.next(w.raw_stages), out.next(w.x_stages)) {
+    for (go_on(crew); left > 0; left -= CREWS, go_on(CREWS)) {
         barrier_wait(w.full_raw(in.stage), in.phase);
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
         taker.take(in.stage, out.stage);

@@ -399,7 +399,7 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
             write_all(threadIdx.x - TAKERS);
         } else {
             const Work w(arguments, at);
-            take_apart(w, Taker{w, int(threadIdx.x)});
+            take_apart(w, Taker{w, int(threadIdx.x) % CREW});
         }
     } else if (role == 1) {
         take_registers<BRING_REGISTERS, START_REGISTERS>();

@@ -50,6 +50,37 @@ struct Unit {
     }
 };
 
+// Neighbouring elements that a thread picks at once: two, where they lie at whole words.
+template <int WIDTH>
+struct alignas(WIDTH * sizeof(Element)) Some { Element of[WIDTH]; };
+
+// Write what ks_turn_in has in shared memory: WIDTH l of VECTOR k a thread, of RUN neighbouring VECTOR k in turn.
+template <int WIDTH>
+__device__ __forceinline__ void write_in(const Element* tile, Element* to, const Unit& unit, int c, int d, int gap) {
+    const int vectors = unit.size / VECTOR, runs = (vectors + RUN - 1) / RUN, pitch = (d + gap) * VECTOR;
+    const int r = threadIdx.x % RUN;
+    Place line(threadIdx.x / RUN, THREADS / RUN, d / WIDTH);  // WIDTH l, and runs of all matrices
+    Place run(line.high, line.step_high, runs);               // runs of one, and matrices
+    while (run.high < unit.matrices) {
+        const int k = run.low * RUN + r, l = line.low * WIDTH;  // k in vectors
+        if (k < vectors) {
+            const Element* picked = tile + (run.high * vectors + k) * pitch + l;
+            Vector out[WIDTH];
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) {
+                const auto some = *reinterpret_cast<const Some<WIDTH>*>(picked + e * d);
+#pragma unroll
+                for (int w = 0; w < WIDTH; ++w) out[w].of[e] = some.of[w];
+            }
+#pragma unroll
+            for (int w = 0; w < WIDTH; ++w)
+                *reinterpret_cast<Vector*>(to + (Index(run.high) * d + l + w) * c + k * VECTOR) = out[w];
+        }
+        if (line.next()) ++run.low;
+        run.next();
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __restrict__ count,
            int* __restrict__ count_here, int first, int rows, int a, int c, int d, int group, int chunk) {
@@ -61,28 +92,59 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
     if (unit.matrices <= 0) return;
     const Index start = (Index(first) * a + unit.matrix) * c * d + Index(unit.start) * d;
     const Vector* from = reinterpret_cast<const Vector*>(x + start);
-    const int gap = d % 8 == 0 ? 1 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
+    const int gap = d % 2 == 0 ? 1 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
     Place in(threadIdx.x, THREADS, d);
-#pragma unroll 4
+#pragma unroll 8
     for (int v = threadIdx.x; v < unit.matrices * vectors * d; v += THREADS, in.next())
         reinterpret_cast<Vector*>(tile)[v + in.high * gap] = from[v];
     __syncthreads();
 
-    const int r = threadIdx.x % RUN, runs = (vectors + RUN - 1) / RUN, pitch = (d + gap) * VECTOR;
     Element* to = t + unit.matrix * c * d + unit.start;
-    Place line(threadIdx.x / RUN, THREADS / RUN, d);  // l, and runs of all matrices
-    Place run(line.high, line.step_high, runs);       // runs of one, and matrices
-    while (run.high < unit.matrices) {
-        const int k = run.low * RUN + r, l = line.low;  // in vectors
-        if (k < vectors) {
-            const Element* picked = tile + (run.high * vectors + k) * pitch + l;
-            Vector out;
+    if (d % 2 == 0)
+        write_in<2>(tile, to, unit, c, d, gap);
+    else
+        write_in<1>(tile, to, unit, c, d, gap);
+}
+
+// Write what ks_turn_out has in shared memory: vectors of y of WIDTH neighbouring j a thread; of more than one where
+// they do not go past d.
+template <int WIDTH>
+__device__ __forceinline__ void write_out(const Element* tile, const Epilogue& epilogue, const Unit& unit, Index first,
+                                          int a, int b, int d, int pitch) {
+    const bool plain = !epilogue.bias && !epilogue.residual && epilogue.activation == ACTIVATION_NONE;
+    const bool within = WIDTH > 1 || d % VECTOR == 0;
+    Place element(threadIdx.x * VECTOR, THREADS * VECTOR, d);       // l, and WIDTH j of all matrices
+    Place line(element.high, element.step_high, unit.size / WIDTH);  // WIDTH j of one, and matrices
+    while (line.high < unit.matrices) {
+        const int matrix = line.high, j = line.low * WIDTH;
+        int l = element.low;
+        const Index whole = first * a + unit.matrix + matrix;  // counted over the batch's rows and i
+        const Index offset = Index(unit.start + j) * d + l;
+        const Element* picked = tile + (matrix * d + l) * pitch + j;
+        Vector out[WIDTH];
 #pragma unroll
-            for (int e = 0; e < VECTOR; ++e) out.of[e] = picked[e * d];
-            *reinterpret_cast<Vector*>(to + (Index(run.high) * d + l) * c + k * VECTOR) = out;
+        for (int e = 0; e < VECTOR; ++e) {
+            const auto some = *reinterpret_cast<const Some<WIDTH>*>(picked);
+#pragma unroll
+            for (int w = 0; w < WIDTH; ++w) out[w].of[e] = some.of[w];
+            picked += pitch;
+            if (!within && ++l == d) l = 0, picked += 1 - d * pitch;  // the next j
         }
-        if (line.next()) ++run.low;
-        run.next();
+#pragma unroll
+        for (int w = 0; w < WIDTH; ++w) {
+            const Index place = offset + w * d, to = whole * b * d + place;
+            if (!plain) {
+                float sums[VECTOR];
+#pragma unroll
+                for (int e = 0; e < VECTOR; ++e) sums[e] = to_float(out[w].of[e]);
+                epilogue.finish(sums, (whole % a) * b * d + place, to);
+#pragma unroll
+                for (int e = 0; e < VECTOR; ++e) out[w].of[e] = from_float<Element>(sums[e]);
+            }
+            *reinterpret_cast<Vector*>(epilogue.y + to) = out[w];
+        }
+        if (element.next()) ++line.low;
+        line.next();
     }
 }
 
@@ -97,41 +159,20 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
     const int pitch = chunk + 4 / int(sizeof(Element)), vectors = unit.size / VECTOR;
     const Element* from = t + unit.matrix * b * d + unit.start;
     Place at(threadIdx.x, THREADS, vectors);  // vectors of a line, and lines
-#pragma unroll 4
+    const int turn = threadIdx.x / 8 % 4;     // words of it are written in another order by every eight threads
+#pragma unroll 8
     for (int v = threadIdx.x; v < unit.matrices * d * vectors; v += THREADS, at.next()) {
-        const uint4 in = *reinterpret_cast<const uint4*>(from + Index(at.high) * b + at.low * VECTOR);
+        uint4 in = *reinterpret_cast<const uint4*>(from + Index(at.high) * b + at.low * VECTOR);
+        if (turn & 1) in = make_uint4(in.y, in.z, in.w, in.x);
+        if (turn & 2) in = make_uint4(in.z, in.w, in.x, in.y);
         uint32_t* to = reinterpret_cast<uint32_t*>(tile + at.high * pitch + at.low * VECTOR);
-        to[0] = in.x, to[1] = in.y, to[2] = in.z, to[3] = in.w;
+        to[turn] = in.x, to[(turn + 1) % 4] = in.y, to[(turn + 2) % 4] = in.z, to[(turn + 3) % 4] = in.w;
     }
     __syncthreads();
 
-    const bool plain = !bias && !residual && activation == ACTIVATION_NONE, within = d % VECTOR == 0;
-    Place element(threadIdx.x * VECTOR, THREADS * VECTOR, d);  // l, and j of all matrices
-    Place line(element.high, element.step_high, unit.size);    // j of one, and matrices
-    while (line.high < unit.matrices) {
-        const int matrix = line.high, j = line.low;
-        int l = element.low;
-        const int place = j * d + l;
-        const Element* picked = tile + (matrix * d + l) * pitch + j;
-        Vector out;
-#pragma unroll
-        for (int e = 0; e < VECTOR; ++e) {
-            out.of[e] = *picked;
-            picked += pitch;
-            if (!within && ++l == d) l = 0, picked += 1 - d * pitch;  // the next j
-        }
-        const Index whole = Index(first) * a + unit.matrix + matrix;  // counted over the batch's rows and i
-        const Index offset = Index(unit.start) * d + place, to = whole * b * d + offset;
-        if (!plain) {
-            float sums[VECTOR];
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) sums[e] = to_float(out.of[e]);
-            epilogue.finish(sums, (whole % a) * b * d + offset, to);
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) out.of[e] = from_float<Element>(sums[e]);
-        }
-        *reinterpret_cast<Vector*>(y + to) = out;
-        if (element.next()) ++line.low;
-        line.next();
-    }
+    constexpr int WORD = 4 / sizeof(Element);
+    if (d % VECTOR == 0)
+        write_out<WORD>(tile, epilogue, unit, first, a, b, d, pitch);
+    else
+        write_out<1>(tile, epilogue, unit, first, a, b, d, pitch);
 }
