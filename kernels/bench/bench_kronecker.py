@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         default=(),
         help="only these, such as: ours 'strided bmm' (the others stay missing: use --results)",
     )
-    command.add_argument("--candidates", action="store_true", help="also time each of ours that fits")
+    command.add_argument("--candidates", action="store_true", help="also time those that `lacuna tune` would")
     command.add_argument("--budget-seconds", type=float, default=1e9, help="start nothing after this; exit status 3")
     return parser
 

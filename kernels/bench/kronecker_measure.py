@@ -16,6 +16,7 @@ from bench.timing import copies_of, milliseconds
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.tuning import contenders
 from lacuna_kernels.errors import KernelsError
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
@@ -27,7 +28,6 @@ _WRONG = 0.1
 """Relative L2 error that is no rounding, not even of sums in 16 bits."""
 _SAMPLE = 64
 _HOPELESS = 1.5  # times the fastest existing way before it: one run is enough to say so
-_LIKELY = 5.0  # times the best prediction: what is expected to take longer is not tried
 _RESERVED_BYTES = 60e9
 
 
@@ -67,6 +67,13 @@ class Record:
         return None if ms is None else float(ms)
 
     @property
+    def tuned_ms(self) -> float | None:
+        """Milliseconds of the fastest of ours: of what the rules choose, if no other was measured."""
+        return min(
+            (way["ms"] for name, way in self.ways.items() if name.startswith(OURS) and "ms" in way), default=None
+        )
+
+    @property
     def best(self) -> tuple[str, float] | None:
         """The fastest of the existing ways that give the right answer."""
         right = {name: way["ms"] for name, way in self.ways.items() if way.get("error", inf) < _WRONG}
@@ -104,14 +111,11 @@ class Judge:
 def ways_of(
     device: Device, problem: Problem, every_candidate: bool = False
 ) -> dict[str, Callable[[Operands], Multiply]]:
-    """All ways by name, ours first."""
+    """All ways by name, ours first: what the rules choose, and the others that `lacuna tune` would measure."""
     found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
     if every_candidate:
-        ways = candidates(problem, device.limits)
-        likely = _LIKELY * ways[0].seconds(problem, device.limits)
-        for way in ways:
-            if way.seconds(problem, device.limits) <= likely:
-                found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
+        for way in contenders(problem, device.limits)[1:]:
+            found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
 
 

@@ -22,7 +22,8 @@ def head(results: Results) -> Iterator[str]:
 
 def goals(results: Results) -> Iterator[str]:
     """The summary as a table."""
-    cells = [("", "existing", "ours", "goal"), *((x.what, x.existing, x.ours, x.goal) for x in summary(results))]
+    lines = [(x.what, x.existing, x.ours, x.tuned, x.goal) for x in summary(results)]
+    cells = [("", "existing", "ours", "tuned", "goal"), *lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -27,7 +27,7 @@ def by_group(results: Results) -> Iterator[str]:
 
 
 def _group(records: Sequence[Record]) -> str:
-    (best, mine), gains = fractions(records), [*map(gain, records)]
+    (best, mine, _), gains = fractions(records), [*map(gain, records)]
     who = Counter(record.best[0] for record in records if record.best)
     columns = f"{median(best):9.2f} {worst_tenth(best):12.2f} {median(mine):6.2f} {worst_tenth(mine):12.2f}"
     names = ", ".join(f"{name} {count}" for name, count in who.most_common())
@@ -68,14 +68,15 @@ def _way_of(record: Record) -> str:
 
 
 def choices(results: Results) -> Iterator[str]:
-    """Where the best guess was not the fastest of ours, if all of ours were measured; the costliest first."""
+    """Where the best guess was not the fastest of ours, if others of ours were measured; the costliest first."""
     misses = []
     for data in [*results.part("grid"), *results.part("rows")]:
-        timed = {name: way["ms"] for name, way in data["ways"].items() if name.startswith(f"{OURS}: ") and "ms" in way}
-        if len(timed) > 1:
-            fastest, chosen = min(timed, key=timed.__getitem__), data["ways"][OURS]
+        others = {name: way["ms"] for name, way in data["ways"].items() if name.startswith(f"{OURS}: ") and "ms" in way}
+        chosen = data["ways"].get(OURS, {})
+        if others and "ms" in chosen:
+            fastest = min(others, key=others.__getitem__)
             text = f"{data['key']}: {chosen['way']}, not {fastest.removeprefix(f'{OURS}: ')}"
-            misses.append((chosen["ms"] / timed[fastest], text))
+            misses.append((max(1.0, chosen["ms"] / others[fastest]), text))
     if misses:
         ratios = [ratio for ratio, _ in misses]
         numbers = f"median {median(ratios):.3f}, worst {max(ratios):.2f} (n = {len(misses)})"

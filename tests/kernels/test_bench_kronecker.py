@@ -259,8 +259,18 @@ def test_the_report_writes_tables_data_and_plots(results: Results, tmp_path: Pat
 def test_the_report_names_guesses_that_were_not_the_fastest(results: Results):
     found = record(Problem(KSPattern(2, 48, 48, 4), ROWS, Precision.FP16), 1.0)
     found["ways"] |= {"ours": {"ms": 3.0, "error": 1e-7, "way": "slow"}}
-    results.add("grid", found | {"ways": found["ways"] | {"ours: slow": {"ms": 3.0}, "ours: fast": {"ms": 2.0}}})
+    results.add("grid", found | {"ways": found["ways"] | {"ours: slower": {"ms": 4.0}, "ours: fast": {"ms": 2.0}}})
     assert "1.50  2,48,48,4 25088 fp16 first: slow, not fast" in tables(results)
+
+
+def test_what_tuning_would_choose_stands_beside_the_rules(tmp_path: Path):
+    results, problem = Results(tmp_path / "tuned.jsonl"), Problem(KSPattern(16, 64, 64, 2), ROWS, Precision.FP16)
+    found = record(problem, 4.0, bmm=8.0)
+    results.add("grid", found | {"ways": found["ways"] | {"ours: fast": {"ms": 2 * roof_ms(problem), "error": 1e-7}}})
+    lines = {line.what.partition(" (n")[0]: line for line in summary(results)}
+    assert lines["speed-up, first d > 1, fp16/bf16"].ours == "2.00x"
+    assert lines["speed-up, first d > 1, fp16/bf16"].tuned == "4.00x"
+    assert lines["fraction of the roof, first d > 1, fp16/bf16, median / worst tenth"].tuned == "0.50 / 0.50"
 
 
 def test_failures_are_counted(results: Results):

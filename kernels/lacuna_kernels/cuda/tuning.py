@@ -11,10 +11,10 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.choose import Stage, candidates, fused
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, key_of
-from lacuna_kernels.cuda.kronecker.way import Alone, Operands
+from lacuna_kernels.cuda.kronecker.way import Alone, Operands, Way
 
-MOST_WAYS = 8
-"""Of the ways that fit, so many are measured: those of the best predictions."""
+MOST_WAYS, LIKELY = 8, 1.6
+"""Of the ways that fit, so many are measured: those of the best predictions, up to so many times the best of all."""
 
 _CACHE_BYTES = 1 << 27
 _REPEATS = 15
@@ -22,6 +22,13 @@ _ENERGY_SECONDS = 2.0
 
 Meter = Callable[[], float]
 """The joules that the GPU has used since it was switched on."""
+
+
+def contenders(problem: Problem, limits: DeviceLimits) -> list[Way]:
+    """The ways that are worth measuring, the likely fastest first."""
+    ways = candidates(problem, limits)[:MOST_WAYS]
+    most = LIKELY * ways[0].seconds(problem, limits)
+    return [way for way in ways if way.seconds(problem, limits) <= most]
 
 
 def tasks(
@@ -35,8 +42,7 @@ def tasks(
     neighbours = [c[start:end] for c in chains for end in range(1, len(c) + 1) for start in range(end)]
     for problems in {key_of(found): found for found in [*neighbours, *runs]}.values():
         if len(problems) == 1:
-            ways = candidates(problems[0], limits)[:MOST_WAYS]
-            yield [Stage(Alone(way), 0, tuple(problems), limits) for way in ways]
+            yield [Stage(Alone(way), 0, tuple(problems), limits) for way in contenders(problems[0], limits)]
         elif found := fused(problems, 0, len(problems), limits):
             yield found
 
