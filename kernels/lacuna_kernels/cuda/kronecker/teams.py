@@ -189,14 +189,20 @@ class Teams:
 
         line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
 
+        resident = stages.w == self.k_stages(pattern) * self.passes(pattern)
+
+        stays = resident or self.whole  # a team, with its chunk
+
+        def busy(together: int) -> int:
+            return min(most // together * together if stays else most, tiles * together)
+
         def rounds(together: int) -> tuple[float, int]:
-            busy = most // together * together
-            count = ceil(tiles * together / busy) * (chunks // together)
-            return count * (1 if together * self.depth >= line else 1.5), -together
+            count = ceil(tiles * together / busy(together)) * (chunks // together)
+            lines = count * (1 if together * self.depth >= line else 1.5)
+            return (lines, -together) if stays else (lines * (1 + together / 200), together)  # few weights at a time
 
         together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
-        teams = min(most // together * together, tiles * together)
-        return Schedule(teams, together, stages, stages.w == self.k_stages(pattern) * self.passes(pattern))
+        return Schedule(busy(together), together, stages, resident)
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""

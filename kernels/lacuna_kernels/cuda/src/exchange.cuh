@@ -48,11 +48,13 @@ struct Arguments {
     int raw_stages, x_stages, w_stages, y_stages, together;
 };
 
-// What all threads agree on. `together` neighbouring chunks (L l of one i) are done side by side, by teams that are a
-// multiple of it, before the next ones: a team stays with a chunk for all its tiles.
+// What all threads agree on. `together` neighbouring chunks (L l of one i) are done side by side, before the next ones.
+// If their weights stay, or a chunk is all of d, teams are a multiple of that, and a team stays with a chunk for all its
+// tiles.
 struct Work : Arguments {
     int rows, tiles, chunks, chunks_l, stages, passes, rank, team;
-    int step;       // tiles from a team's one to its next; no more than there are, unless the device counts fewer rows
+    int step, rest;  // from a team's tile to its next: tiles, no more than there are, unless the device counts fewer
+                     // rows, and chunks
     bool resident;  // whether all weights of a chunk fit
     bool keeps;     // whether all planes of a tile fit, for all passes; otherwise x comes once more for each
     uint32_t shared, raw_at, x_at, w_at, y_at;
@@ -63,7 +65,8 @@ struct Work : Arguments {
         chunks_l = (d + L - 1) / L, chunks = rows > 0 ? a * chunks_l : 0;
         stages = (c + STAGE_K - 1) / STAGE_K;
         passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
-        rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM, step = gridDim.x / TEAM / together;
+        rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM;
+        step = gridDim.x / TEAM / together, rest = gridDim.x / TEAM % together;
         resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         y_at = w_at + w_stages * W_STAGE;
@@ -90,28 +93,34 @@ struct Work : Arguments {
     }
 };
 
-// A tile of a chunk.
+// A tile of a chunk, the `among`-th of those that are done side by side.
 struct Place {
-    int chunk, tile;
+    int among, tile, first = 0;
 
-    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk : chunk / w.chunks_l; }
-    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk % w.chunks_l * L; }
+    __device__ __forceinline__ int chunk() const { return first + among; }
+    __device__ __forceinline__ int i(const Work& w) const { return WHOLE ? chunk() : chunk() / w.chunks_l; }
+    __device__ __forceinline__ int l(const Work& w) const { return WHOLE ? 0 : chunk() % w.chunks_l * L; }
 };
 
 // The tiles of a team, one after another: there is no division, as every thread goes through them.
 struct Tile : Place {
     __device__ __forceinline__ explicit Tile(const Work& w) : Place{w.team % w.together, w.team / w.together} {
+        if (WHOLE) first = among, among = 0;  // a team stays with its chunk: it takes a register less
         find(w);
     }
-    __device__ __forceinline__ void next(const Work& w) { tile += w.step, find(w); }
-    __device__ __forceinline__ bool is_there(const Work& w) const { return chunk < w.chunks; }
+    __device__ __forceinline__ void next(const Work& w) {
+        tile += w.step;
+        if (!WHOLE && (among += w.rest) >= w.together) among -= w.together, ++tile;
+        find(w);
+    }
+    __device__ __forceinline__ bool is_there(const Work& w) const { return first < w.chunks; }
     __device__ __forceinline__ void find(const Work& w) {
 #pragma unroll 1
-        while (is_there(w) && tile >= w.tiles) tile -= w.tiles, chunk += w.together;
+        while (is_there(w) && tile >= w.tiles) tile -= w.tiles, first += w.together;
     }
     __device__ __forceinline__ bool begins_chunk(const Work& w) const { return tile < w.step; }
     __device__ __forceinline__ bool ends_chunk(const Work& w) const {
-        return tile + w.step >= w.tiles && chunk + w.together < w.chunks;
+        return tile + w.step >= w.tiles && first + w.together < w.chunks;
     }
 };
 
@@ -225,13 +234,13 @@ struct FeedWeights : Feed {
         const uint32_t full = w.full_w(ring.stage);
         barrier_expect(full, W_STAGE);
         copy_in(w.w_at + ring.stage * W_STAGE,
-                w.weights + ((Index(at.chunk) * TEAM + w.rank) * all + stage) * W_STAGE, W_STAGE, full);
+                w.weights + ((Index(at.chunk()) * TEAM + w.rank) * all + stage) * W_STAGE, W_STAGE, full);
         ring.next(stages);
         if (++stage == all) {
             stage = 0;
-            const int chunk = at.chunk;
+            const int chunk = at.chunk();
             do at.next(w);
-            while (w.resident && at.is_there(w) && at.chunk == chunk);
+            while (w.resident && at.is_there(w) && at.chunk() == chunk);
         }
         return true;
     }
