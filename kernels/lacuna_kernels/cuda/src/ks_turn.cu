@@ -94,7 +94,7 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
     const Vector* from = reinterpret_cast<const Vector*>(x + start);
     const int gap = d % 2 == 0 ? 1 : 0, vectors = unit.size / VECTOR;  // vectors; of a line of t
     Place in(threadIdx.x, THREADS, d);
-#pragma unroll 8
+#pragma unroll 4
     for (int v = threadIdx.x; v < unit.matrices * vectors * d; v += THREADS, in.next())
         reinterpret_cast<Vector*>(tile)[v + in.high * gap] = from[v];
     __syncthreads();
@@ -160,7 +160,7 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
     const Element* from = t + unit.matrix * b * d + unit.start;
     Place at(threadIdx.x, THREADS, vectors);  // vectors of a line, and lines
     const int turn = threadIdx.x / 8 % 4;     // words of it are written in another order by every eight threads
-#pragma unroll 8
+#pragma unroll 4
     for (int v = threadIdx.x; v < unit.matrices * d * vectors; v += THREADS, at.next()) {
         uint4 in = *reinterpret_cast<const uint4*>(from + Index(at.high) * b + at.low * VECTOR);
         if (turn & 1) in = make_uint4(in.y, in.z, in.w, in.x);
