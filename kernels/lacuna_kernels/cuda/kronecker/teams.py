@@ -22,7 +22,7 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_CACHED_WEIGHT_BYTES = 20e6
+_CACHED_WEIGHT_BYTES = 16e6
 """That stay in the second-level cache beside x and y."""
 _IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
@@ -158,7 +158,7 @@ class Teams:
         whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
         kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
         for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4)):
-            if x % self._crews or raw % self._crews:
+            if x < 2 or x % self._crews or raw % self._crews:
                 continue
             left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
             w = min(left // self.weight_bytes, every, _MOST_STAGES)
@@ -237,17 +237,25 @@ class Teams:
         past_cache = streamed * max(0.0, 1 - _CACHED_WEIGHT_BYTES / together)
         matrices = self.own * self.shares * self.steps  # of 64 rows and of `columns`, by 16 k, in a stage
         clocks = hypot(
-            (x + y + past_cache) / (31.5 if self.whole else 22.4 if p.d % self.depth == 0 else 14.9),
-            (x + y) * (1 - 1 / self.blocks) / 24.8,
-            (x + streamed) / 65.0,
-            x / (0.79 * min(self.takers, self._units * self._crews)),
-            y / (7.4 * (7 - self.takers // 32)),
-            0.73 * passes * k_stages * matrices * max(self.columns / 2, 16 + self.columns / 4),
+            (x + y + past_cache) / self._memory_rate(p.d),
+            (x + y) * (1 - 1 / self.blocks) / 24.0,
+            (x + streamed) / 74.0,
+            x / (0.28 * min(self.takers, self._units * self._crews)),
+            y / (6.7 * (7 - self.takers // 32)),
+            0.86 * passes * k_stages * matrices * max(self.columns / 2, 16 + self.columns / 4),
         )
         if self.depth == 12:
-            clocks *= 1.31
-        clocks += passes * (110 + 217 * k_stages + 4.8 * self._sums)
+            clocks *= 1.29
+        clocks += passes * (86 + 187 * k_stages + 5.7 * self._sums)
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
+
+    def _memory_rate(self, d: int) -> float:
+        """Less where lines of memory are shared with other teams, which are elsewhere by then."""
+        if self.whole:
+            return 40.1
+        if d in (16, 32) or self.depth >= 32:
+            return 28.5
+        return 25.8 if d == 48 else 10.6
 
     @property
     def _units(self) -> int:
