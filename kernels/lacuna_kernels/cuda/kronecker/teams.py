@@ -245,7 +245,9 @@ class Teams:
             0.86 * passes * k_stages * matrices * max(self.columns / 2, 16 + self.columns / 4),
         )
         if self.depth == 12:
-            clocks *= 1.29
+            clocks *= 1.32
+        if self.own_rows == 8 and not self.whole:
+            clocks *= 1.07
         clocks += passes * (86 + 187 * k_stages + 5.7 * self._sums)
         return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
 
