@@ -67,11 +67,15 @@ class Record:
         return None if ms is None else float(ms)
 
     @property
+    def mine(self) -> dict[str, dict[str, Any]]:
+        """Ours: what the rules choose, and the others that were measured."""
+        return {name: way for name, way in self.ways.items() if name.startswith(OURS)}
+
+    @property
     def tuned_ms(self) -> float | None:
-        """Milliseconds of the fastest of ours: of what the rules choose, if no other was measured."""
-        return min(
-            (way["ms"] for name, way in self.ways.items() if name.startswith(OURS) and "ms" in way), default=None
-        )
+        """Milliseconds of the fastest of ours: of what the rules choose, if no other is faster and right."""
+        others = [float(way["ms"]) for way in self.mine.values() if way.get("error", inf) < _WRONG]
+        return None if self.ours_ms is None else min([self.ours_ms, *others])
 
     @property
     def best(self) -> tuple[str, float] | None:
@@ -109,24 +113,24 @@ class Judge:
 
 
 def ways_of(
-    device: Device, problem: Problem, every_candidate: bool = False
+    device: Device, problem: Problem, with_contenders: bool = False
 ) -> dict[str, Callable[[Operands], Multiply]]:
     """All ways by name, ours first: what the rules choose, and the others that `lacuna tune` would measure."""
     found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
-    if every_candidate:
+    if with_contenders:
         for way in contenders(problem, device.limits)[1:]:
             found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
 
 
-def measure(device: Device, problem: Problem, wanted: Collection[str] = (), every_candidate: bool = False) -> Record:
+def measure(device: Device, problem: Problem, wanted: Collection[str] = (), with_contenders: bool = False) -> Record:
     """Check and time the wanted ways, or all; what one of them cannot do is said in its place."""
     if torch.cuda.memory_reserved() > _RESERVED_BYTES:
         torch.cuda.empty_cache()
     torch.backends.cuda.matmul.allow_tf32 = problem.precision is Precision.TF32
     operands = Operands.random(problem, copies_of(problem.bytes))
     judge, record = Judge(operands), Record(problem)
-    for name, prepare in ways_of(device, problem, every_candidate).items():
+    for name, prepare in ways_of(device, problem, with_contenders).items():
         if not wanted or name.partition(":")[0] in wanted:
             best = inf if name.startswith(OURS) or record.best is None else record.best[1]
             record.ways[name] = _measure(prepare, operands, judge, _HOPELESS * best)

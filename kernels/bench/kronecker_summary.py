@@ -132,17 +132,16 @@ def _chains(results: Results) -> Iterator[Line]:
 def _errors(results: Results) -> Iterator[Line]:
     records = [*results.part("grid"), *results.part("rows")]
     for precision, goal in LARGEST_ERROR.items():
-        mine = [d["ways"].items() for d in records if d["precision"] == precision]
-        errors = [way["error"] for ways in mine for name, way in ways if name.startswith(OURS) and "error" in way]
+        mine = [way for d in records if d["precision"] == precision for way in Record.from_json(d).mine.values()]
+        errors = [way["error"] for way in mine if "error" in way]
         if errors:
             what = f"largest relative error, {precision} (n = {len(errors)})"
             yield Line(what, "", f"{largest(errors):.2g}", f"{goal:g}")
 
 
 def _failures(results: Results) -> Line:
-    skipped = [
-        data for part in ("grid", "rows") for data in results.part(part) if "skipped" in data["ways"].get(OURS, {})
-    ]
+    records = [Record.from_json(data) for part in ("grid", "rows") for data in results.part(part)]
+    skipped = [record for record in records if any("skipped" in way for way in record.mine.values())]
     count = len(skipped) + len(results.part(FAILED))
     return Line("problems that ours failed at", "", str(count) if count else "", "0")
 

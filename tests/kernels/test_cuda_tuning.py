@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.dense_steps import problems_of
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.choose import candidates
+from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import (
     Entry,
     Measurement,
@@ -26,7 +27,8 @@ from lacuna_kernels.cuda.kronecker.table import (
 )
 from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.steps import Weights
-from lacuna_kernels.cuda.tuning import MOST_WAYS, tasks
+from lacuna_kernels.cuda.tuning import LIKELY, MOST_WAYS, contenders, tasks
+from lacuna_kernels.ops.kronecker_linear import KSPattern
 from lacuna_kernels.zoo import kronecker_mlp
 
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
@@ -72,6 +74,17 @@ def test_factors_their_neighbours_in_a_layer_and_runs_of_layers_are_measured_onc
     assert sorted(len(stages[0].problems) for stages in found) == [1, 1, 2, 3, 4, 5]
     assert all(0 < len(stages) <= MOST_WAYS for stages in found)
     assert all(len({stage.problems for stage in stages}) == 1 for stages in found)
+
+
+def test_ways_that_are_predicted_to_be_far_behind_are_not_measured() -> None:
+    problem = Problem(KSPattern(16, 128, 512, 16), 25_088, Precision.FP16)
+    best, *others = candidates(problem, H200)
+
+    measured = contenders(problem, H200)
+
+    assert measured[0] is best
+    assert len(measured) < len(others)
+    assert all(way.seconds(problem, H200) <= LIKELY * best.seconds(problem, H200) for way in measured)
 
 
 @pytest.mark.gpu

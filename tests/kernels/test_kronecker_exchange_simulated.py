@@ -9,6 +9,7 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import boxes, exchange
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
 from lacuna_kernels.cuda.kronecker.teams import ROWS
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
@@ -99,5 +100,22 @@ def test_a_count_of_fewer_tiles_than_a_team_steps_over(folder, way, precision):
     problem = Problem(pattern, 9 * ROWS, precision)
     for count in (1, ROWS + 6):
         y, expected = multiply(folder, way, problem, count, count=count, multiprocessors=5 * way.teams.blocks)
+        assert relative_error(y[:count], expected) < LIMIT[precision]
+        assert bool(y[count:].isnan().all())
+
+
+PARTIAL = [way for way in WAYS if not way.values[0].teams.whole]
+
+
+@pytest.mark.parametrize("way, precision", PARTIAL)
+def test_all_teams_work_while_weights_stream(folder, way, precision):
+    teams, rows = way.teams, 3 * ROWS + 5
+    pattern, multiprocessors = KSPattern(1, 328, 192, 2 * teams.depth), {2: 10, 4: 32, 8: 48}[teams.blocks]
+    problem = Problem(pattern, rows, precision)
+    schedule = schedule_of(teams, pattern, rows, multiprocessors)
+    assert schedule is not None
+    assert (schedule.teams, schedule.together) == (5, 2)
+    for count in (rows, ROWS + 6):
+        y, expected = multiply(folder, way, problem, count, count=count, multiprocessors=multiprocessors)
         assert relative_error(y[:count], expected) < LIMIT[precision]
         assert bool(y[count:].isnan().all())

@@ -13,8 +13,10 @@ from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, key_of
 from lacuna_kernels.cuda.kronecker.way import Alone, Operands, Way
 
-MOST_WAYS, LIKELY = 8, 1.6
-"""Of the ways that fit, so many are measured: those of the best predictions, up to so many times the best of all."""
+MOST_WAYS = 8
+"""Of the ways that fit, so many are measured: those of the best predictions."""
+LIKELY = 1.6
+"""What is predicted to take so many times as long as the best prediction is not measured."""
 
 _CACHE_BYTES = 1 << 27
 _REPEATS = 15

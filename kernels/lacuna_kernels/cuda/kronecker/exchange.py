@@ -9,6 +9,7 @@ from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of, seconds_of
 from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, SIZE, Teams
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
@@ -52,7 +53,7 @@ class Exchange:
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The teams'."""
-        return self.teams.seconds(problem, limits)
+        return seconds_of(self.teams, problem, limits)
 
     def scratch_bytes(self, problem: Problem) -> int:
         """None."""
@@ -80,7 +81,7 @@ class Exchange:
         if not problem.rows:
             return
         teams, pattern = self.teams, problem.pattern
-        schedule = teams.schedule(pattern, problem.rows, device.limits.multiprocessors)
+        schedule = schedule_of(teams, pattern, problem.rows, device.limits.multiprocessors)
         assert schedule is not None
         device.kernel(*self.variants(problem.precision))(
             (schedule.teams * teams.blocks, 1, 1),
@@ -109,7 +110,6 @@ WAYS = tuple(
         (8, 3, 96, 3, 2, 128, True),
         (8, 3, 128, 3, 2, 128, True),
         (4, 6, 64, 2, 1, 128, True),
-        (8, 2, 128, 2, 2, 128, True),
         (8, 2, 128, 2, 4, 128, True),
         (8, 2, 192, 2, 2, 128, True),
         (4, 3, 128, 3, 2, 96, True),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
 from itertools import product
 from math import ceil
 
@@ -14,6 +14,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.stages import fewest_waits
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
@@ -328,12 +329,9 @@ def _groups(b: int) -> int:
     return 2 * ceil(b / 16)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _best_stages(planes: Planes, pattern: KSPattern) -> Stages | None:
-    def key(stages: Stages) -> tuple[float, int, int, int]:
-        return planes.waits(pattern, stages), -stages.w, -stages.x, -stages.raw
-
-    return min(planes.options(pattern), key=key, default=None)
+    return fewest_waits(planes.options(pattern), partial(planes.waits, pattern))
 
 
 def _together(resident: bool) -> Iterator[int]:

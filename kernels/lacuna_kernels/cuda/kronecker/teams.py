@@ -1,14 +1,15 @@
-"""Teams of blocks that take x apart for one another: how they are composed, and how they share the work."""
+"""Teams of blocks that take x apart for one another: how they are composed, and how they fill their memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
 from itertools import product
-from math import ceil, hypot
+from math import ceil
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.stages import fewest_waits
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -22,10 +23,6 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-_CACHED_WEIGHT_BYTES = 16e6
-"""That stay in the second-level cache beside x and y."""
-_IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
-"""Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +33,6 @@ class Stages:
     x: int
     w: int
     y: int
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How a launch is cut up.
-
-    teams     that share the work
-    together  neighbouring chunks that are done side by side, before the next ones
-    resident  whether the stages of weights are all weights of a chunk
-    """
-
-    teams: int
-    together: int
-    stages: Stages
-    resident: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +140,7 @@ class Teams:
         whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
         kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
         for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4)):
-            if x < 2 or x % self._crews or raw % self._crews:
+            if x < 2 or x % self.crews or raw % self.crews:  # a stage is one crew's: see take_apart
                 continue
             left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
             w = min(left // self.weight_bytes, every, _MOST_STAGES)
@@ -166,7 +148,10 @@ class Teams:
                 yield Stages(raw, x, w, y)
 
     def waits(self, pattern: KSPattern, stages: Stages) -> float:
-        """About what share of the time is lost by so few stages: fitted to runs of an H200."""
+        """About what share of the time is lost by so few stages: fitted to runs of an H200.
+
+        x that comes again for every pass counts by what it brings beside the weights.
+        """
         raw, x, w, y = stages.raw, stages.x, stages.w, stages.y
         whole, passes = self.k_stages(pattern), self.passes(pattern)
         lost = 0.0
@@ -176,33 +161,10 @@ class Teams:
             lost += 0.02 / passes * max(0.0, 3 - 2 * x / whole) + {2: 0.0, 3: 0.0, 4: 0.01}[raw] + 0.005 * (y == 2)
         else:
             lost += {2: 0.12, 3: 0.016, 4: 0.0}[raw] + {2: 0.014, 3: 0.004, 4: 0.0}[y]
-            lost += {2: 0.14, 3: 0.02}.get(x, 0.0) + (0.1 if passes > 1 else 0.0)
+            lost += {2: 0.14, 3: 0.02}.get(x, 0.0)
+            if passes > 1:
+                lost += 0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns)
         return lost
-
-    def schedule(self, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
-        """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
-        stages = self.stages(pattern)
-        if stages is None:
-            return None
-        tiles, chunks = ceil(rows / ROWS), self.chunks(pattern)
-        most = max(1, multiprocessors // self.blocks - _IDLE_TEAMS[self.blocks])
-
-        line = min(64, pattern.d)  # neighbouring l that should come together, as memory is read by whole lines
-
-        resident = stages.w == self.k_stages(pattern) * self.passes(pattern)
-
-        stays = resident or self.whole  # a team, with its chunk
-
-        def busy(together: int) -> int:
-            return min(most // together * together if stays else most, tiles * together)
-
-        def rounds(together: int) -> tuple[float, int]:
-            count = ceil(tiles * together / busy(together)) * (chunks // together)
-            lines = count * (1 if together * self.depth >= line else 1.5)
-            return (lines, -together) if stays else (lines * (1 + together / 200), together)  # few weights at a time
-
-        together = min((part for part in range(1, min(chunks, most) + 1) if chunks % part == 0), key=rounds)
-        return Schedule(busy(together), together, stages, resident)
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
@@ -220,58 +182,19 @@ class Teams:
             and self.stages(p) is not None
         )
 
-    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """What memory, the team, the second-level cache and each kind of thread take, which only partly overlap.
-
-        Fitted to runs of an H200; rates are bytes a clock and block.
-        """
-        p = problem.pattern
-        schedule = self.schedule(p, max(problem.rows, 1), limits.multiprocessors)
-        assert schedule is not None
-        tiles = ceil(problem.rows / ROWS) * self.chunks(p)
-        passes, k_stages = self.passes(p), self.k_stages(p)
-        x, y = (ROWS * self.own * SIZE * side for side in (p.c, p.b))
-        x *= self.times(p, schedule.stages)
-        streamed = 0 if schedule.resident else passes * k_stages * self.weight_bytes
-        together = schedule.together * self.depth * p.b * p.c * SIZE  # bytes of weights
-        past_cache = streamed * max(0.0, 1 - _CACHED_WEIGHT_BYTES / together)
-        matrices = self.own * self.shares * self.steps  # of 64 rows and of `columns`, by 16 k, in a stage
-        clocks = hypot(
-            (x + y + past_cache) / self._memory_rate(p.d),
-            (x + y) * (1 - 1 / self.blocks) / 24.0,
-            (x + streamed) / 74.0,
-            x / (0.28 * min(self.takers, self._units * self._crews)),
-            y / (6.7 * (7 - self.takers // 32)),
-            0.86 * passes * k_stages * matrices * max(self.columns / 2, 16 + self.columns / 4),
-        )
-        if self.depth == 12:
-            clocks *= 1.32
-        if self.own_rows == 8 and not self.whole:
-            clocks *= 1.07
-        clocks += passes * (86 + 187 * k_stages + 5.7 * self._sums)
-        return 5e-6 + ceil(tiles / schedule.teams) * clocks / 1.7e9
-
-    def _memory_rate(self, d: int) -> float:
-        """Less where lines of memory are shared with other teams, which are elsewhere by then."""
-        if self.whole:
-            return 40.1
-        if d in (16, 32) or self.depth >= 32:
-            return 28.5
-        return 25.8 if d == 48 else 10.6
-
     @property
-    def _units(self) -> int:
-        """Of a stage of x, that are taken apart at once."""
+    def units(self) -> int:
+        """Of a stage of x: what a taker takes apart at a time."""
         run = self.depth if self.depth % 8 else 8
         return self.own_rows * 2 * self.steps * (self.depth // (4 if run > 8 else run))
 
     @property
-    def _crews(self) -> int:
-        """Crews of takers, which have every other stage each."""
-        return max(1, self.takers // self._units)
+    def crews(self) -> int:
+        """Crews of takers, which have stages in turn."""
+        return max(1, self.takers // self.units)
 
     @property
-    def _sums(self) -> int:
+    def sums(self) -> int:
         """Of a thread that multiplies."""
         return max(self.own // self.groups, 1) * self.columns // 2
 
@@ -280,7 +203,7 @@ class Teams:
         if self.groups == 3:  # 480 for five warpgroups
             apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
         else:  # 512 for four
-            apart, bring, multiply = (80, 80, 176) if self._sums > 64 else (112, 96, 152)
+            apart, bring, multiply = (80, 80, 176) if self.sums > 64 else (112, 96, 152)
         return {
             "TEAM": self.blocks,
             "OWN_L": self.own,
@@ -295,9 +218,6 @@ class Teams:
         }
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _best_stages(teams: Teams, pattern: KSPattern) -> Stages | None:
-    def key(stages: Stages) -> tuple[float, int, int, int]:
-        return teams.waits(pattern, stages), -stages.w, -stages.x, -stages.raw
-
-    return min(teams.options(pattern), key=key, default=None)
+    return fewest_waits(teams.options(pattern), partial(teams.waits, pattern))

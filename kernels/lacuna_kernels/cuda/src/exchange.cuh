@@ -118,6 +118,7 @@ struct Tile : Place {
 #pragma unroll 1
         while (is_there(w) && tile >= w.tiles) tile -= w.tiles, first += w.together;
     }
+    // Of teams that stay with their chunk.
     __device__ __forceinline__ bool begins_chunk(const Work& w) const { return tile < w.step; }
     __device__ __forceinline__ bool ends_chunk(const Work& w) const {
         return tile + w.step >= w.tiles && first + w.together < w.chunks;
@@ -280,7 +281,8 @@ __device__ __forceinline__ uint32_t piece_of_x(uint32_t start, int run, int phas
     return (start ^ v % CHUNKS * 16) + v / CHUNKS * (OWN_ROWS * PIECE) + element % VECTOR * SIZE;
 }
 
-// Take stages of x apart. A crew always has the same ones: they are multiples of CREWS.
+// Take stages of x apart. Rings are multiples of CREWS, so that a crew always has the same stages of them: a thread has
+// to see every phase of the barriers it waits for.
 template <class Taker>
 __device__ __forceinline__ void take_apart(const Work& w, const Taker& taker) {
     const int crew = threadIdx.x / CREW;

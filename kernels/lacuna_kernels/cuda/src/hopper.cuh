@@ -144,7 +144,7 @@ __device__ __forceinline__ int hidden(int number) {
 }
 
 // Which of the block's warps this is, the same for all its threads to the compiler, too: what follows from it takes no
-// registers of theirs.
+// registers of theirs. For whole warps together.
 __device__ __forceinline__ int warp_of_block() { return __shfl_sync(0xffffffff, threadIdx.x / 32, 0); }
 
 // Take so many registers, or leave all but so many, of START with which the kernel was started.

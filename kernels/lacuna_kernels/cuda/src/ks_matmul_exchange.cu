@@ -1,4 +1,4 @@
-// A Kronecker-sparse factor with d > 1, batch-size-first, 16 bits, on Hopper (see ks_matmul.cuh), for wide blocks.
+// A Kronecker-sparse factor with d > 1, batch-size-first, 16 bits, on Hopper (see ks_matmul.cuh).
 //
 // x has l fastest, while the tensor cores want k fastest: the x of every l must become a plane [row][k] of its own. One
 // block has no room for the planes of all l of a whole sector of memory with so many rows that weights are read
@@ -7,7 +7,8 @@
 // which it reads and writes, in whole runs. Between the two the blocks store in each other's shared memory. In a block
 //   bring       one thread: bulk copies of the x of its rows, as it is, and of the packed weights of its l
 //   take apart  two to four warps: 8 k of TAKEN l of one row are loads, byte permutes, and a 16-byte store to the
-//               plane of each l, in the block that owns it, in the order of the matrices that the products read
+//               plane of each l, in the block that owns it, in the order of the matrices that the products read.
+//               Where a stage has work for half of them, they are two crews that have every other stage
 //   multiply    GROUPS warpgroups: planes [64 rows][16 k] times weights [16 k][COLUMNS j]. Sums are rounded, and sent
 //               to the owners of the rows while the tensor cores work on the next columns
 //   write       the other warps of seven: 4 j of RUN l of one row are put back in the order of y
@@ -179,6 +180,7 @@ struct Sender {
     // From the first l to another.
     __device__ __forceinline__ uint32_t to_l(int m) const {
         constexpr bool CROSSED = !BY_COLUMNS && RUN == 8 && 8 % MINE;  // l / 8 may change
+        static_assert(!CROSSED || MINE < 8, "once");
         return m * Y_L + (CROSSED && m >= next_eight ? aside : 0);
     }
 
@@ -383,7 +385,8 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
     const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
-    const int role = warp_of_block() / 4, warp = warp_of_block() % 4, lane = threadIdx.x % 32;
+    const int warp_in_block = warp_of_block(), role = warp_in_block / 4, warp = warp_in_block % 4;
+    const int lane = threadIdx.x % 32;
     if (threadIdx.x == 0) start_barriers(Work(arguments, at));
     __syncthreads();
     meet_team();

@@ -2,7 +2,8 @@
 //   ks_turn_in    t[n, i, l, k] = x[n, i, k, l]                                  for x of rows [a, c, d]
 //   ks_turn_out   y[n, i, j, l] = f(t[n, i, l, j] + bias[i, j, l] + residual[n, i, j, l])    for t of rows [a, d, b]
 // A block turns `group` whole matrices, or CHUNK of k (or j) by all l of one, in shared memory: global reads and writes
-// are runs of whole vectors of 16 bytes, and the elements are picked one by one on the way out of shared memory.
+// are runs of whole vectors of 16 bytes, and elements are picked on the way out of shared memory, two neighbours at
+// once where they lie at whole words.
 // x and y are those of the whole batch, t of its rows from `first` on. Threads step from place to place without a
 // division.
 #include <cstdint>
@@ -106,13 +107,13 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
         write_in<1>(tile, to, unit, c, d, gap);
 }
 
-// Write what ks_turn_out has in shared memory: vectors of y of WIDTH neighbouring j a thread; of more than one where
-// they do not go past d.
-template <int WIDTH>
+// Write what ks_turn_out has in shared memory: vectors of y of WIDTH neighbouring j a thread. WITHIN: no vector goes
+// past d, into the next j.
+template <int WIDTH, bool WITHIN>
 __device__ __forceinline__ void write_out(const Element* tile, const Epilogue& epilogue, const Unit& unit, Index first,
                                           int a, int b, int d, int pitch) {
     const bool plain = !epilogue.bias && !epilogue.residual && epilogue.activation == ACTIVATION_NONE;
-    const bool within = WIDTH > 1 || d % VECTOR == 0;
+    static_assert(WIDTH == 1 || WITHIN, "else j would differ within a vector");
     Place element(threadIdx.x * VECTOR, THREADS * VECTOR, d);       // l, and WIDTH j of all matrices
     Place line(element.high, element.step_high, unit.size / WIDTH);  // WIDTH j of one, and matrices
     while (line.high < unit.matrices) {
@@ -128,7 +129,7 @@ __device__ __forceinline__ void write_out(const Element* tile, const Epilogue& e
 #pragma unroll
             for (int w = 0; w < WIDTH; ++w) out[w].of[e] = some.of[w];
             picked += pitch;
-            if (!within && ++l == d) l = 0, picked += 1 - d * pitch;  // the next j
+            if (!WITHIN && ++l == d) l = 0, picked += 1 - d * pitch;  // the next j
         }
 #pragma unroll
         for (int w = 0; w < WIDTH; ++w) {
@@ -159,7 +160,7 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
     const int pitch = chunk + 4 / int(sizeof(Element)), vectors = unit.size / VECTOR;
     const Element* from = t + unit.matrix * b * d + unit.start;
     Place at(threadIdx.x, THREADS, vectors);  // vectors of a line, and lines
-    const int turn = threadIdx.x / 8 % 4;     // words of it are written in another order by every eight threads
+    const int turn = threadIdx.x / 8 % 4;     // the first word to write, so that 32 threads have 32 banks
 #pragma unroll 4
     for (int v = threadIdx.x; v < unit.matrices * d * vectors; v += THREADS, at.next()) {
         uint4 in = *reinterpret_cast<const uint4*>(from + Index(at.high) * b + at.low * VECTOR);
@@ -172,7 +173,7 @@ ks_turn_out(const Element* __restrict__ t, const float* __restrict__ bias, const
 
     constexpr int WORD = 4 / sizeof(Element);
     if (d % VECTOR == 0)
-        write_out<WORD>(tile, epilogue, unit, first, a, b, d, pitch);
+        write_out<WORD, true>(tile, epilogue, unit, first, a, b, d, pitch);
     else
-        write_out<1>(tile, epilogue, unit, first, a, b, d, pitch);
+        write_out<1, false>(tile, epilogue, unit, first, a, b, d, pitch);
 }
