@@ -1,6 +1,11 @@
 // Runs a kernel, -D KERNEL=its name -D SOURCE="its file", on the CPU: cluster after cluster.
 #include "hopper.cuh"
+
+#undef __shared__
+#define __shared__
 #include SOURCE
+
+alignas(128) Element tile[232448 / sizeof(Element)];  // of sources that call theirs so, if their blocks are alone
 
 #include <tuple>
 #include <utility>
