@@ -74,15 +74,15 @@ class Record:
     @property
     def tuned_ms(self) -> float | None:
         """Milliseconds of the fastest of ours: of what the rules choose, if no other is faster and right."""
-        others = [float(way["ms"]) for way in self.mine.values() if way.get("error", inf) < _WRONG]
-        return None if self.ours_ms is None else min([self.ours_ms, *others])
+        right = [float(way["ms"]) for way in self.mine.values() if way.get("error", inf) < _WRONG]
+        return None if self.ours_ms is None else min([self.ours_ms, *right])
 
     @property
     def best(self) -> tuple[str, float] | None:
         """The fastest of the existing ways that give the right answer."""
-        right = {name: way["ms"] for name, way in self.ways.items() if way.get("error", inf) < _WRONG}
-        others = [(ms, name) for name, ms in right.items() if not name.startswith(OURS)]
-        return (min(others)[1], min(others)[0]) if others else None
+        others = {name: way for name, way in self.ways.items() if name not in self.mine}
+        right = [(float(way["ms"]), name) for name, way in others.items() if way.get("error", inf) < _WRONG]
+        return (min(right)[1], min(right)[0]) if right else None
 
 
 class Judge:

@@ -71,8 +71,9 @@ def choices(results: Results) -> Iterator[str]:
     """Where the best guess was not the fastest of ours, if others of ours were measured; the costliest first."""
     misses = []
     for data in [*results.part("grid"), *results.part("rows")]:
-        others = {name: way["ms"] for name, way in data["ways"].items() if name.startswith(f"{OURS}: ") and "ms" in way}
-        chosen = data["ways"].get(OURS, {})
+        mine = Record.from_json(data).mine
+        others = {name: way["ms"] for name, way in mine.items() if name != OURS and "ms" in way}
+        chosen = mine.get(OURS, {})
         if others and "ms" in chosen:
             fastest = min(others, key=others.__getitem__)
             text = f"{data['key']}: {chosen['way']}, not {fastest.removeprefix(f'{OURS}: ')}"

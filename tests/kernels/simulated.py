@@ -1,4 +1,4 @@
-"""Kernels of Hopper GPUs run on the CPU: their sources, with tests/kernels/simulation in place of its instructions.
+"""Kernels run on the CPU: their sources, with tests/kernels/simulation in place of the instructions of Hopper GPUs.
 
 It shows that threads wait for one another as they must, that copies and products are where they should be, and that
 sums are right to a few roundings. It knows nothing of speed, of the memory model, or of the order of sums in a product.
@@ -20,7 +20,6 @@ from lacuna_kernels.cuda.launch import Argument, Dim3
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle
 
 SIMULATION = Path(__file__).parent / "simulation"
-SHARED = ("exchange.cuh", "residual.cuh", "layout.cuh", "ks_matmul.cuh", "activation.cuh", "element.cuh")
 
 
 class TensorMap(ctypes.Structure):
@@ -98,7 +97,7 @@ def compile_for_the_cpu(variant: Variant, library: Path) -> None:
         pytest.skip("no nvcc")
     folder = library.with_suffix("")
     folder.mkdir()
-    for source in (*(SOURCES / name for name in (variant.source, *SHARED)), *SIMULATION.iterdir()):
+    for source in (SOURCES / variant.source, *SOURCES.glob("*.cuh"), *SIMULATION.iterdir()):  # the last of a name stays
         (folder / source.name).write_text(source.read_text())
     defines = [f"-D{name}={value}" for name, value in variant.constants]
     defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']

@@ -14,7 +14,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.stages import fewest_waits
+from lacuna_kernels.cuda.kronecker.stages import Stages, fewest_waits
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
@@ -25,15 +25,6 @@ _THREADS = 512
 _SHARED_BYTES = 227 * 1024
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """In shared memory: of x as it comes, of its planes, and of weights."""
-
-    raw: int
-    x: int
-    w: int
 
 
 @dataclass(frozen=True, slots=True)

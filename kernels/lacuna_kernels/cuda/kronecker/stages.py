@@ -1,31 +1,19 @@
 """Which stages a kernel has in shared memory: those that are waited for least."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
 
 
-class Stages(Protocol):
-    """What all kinds have."""
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """In shared memory: of x as it comes, of its planes, of weights, and of y if that has a number to choose."""
 
-    @property
-    def raw(self) -> int:
-        """Of x as it comes."""
-        ...
-
-    @property
-    def x(self) -> int:
-        """Of its planes."""
-        ...
-
-    @property
-    def w(self) -> int:
-        """Of weights."""
-        ...
+    raw: int
+    x: int
+    w: int
+    y: int = 0
 
 
-S = TypeVar("S", bound=Stages)
-
-
-def fewest_waits(options: Iterable[S], waits: Callable[[S], float]) -> S | None:
+def fewest_waits(options: Iterable[Stages], waits: Callable[[Stages], float]) -> Stages | None:
     """The best of the options, of equals that with most weights, then planes; None if there are none."""
     return min(options, key=lambda stages: (waits(stages), -stages.w, -stages.x, -stages.raw), default=None)

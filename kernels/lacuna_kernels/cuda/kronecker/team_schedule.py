@@ -5,7 +5,8 @@ from math import ceil, hypot
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.teams import ROWS, SIZE, Stages, Teams
+from lacuna_kernels.cuda.kronecker.stages import Stages
+from lacuna_kernels.cuda.kronecker.teams import ROWS, SIZE, Teams
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _CACHED_WEIGHT_BYTES = 16e6

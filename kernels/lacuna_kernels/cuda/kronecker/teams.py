@@ -9,7 +9,7 @@ from math import ceil
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.stages import fewest_waits
+from lacuna_kernels.cuda.kronecker.stages import Stages, fewest_waits
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -23,16 +23,6 @@ PART = 32
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """In shared memory: of x as it comes, of its planes, of weights, and of y on its way."""
-
-    raw: int
-    x: int
-    w: int
-    y: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
 #include "layout.cuh"
+#include "ring.cuh"
 #include "team.cuh"
 
 constexpr int L = TEAM * OWN_L, ROWS = 64, OWN_ROWS = ROWS / TEAM;
@@ -122,15 +123,6 @@ struct Tile : Place {
     __device__ __forceinline__ bool begins_chunk(const Work& w) const { return tile < w.step; }
     __device__ __forceinline__ bool ends_chunk(const Work& w) const {
         return tile + w.step >= w.tiles && first + w.together < w.chunks;
-    }
-};
-
-struct Ring {
-    int stage = 0;
-    uint32_t phase = 0;
-
-    __device__ __forceinline__ void next(int stages, bool flip = true) {
-        if (++stage == stages) stage = 0, phase ^= flip;
     }
 };
 

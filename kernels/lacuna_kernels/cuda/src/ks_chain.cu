@@ -30,6 +30,7 @@
 #include "ks_matmul.cuh"
 #include "layout.cuh"
 #include "residual.cuh"
+#include "ring.cuh"
 #include "team.cuh"
 
 constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
@@ -82,15 +83,6 @@ __device__ __forceinline__ void read_weights(uint4 (&w)[PIECES][STEPS], const ui
             w[m][k] = packed[((first + m) * STEPS + k) * WARPGROUP + threadIdx.x % WARPGROUP];
 }
 
-// Which buffer is next, and the parity of its barriers.
-struct Turn {
-    int buffer = 0, parity = 0;
-
-    __device__ __forceinline__ void next(int buffers) {
-        if (++buffer == buffers) buffer = 0, parity ^= 1;
-    }
-};
-
 // Where a block is, and which tiles its team takes.
 struct Place {
     uint32_t shared;
@@ -98,9 +90,9 @@ struct Place {
 };
 
 // ---- the first factor ----
-// The ring of a warpgroup; full and empty barriers lie AT_X_EMPTY - AT_X_FULL apart.
-struct Ring {
-    uint32_t slots, full;
+// The slots of a warpgroup; full and empty barriers lie AT_X_EMPTY - AT_X_FULL apart.
+struct Slots {
+    uint32_t start, full;
     const TensorMap& x;
     int first;  // piece of the warpgroup
 
@@ -110,7 +102,7 @@ struct Ring {
     __device__ __forceinline__ void load(int slot, int m, int tile) const {
         barrier_expect(full + 8 * slot, X_BYTES);
         const int plane = (first + m) / (FIRST_B / 64) * (FIRST_K / 64);
-        copy_in(slots + slot * X_BYTES, x, {0, tile * TILE, plane, 0}, full + 8 * slot);
+        copy_in(start + slot * X_BYTES, x, {0, tile * TILE, plane, 0}, full + 8 * slot);
     }
 };
 
@@ -150,23 +142,23 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
     const int first = (at.rank * 2 + group) * FIRST_M;
     uint4 w[FIRST_M][FIRST_K / 16];
     read_weights(w, packed, first);
-    const Ring ring{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
+    const Slots slots{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
     const bool loads = threadIdx.x % WARPGROUP == 0;
     Ahead ahead{at.tile, 0};
 #pragma unroll 1
     for (int slot = 0; slot < STAGES; ++slot, ahead.advance(at.step))
-        if (loads && ahead.tile < at.tiles) ring.load(slot, ahead.m, ahead.tile);
+        if (loads && ahead.tile < at.tiles) slots.load(slot, ahead.m, ahead.tile);
 
     int slot = 0, parity = 0;
-    Turn z;
+    Ring z;
     int read = -1, read_parity = 0;  // the slot read before this one: it is loaded again once all warps have read it
 #pragma unroll 1
     for (int tile = at.tile; tile < at.tiles; tile += at.step) {
 #pragma unroll
         for (int m = 0; m < FIRST_M; ++m) {
             float d[SUMS];
-            if (m % BATCH == 0) barrier_wait(ring.full + 8 * slot, parity);
-            const uint64_t rows = operand(ring.slots + slot * X_BYTES + m % BATCH * X_PIECE);
+            if (m % BATCH == 0) barrier_wait(slots.full + 8 * slot, parity);
+            const uint64_t rows = operand(slots.start + slot * X_BYTES + m % BATCH * X_PIECE);
             products_begin();
 #pragma unroll
             for (int k = 0; k < FIRST_K / 16; ++k)
@@ -174,20 +166,20 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
             products_commit();
             if (m % BATCH == 0 && read >= 0) {
                 if (loads && ahead.tile < at.tiles) {
-                    barrier_wait(ring.empty(read), read_parity);
-                    ring.load(read, ahead.m, ahead.tile);
+                    barrier_wait(slots.empty(read), read_parity);
+                    slots.load(read, ahead.m, ahead.tile);
                 }
                 ahead.advance(at.step);
             }
             __syncwarp();
             finish_products(d);
             if (m % BATCH == BATCH - 1) {
-                if (lane == 0) barrier_arrive(ring.empty(slot));
+                if (lane == 0) barrier_arrive(slots.empty(slot));
                 read = slot, read_parity = parity;
                 if (++slot == STAGES) slot = 0, parity ^= 1;
             }
-            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * z.buffer, z.parity ^ 1);
-            send_z(at, d, first + m, z.buffer);
+            if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * z.stage, z.phase ^ 1);
+            send_z(at, d, first + m, z.stage);
         }
         z.next(Z_BUFFERS);
     }
@@ -270,10 +262,10 @@ __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Ind
 }
 
 // Write what the block got of a tile.
-__device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, int rows, int tile, const Turn& y) {
+__device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, int rows, int tile, const Ring& y) {
     const int thread = threadIdx.x % WRITERS;
-    const uint32_t full = at.shared + AT_Y_FULL + 8 * y.buffer, empty = at.shared + AT_Y_EMPTY + 8 * y.buffer;
-    barrier_wait(full, y.parity);
+    const uint32_t full = at.shared + AT_Y_FULL + 8 * y.stage, empty = at.shared + AT_Y_EMPTY + 8 * y.stage;
+    barrier_wait(full, y.phase);
     if (thread == 0) barrier_expect(full, Y_BYTES);
 #pragma unroll 1
     for (int unit = thread; unit < UNITS; unit += WRITERS) {
@@ -281,7 +273,7 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
         const int four = unit / (16 * RUNS * PARTS) * 2 + unit / 8 % 2, first = tile * TILE + four * AT_ONCE;
         const int j = column / 8 * 64 + at.rank * 8 + column % 8;
         const uint32_t place = y_offset(run * 8, column, four / 2) + four % 2 * 8;
-        const uint32_t from = at.shared + AT_Y + y.buffer * Y_BYTES + place;
+        const uint32_t from = at.shared + AT_Y + y.stage * Y_BYTES + place;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
     __syncwarp();
@@ -290,17 +282,17 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
 
 // Multiply what the block got of z, and send it on.
 __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
-                                              const Epilogue& e, const Turn& from, const Turn& y) {
+                                              const Epilogue& e, const Ring& from, const Ring& y) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
-    const uint32_t full = at.shared + AT_Z_FULL + 8 * from.buffer, empty = at.shared + AT_Z_EMPTY + 8 * from.buffer;
-    barrier_wait(full, from.parity);
+    const uint32_t full = at.shared + AT_Z_FULL + 8 * from.stage, empty = at.shared + AT_Z_EMPTY + 8 * from.stage;
+    barrier_wait(full, from.phase);
     if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
     publish_shared();
 #pragma unroll
     for (int m = 0; m < SECOND_M; ++m) {
         float d[SUMS];
         const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-        const uint64_t z = z_operand(at.shared + AT_Z + from.buffer * Z_BYTES + l * SECOND_K * Z_LINE);
+        const uint64_t z = z_operand(at.shared + AT_Z + from.stage * Z_BYTES + l * SECOND_K * Z_LINE);
         products_begin();
 #pragma unroll
         for (int k = 0; k < SECOND_K / 16; ++k)
@@ -308,8 +300,8 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
         products_commit();
         finish_products(d);
         if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));
-        if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.buffer, y.parity ^ 1);
-        send_y(at, d, e, l, part, y.buffer);
+        if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.stage, y.phase ^ 1);
+        send_y(at, d, e, l, part, y.stage);
     }
 }
 
@@ -317,7 +309,7 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
                                            int rows) {
     uint4 w[SECOND_M][SECOND_K / 16];
     read_weights(w, packed, (at.rank * 2 + threadIdx.x / WARPGROUP - 2) * SECOND_M);
-    Turn z, sent, written;
+    Ring z, sent, written;
 #pragma unroll 1
     for (int tile = at.tile; tile < at.tiles + at.step; tile += at.step) {
         if (tile < at.tiles) {

@@ -12,6 +12,7 @@
 // planes.
 #include "ks_matmul.cuh"
 #include "planes.cuh"
+#include "ring.cuh"
 
 #ifndef DEPTH
 #define DEPTH 16   // L
@@ -113,15 +114,6 @@ struct Item {
         strip += gridDim.x / w.chunks_together, among += gridDim.x % w.chunks_together;
         if (among >= w.chunks_together) ++strip, among -= w.chunks_together;
         enter(w);
-    }
-};
-
-struct Ring {
-    int stage = 0;
-    uint32_t phase = 0;
-
-    __device__ __forceinline__ void next(int stages, bool flip = true) {
-        if (++stage == stages) stage = 0, phase ^= flip;
     }
 };
 

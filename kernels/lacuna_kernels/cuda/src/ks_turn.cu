@@ -112,8 +112,8 @@ ks_turn_in(const Element* __restrict__ x, Element* __restrict__ t, const int* __
 template <int WIDTH, bool WITHIN>
 __device__ __forceinline__ void write_out(const Element* tile, const Epilogue& epilogue, const Unit& unit, Index first,
                                           int a, int b, int d, int pitch) {
-    const bool plain = !epilogue.bias && !epilogue.residual && epilogue.activation == ACTIVATION_NONE;
     static_assert(WIDTH == 1 || WITHIN, "else j would differ within a vector");
+    const bool plain = !epilogue.bias && !epilogue.residual && epilogue.activation == ACTIVATION_NONE;
     Place element(threadIdx.x * VECTOR, THREADS * VECTOR, d);       // l, and WIDTH j of all matrices
     Place line(element.high, element.step_high, unit.size / WIDTH);  // WIDTH j of one, and matrices
     while (line.high < unit.matrices) {
