@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,32 @@ def make_engine(
 def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
     """The value of a series, None if there is no such series."""
     return metrics.registry.get_sample_value(name, labels)
+
+
+@asynccontextmanager
+async def running(repository: Path, stage: Stage | None = None, **options: Any) -> AsyncIterator[Engine]:
+    """An engine that has started, and stops in the end."""
+    engine = make_engine(repository, stage, **options)
+    await engine.start()
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield engine
+    finally:
+        if stage is not None:
+            stage.open_gate()
+        await engine.stop(SECONDS)
+
+
+def states(engine: Engine) -> dict[tuple[str, str], str]:
+    """The state of every version of every model."""
+    return {(entry.name, entry.version): entry.state for entry in engine.index()}
+
+
+async def scores(engine: Engine, name: str = "m", version: str | None = None) -> torch.Tensor:
+    """What a model answers to one row."""
+    return (await engine.infer(engine.get(name, version), rows())).values["scores"].data
+
+
+def expected(folder: Path) -> torch.Tensor:
+    """What the model in a folder should answer to it."""
+    return alone(folder, rows())["scores"].data
