@@ -24,12 +24,14 @@ inline T read(uint32_t from) {
     return value;
 }
 inline uint4 read_16_bytes(uint32_t from) { return read<uint4>(from); }
+inline float read_float(uint32_t from) { return read<float>(from); }
 inline uint2 read_8_bytes(uint32_t from) { return read<uint2>(from); }
 inline void write_16_bytes(uint32_t to, const uint4& value) { memcpy(machine::at(to, 16, 16), &value, 16); }
-inline void store_in_team(uint32_t to, uint32_t away, const uint4& value, uint32_t barrier) {
+template <class T>
+inline void store_in_team(uint32_t to, uint32_t away, const T& value, uint32_t barrier) {
     if (away)
-        store_there(to + away, value, barrier + away);
+        send_there(to + away, value, barrier + away);
     else
-        write_16_bytes(to, value);
+        memcpy(machine::at(to, sizeof(T), sizeof(T)), &value, sizeof(T));
 }
 inline void write_out(void* to, const uint4& value) { memcpy(to, &value, 16); }

@@ -7,7 +7,6 @@ from torch import Tensor
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-_SIZE = 2  # bytes of an element
 _VECTOR_BYTES = 16
 _SWIZZLES = {16: Swizzle.NONE, 32: Swizzle.BYTES_32, 64: Swizzle.BYTES_64, 96: Swizzle.NONE, 128: Swizzle.BYTES_128}
 
@@ -19,21 +18,23 @@ class Boxes:
     depth        neighbouring l of a box
     whole        whether they are all of d, so that (k, l) of one row are contiguous
     piece_bytes  contiguous bytes of a row: those of depth; if whole, a divisor of what a box has of a row
+    size         bytes of an element
     """
 
     depth: int
     whole: bool
     piece_bytes: int
+    size: int = 2
 
     def fits(self, pattern: KSPattern, side: int) -> bool:
         """Whether the blocks of a row are made of whole pieces, or l start at whole vectors."""
         if self.whole:
-            return side * pattern.d * _SIZE % self.piece_bytes == 0
-        return pattern.d * _SIZE % _VECTOR_BYTES == 0
+            return side * pattern.d * self.size % self.piece_bytes == 0
+        return pattern.d * self.size % _VECTOR_BYTES == 0
 
     def map(self, matrix: Tensor, pattern: KSPattern, side: int, rows: int, side_box: int) -> bytes:
         """Describe a matrix [n, a*side*d] by boxes of so many rows by side_box of k or j."""
-        a, d, piece, size = pattern.a, pattern.d, self.piece_bytes, _SIZE
+        a, d, piece, size = pattern.a, pattern.d, self.piece_bytes, self.size
         width = a * side * d * size
         if self.whole:
             sizes = (piece // size, len(matrix), side * d * size // piece, a)

@@ -10,6 +10,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker import (
     chain,
     exchange,
+    exchange_halves,
     few_rows,
     halves,
     joined,
@@ -44,6 +45,7 @@ WAYS: tuple[Way, ...] = (
     *planes.WAYS,
     *semi_structured.WAYS,
     *exchange.WAYS,
+    *exchange_halves.WAYS,
     *(Turned(way) for way in INNER),
     *(joined.Joined(way) for way in tf32.WAYS if way.layout is Layout.FIRST and way.precision is Precision.TF32),
 )

@@ -9,9 +9,10 @@ from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of, seconds_of
-from lacuna_kernels.cuda.kronecker.teams import PART, SHARED_BYTES, SIZE, Teams
-from lacuna_kernels.cuda.kronecker.way import Operands, Sums, arguments
+from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
+from lacuna_kernels.cuda.kronecker.team_schedule import seconds_of
+from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, Teams
+from lacuna_kernels.cuda.kronecker.way import Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -37,7 +38,7 @@ class Exchange:
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""
         dtype = DTYPES[precision]
-        if dtype.itemsize != SIZE:
+        if dtype.itemsize != self.teams.size:
             return ()
         constants: dict[str, int | str] = {"ELEMENT": ELEMENTS[dtype], **self.teams.constants()}
         name = "ks_matmul_exchange"
@@ -72,29 +73,13 @@ class Exchange:
         padded[:, :b, :c, :d] = values
         columns, (m, t, e) = ((4, 2, 4), (4, 6, 5)) if teams.depth % 8 == 0 else ((4, 4, 2), (5, 4, 6))
         # i pass part share (columns) step eight k chunk block l
-        sides = (a, passes, teams.columns // PART, teams.shares, *columns, teams.steps * k_stages, 2, 8)
+        sides = (a, passes, teams.columns // teams.part, teams.shares, *columns, teams.steps * k_stages, 2, 8)
         order = (0, 10, 11, 1, 7, 12, 8, 3, 2, m, t, e, 9)
         return padded.view(*sides, chunks, teams.blocks, teams.own).permute(order).contiguous()
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
-        if not problem.rows:
-            return
-        teams, pattern = self.teams, problem.pattern
-        schedule = schedule_of(teams, pattern, problem.rows, device.limits.multiprocessors)
-        assert schedule is not None
-        device.kernel(*self.variants(problem.precision))(
-            (schedule.teams * teams.blocks, 1, 1),
-            (teams.threads, 1, 1),
-            teams.boxes.map(operands.x, pattern, pattern.c, teams.own_rows, teams.k),
-            packed,
-            *arguments(problem, operands),
-            schedule.stages.raw,
-            schedule.stages.x,
-            schedule.stages.w,
-            schedule.stages.y,
-            schedule.together,
-        )
+        launch_teams(device, self.teams, self.variants(problem.precision)[0], problem, (packed,), operands)
 
 
 WAYS = tuple(

@@ -6,7 +6,7 @@ from math import ceil, hypot
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.stages import Stages
-from lacuna_kernels.cuda.kronecker.teams import ROWS, SIZE, Teams
+from lacuna_kernels.cuda.kronecker.teams import ROWS, Teams
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _CACHED_WEIGHT_BYTES = 16e6
@@ -69,10 +69,10 @@ def seconds_of(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
     assert schedule is not None
     tiles = ceil(problem.rows / ROWS) * teams.chunks(p)
     passes, k_stages = teams.passes(p), teams.k_stages(p)
-    x, y = (ROWS * teams.own * SIZE * side for side in (p.c, p.b))
+    x, y = (ROWS * teams.own * teams.size * side for side in (p.c, p.b))
     x *= teams.times(p, schedule.stages)
     streamed = 0 if schedule.resident else passes * k_stages * teams.weight_bytes
-    together = schedule.together * teams.depth * p.b * p.c * SIZE  # bytes of weights
+    together = schedule.together * teams.depth * p.b * p.c * teams.weight_size  # bytes of weights
     past_cache = streamed * max(0.0, 1 - _CACHED_WEIGHT_BYTES / together)
     matrices = teams.own * teams.shares * teams.steps  # of 64 rows and of `columns`, by 16 k, in a stage
     clocks = hypot(

@@ -14,12 +14,8 @@ from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 SHARED_BYTES = 227 * 1024
-SIZE = 2
-"""Bytes of an element."""
 ROWS = 64
 """Of a tile: for all of them weights are read once."""
-PART = 32
-"""Columns of a warpgroup that are sent at once."""
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
 _VECTOR_BYTES = 16
@@ -36,6 +32,7 @@ class Teams:
     steps    of 16 k in a stage
     takers   threads that take x apart, of 224: the others write y
     whole    whether a chunk is all of d
+    halves   that values of fp32 are split into; 0: they have 16 bits, and stay as they are
     """
 
     blocks: int
@@ -45,9 +42,20 @@ class Teams:
     steps: int
     takers: int
     whole: bool
+    halves: int = 0
 
     def __str__(self) -> str:
         return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}x{self.takers}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element of x and y."""
+        return 4 if self.halves else 2
+
+    @property
+    def part(self) -> int:
+        """Columns of a warpgroup that are sent at once."""
+        return 64 // self.size
 
     @property
     def k(self) -> int:
@@ -82,28 +90,37 @@ class Teams:
     @property
     def raw_bytes(self) -> int:
         """Of a stage of x as it comes: all l of a block's rows."""
-        return self.k * self.depth * self.own_rows * SIZE
+        return self.k * self.depth * self.own_rows * self.size
 
     @property
     def plane_bytes(self) -> int:
-        """Of a stage of x in planes: all rows of a block's l."""
-        return ROWS * self.own * self.k * SIZE
+        """Of a stage of x in planes: all rows of a block's l, each with a scale every 16 k if they are of halves."""
+        return ROWS * self.own * (self.k * self.weight_size + (4 * self.steps if self.halves else 0))
 
     @property
     def weight_bytes(self) -> int:
         """Of a stage of weights: a product's columns, for a block's l."""
-        return self.k * self.pass_columns * self.own * SIZE
+        return self.k * self.pass_columns * self.own * self.weight_size
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes of a value in planes, and of a weight."""
+        return 2 * max(1, self.halves)
 
     @property
     def y_bytes(self) -> int:
         """Of a stage of y: a part of all l of a block's rows."""
-        return PART * self.shares * self.depth * self.own_rows * SIZE
+        return self.part * self.shares * self.depth * self.own_rows * self.size
 
     @property
     def boxes(self) -> Boxes:
         """How x comes."""
-        whole = 128 if self.k // 2 * self.depth * SIZE % 128 == 0 else 64
-        return Boxes(self.depth, self.whole, whole if self.whole else self.depth * SIZE)
+        eight = self.depth * self.size // 2  # vectors in 8 k
+        if self.halves:
+            whole = 128 if eight % 8 == 0 else 64 if eight % 4 == 0 else 32
+        else:
+            whole = 128 if self.k // 16 * eight % 8 == 0 else 64
+        return Boxes(self.depth, self.whole, whole if self.whole else self.depth * self.size, self.size)
 
     def passes(self, pattern: KSPattern) -> int:
         """Over the planes of a tile."""
@@ -129,7 +146,7 @@ class Teams:
         """Ways to fill the shared memory: weights have what the others leave."""
         whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
         kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
-        for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4)):
+        for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4, 6, 8) if self.halves else (2, 3, 4)):
             if x < 2 or x % self.crews or raw % self.crews:  # a stage is one crew's: see take_apart
                 continue
             left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
@@ -147,6 +164,13 @@ class Teams:
         lost = 0.0
         if w < whole * passes:
             lost += {2: 0.25, 3: 0.07}.get(w, 0.0) + (0.1 if whole * passes <= 8 else 0.0)
+        if self.halves:
+            parts = self.columns // self.part
+            lost += 0.15 * max(0, parts - y) / parts + {2: 0.06, 3: 0.016, 4: 0.0}[raw]
+            if passes > 1 and x >= whole:
+                return lost + 0.02 / passes * max(0.0, 3 - 2 * x / whole)
+            again = 0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns) if passes > 1 else 0.0
+            return lost + {2: 0.14, 3: 0.02}.get(x, 0.0) + again
         if passes > 1 and x >= whole:  # planes are kept, and another tile's come meanwhile if there is room
             lost += 0.02 / passes * max(0.0, 3 - 2 * x / whole) + {2: 0.0, 3: 0.0, 4: 0.01}[raw] + 0.005 * (y == 2)
         else:
@@ -159,14 +183,14 @@ class Teams:
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
         p = problem.pattern
-        mine = p.d == self.depth if self.whole else p.d * SIZE % _VECTOR_BYTES == 0 and p.d >= self.depth
+        mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
         return (
             limits.hopper
             and limits.shared_bytes >= SHARED_BYTES
             and problem.layout is Layout.FIRST
             and problem.aligned
             and mine
-            and p.b % 8 == 0
+            and p.b % (_VECTOR_BYTES // self.size) == 0
             and self.boxes.fits(p, p.c)
             and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
@@ -175,8 +199,12 @@ class Teams:
     @property
     def units(self) -> int:
         """Of a stage of x: what a taker takes apart at a time."""
-        run = self.depth if self.depth % 8 else 8
-        return self.own_rows * 2 * self.steps * (self.depth // (4 if run > 8 else run))
+        vector = _VECTOR_BYTES // self.size
+        if self.halves:
+            taken = 4 if self.depth % 4 == 0 else 3 if self.depth == 3 else 2
+        else:
+            taken = 4 if self.depth > vector and self.depth % vector else min(self.depth, vector)
+        return self.own_rows * 2 * self.steps * (self.depth // taken)
 
     @property
     def crews(self) -> int:
@@ -185,8 +213,10 @@ class Teams:
 
     @property
     def sums(self) -> int:
-        """Of a thread that multiplies."""
-        return max(self.own // self.groups, 1) * self.columns // 2
+        """Of a thread that multiplies, and products that are no sums yet."""
+        mine = max(self.own // self.groups, 1)
+        products = 0 if not self.halves else 2 if self.groups < 3 and self.columns * (mine + 2) <= 256 else 1
+        return (mine + products) * self.columns // 2
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
@@ -202,6 +232,7 @@ class Teams:
             "STEPS": self.steps,
             "TAKERS": self.takers,
             "WHOLE": int(self.whole),
+            **({"SPLIT": self.halves} if self.halves else {}),
             "APART_REGISTERS": apart,
             "BRING_REGISTERS": bring,
             "MULTIPLY_REGISTERS": multiply,

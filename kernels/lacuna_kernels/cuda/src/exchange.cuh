@@ -1,6 +1,10 @@
-// How teams of blocks share the work of ks_matmul_exchange.cu, where things are in a block's memory, the thread that
-// brings x and weights, and the order of all others' work. See there for the idea.
+// How teams of blocks share the work of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu, where things are in a
+// block's memory, the thread that brings x and weights, and the order of all others' work. See there for the idea.
 #pragma once
+
+#ifndef SPLIT
+#define SPLIT 0  // halves of an fp32 value, in planes and among the weights; 0: they have ELEMENTs of 16 bits
+#endif
 
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
@@ -14,19 +18,22 @@ constexpr bool BY_COLUMNS = OWN_L < GROUPS;
 constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a warpgroup
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
-constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN;  // l that a thread writes at once, and how often
-constexpr int TAKEN = RUN > VECTOR ? 4 : RUN, TAKES = L / TAKEN;   // and takes
-// Which 8 j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
+constexpr int RUN = L % VECTOR == 0 ? VECTOR : !SPLIT ? L : L % 2 ? 1 : 2, RUNS = L / RUN;  // l that a thread writes
+constexpr int TAKEN = RUN > VECTOR ? 4 : RUN < 4 ? (L == 3 ? 3 : 2) : RUN, TAKES = L / TAKEN;  // and takes, at once
+// Which j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
 constexpr bool STRIDED = RUN == 8;
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
-constexpr int PIECE = !WHOLE ? L * SIZE : STAGE_K / 2 * L * SIZE % 128 == 0 ? 128 : 64;  // of a row together in a box
-constexpr int CHUNKS = PIECE / 16;                                 // of 16 bytes in a piece
-constexpr int PHASES = L % CHUNKS == 0 ? 1 : 2 * L % CHUNKS == 0 ? 2 : 4;  // eights of k until pieces begin alike
-constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l
-constexpr int STEP = OWN_L * 2 * PLANE, X_STAGE = STEPS * STEP;
-constexpr int W_STEP = OWN_L * 2 * W_PLANE, W_STAGE = STEPS * W_STEP;
-constexpr int PART = 32 * SHARES, PARTS = PASS_COLUMNS / PART;     // j that are exchanged at once
+constexpr int EIGHT = L * SIZE / 2;                                // vectors of 16 bytes in 8 k of a row
+constexpr int WHOLE_PIECE = (SPLIT ? EIGHT : STAGE_K / 16 * EIGHT) % 8 == 0 ? 128 : !SPLIT || EIGHT % 4 == 0 ? 64 : 32;
+constexpr int PIECE = WHOLE ? WHOLE_PIECE : L * SIZE;              // bytes of a row together in a box
+constexpr int CHUNKS = PIECE / 16;                                 // vectors in a piece
+constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4;  // eights of k until pieces begin alike
+constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l, or of a half of it
+constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a step
+constexpr int STEP = OWN_L * 2 * HALVES * PLANE + SCALES, X_STAGE = STEPS * STEP;
+constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int PART = (SPLIT ? 16 : 32) * SHARES, PARTS = PASS_COLUMNS / PART;  // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
 constexpr int UNITS = OWN_ROWS * 2 * STEPS * TAKES;                // 8 k by TAKEN l of a row, in a stage of x
@@ -38,7 +45,7 @@ constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
 static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
-static_assert(SHARES <= 2 && PHASES * L % CHUNKS == 0, "y_offset, piece_of_x");
+static_assert(SHARES <= 2 && PHASES * EIGHT % CHUNKS == 0, "y_offset, piece_of_x");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
 struct Arguments {
@@ -126,6 +133,11 @@ struct Tile : Place {
     }
 };
 
+// From this block's places to those of another of the team; 0 for its own.
+__device__ __forceinline__ uint32_t away(const Work& w, int owner) {
+    return owner == w.rank ? 0 : in_block(w.shared, owner) - w.shared;
+}
+
 struct Rings {
     Ring x, w, y;
 };
@@ -160,6 +172,19 @@ struct Consumer {
         if (lane < TEAM) arrive_there(in_block(w.empty_x(x_stage), lane));
     }
 };
+
+// Wait for a stage of planes; what others stored there the products may read from now on.
+__device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
+    barrier_wait(w.full_x(xs.stage), xs.phase);
+    publish_shared();
+}
+
+// An address as a descriptor has it, in units of 16 bytes: there is room for all of a block's memory, but not for the
+// block's rank, which addresses have further up.
+__device__ __forceinline__ uint32_t units_of(uint32_t address) { return address >> 4 & 0x3fff; }
+__device__ __forceinline__ uint64_t operand_at(uint32_t units, uint32_t next_k) {
+    return operand(0, next_k, 128) | units;
+}
 
 __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
@@ -250,20 +275,22 @@ __device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
     }
 }
 
-// A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows.
+// A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows; where values are split,
+// those of the other 8 k of a step are 8 threads away.
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
     __device__ __forceinline__ explicit Unit(int unit)
-        : row(unit % OWN_ROWS),
-          eight(unit / OWN_ROWS % STEPS * 2 + unit / (OWN_ROWS * STEPS) % 2),
+        : row(SPLIT ? unit % 8 + unit / 16 % (OWN_ROWS / 8) * 8 : unit % OWN_ROWS),
+          eight(SPLIT ? unit / (2 * OWN_ROWS) % STEPS * 2 + unit / 8 % 2
+                      : unit / OWN_ROWS % STEPS * 2 + unit / (OWN_ROWS * STEPS) % 2),
           run(unit / (2 * OWN_ROWS * STEPS)) {}
 
     __device__ __forceinline__ bool is(int of_run, int phase) const { return run == of_run && eight % PHASES == phase; }
 
     // Where in a stage of x the first of PHASES eights is.
     __device__ __forceinline__ uint32_t start() const {
-        return swizzled<PIECE>(row * PIECE) + eight / PHASES * (PHASES * L / CHUNKS * OWN_ROWS * PIECE);
+        return swizzled<PIECE>(row * PIECE) + eight / PHASES * (PHASES * EIGHT / CHUNKS * OWN_ROWS * PIECE);
     }
 };
 
@@ -328,4 +355,36 @@ __device__ __forceinline__ void write(const Work& w, Writer writer) {
             }
         }
     }
+}
+
+// What the threads of a block do: take x apart, bring, write and multiply.
+template <class TakeApart, class Multiply, class Write>
+__device__ __forceinline__ void as_a_team(const Arguments& arguments, const TensorMap& x, TakeApart take_apart,
+                                          Multiply multiply, Write write) {
+    const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
+    const int warp_in_block = warp_of_block(), role = warp_in_block / 4, warp = warp_in_block % 4;
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) start_barriers(Work(arguments, at));
+    __syncthreads();
+    meet_team();
+    static_assert(APART_REGISTERS + BRING_REGISTERS + GROUPS * MULTIPLY_REGISTERS <= THREADS / 128 * START_REGISTERS,
+                  "or else they would wait for registers forever");
+    if (role == 0) {
+        take_registers<APART_REGISTERS, START_REGISTERS>();
+        if (threadIdx.x >= TAKERS)
+            write(Work(arguments, at), threadIdx.x - TAKERS);
+        else
+            take_apart(Work(arguments, at), threadIdx.x % CREW);
+    } else if (role == 1) {
+        take_registers<BRING_REGISTERS, START_REGISTERS>();
+        if (warp > 0)
+            write(Work(arguments, at), threadIdx.x - 32 - TAKERS);
+        else if (lane == 0)
+            bring(Work(arguments, at), x);
+    } else {
+        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
+        multiply(Work(arguments, at), {role - 2, lane, warp});
+    }
+    __syncwarp();
+    meet_team();  // nobody leaves while others still store or arrive here
 }

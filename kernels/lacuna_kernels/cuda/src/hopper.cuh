@@ -137,6 +137,9 @@ __device__ __forceinline__ void products_wait() {
 // A sum that the first product overwrites: to the compiler it has a value.
 __device__ __forceinline__ void is_overwritten(float& sum) { asm volatile("" : "=f"(sum)); }
 
+// What products change, the compiler does not read before this.
+__device__ __forceinline__ void is_changed(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+
 // Hide where a number comes from, so that what follows from it is computed again and takes no registers meanwhile.
 __device__ __forceinline__ int hidden(int number) {
     asm volatile("" : "+r"(number));
@@ -185,6 +188,7 @@ __device__ __forceinline__ void take_registers() {
 #define PRODUCTS(type)                                                                    \
     if constexpr (N == 16) PRODUCT(16, SUMS_8, EIGHT(0), type, 8, 9, 10, 11);             \
     if constexpr (N == 32) PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19);      \
+    if constexpr (N == 48) PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27);      \
     if constexpr (N == 64) PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35);   \
     if constexpr (N == 96) PRODUCT(96, SUMS_48, REGISTERS_48, type, 48, 49, 50, 51);      \
     if constexpr (N == 128) PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67);    \

@@ -34,11 +34,6 @@
 #include "exchange.cuh"
 #include "residual.cuh"
 
-// From this block's places to those of another of the team; 0 for its own.
-__device__ __forceinline__ uint32_t away(const Work& w, int owner) {
-    return owner == w.rank ? 0 : in_block(w.shared, owner) - w.shared;
-}
-
 // ---- take apart ----
 // A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
 __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f) {
@@ -203,19 +198,6 @@ struct Sender {
         ring.next(w.y_stages);
     }
 };
-
-// Wait for a stage of planes; what others stored there the products may read from now on.
-__device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
-    barrier_wait(w.full_x(xs.stage), xs.phase);
-    publish_shared();
-}
-
-// An address as a descriptor has it, in units of 16 bytes: there is room for all of a block's memory, but not for the
-// block's rank, which addresses have further up.
-__device__ __forceinline__ uint32_t units_of(uint32_t address) { return address >> 4 & 0x3fff; }
-__device__ __forceinline__ uint64_t operand_at(uint32_t units, uint32_t next_k) {
-    return operand(0, next_k, 128) | units;
-}
 
 // One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent.
 __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work& w, Rings& rings, const Consumer& me,
@@ -384,36 +366,8 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
-    const int warp_in_block = warp_of_block(), role = warp_in_block / 4, warp = warp_in_block % 4;
-    const int lane = threadIdx.x % 32;
-    if (threadIdx.x == 0) start_barriers(Work(arguments, at));
-    __syncthreads();
-    meet_team();
-    const auto write_all = [&](int thread) {
-        const Work w(arguments, at);
-        write(w, Writer{w, thread});
-    };
-    static_assert(APART_REGISTERS + BRING_REGISTERS + GROUPS * MULTIPLY_REGISTERS <= THREADS / 128 * START_REGISTERS,
-                  "or else they would wait for registers forever");
-    if (role == 0) {
-        take_registers<APART_REGISTERS, START_REGISTERS>();
-        if (threadIdx.x >= TAKERS) {
-            write_all(threadIdx.x - TAKERS);
-        } else {
-            const Work w(arguments, at);
-            take_apart(w, Taker{w, int(threadIdx.x) % CREW});
-        }
-    } else if (role == 1) {
-        take_registers<BRING_REGISTERS, START_REGISTERS>();
-        if (warp > 0)
-            write_all(threadIdx.x - 32 - TAKERS);
-        else if (lane == 0)
-            bring(Work(arguments, at), x_map);
-    } else {
-        take_registers<MULTIPLY_REGISTERS, START_REGISTERS>();
-        consume(Work(arguments, at), {role - 2, lane, warp});
-    }
-    __syncwarp();
-    meet_team();  // nobody leaves while others still store or arrive here
+    as_a_team(
+        arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },
+        [](const Work& w, const Consumer& me) { consume(w, me); },
+        [](const Work& w, int thread) { write(w, Writer{w, thread}); });
 }

@@ -31,6 +31,7 @@
 #define BUFFERS 2  // of y on its way
 #endif
 
+#include "fp16_halves.cuh"
 #include "halves.cuh"
 
 // Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two), column
@@ -69,33 +70,27 @@ struct Rows {
         }
     }
 
-    // The largest of 16 k, which four lanes hold, becomes 2^14 to 2^15. Its upper 16 bits tell the exponent, so two l
-    // are compared at once. Under 2^-98 there is no such power of two; the factor's own scale makes up for 2^14 too.
+    // The largest of 16 k, which four lanes hold, tells the scale: two l are compared at once.
     __device__ __forceinline__ static void measure(const float (&raw)[4][RUN], float (&scale)[RUN],
                                                    float (&back)[RUN]) {
-        constexpr float SMALLEST = 3.2e-30f;
-        constexpr uint32_t EXPONENT = 0x7f800000, UP = (127u + 127 + 14) << 23, DOWN = (14u + 14) << 23;
         uint32_t top[RUN];
 #pragma unroll
         for (int l = 0; l < RUN; ++l)
             top[l] = __float_as_uint(fmaxf(fmaxf(fmaxf(fabsf(raw[0][l]), fabsf(raw[1][l])),
-                                                 fmaxf(fabsf(raw[2][l]), fabsf(raw[3][l]))), SMALLEST));
+                                                 fmaxf(fabsf(raw[2][l]), fabsf(raw[3][l]))), SMALLEST_SCALED));
 #pragma unroll
         for (int l = 0; l < RUN; l += 2) {
             const bool second = l + 1 < RUN;
             uint32_t both = __byte_perm(top[l], top[second ? l + 1 : l], 0x7632);
             both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 1));
             both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 2));
-            const uint32_t low = both << 16 & EXPONENT, high = both & EXPONENT;
-            scale[l] = __uint_as_float(UP - low), back[l] = __uint_as_float(low - DOWN);
-            if (second) scale[l + 1] = __uint_as_float(UP - high), back[l + 1] = __uint_as_float(high - DOWN);
+            float scales[2], backs[2];
+            scales_of(both, scales, backs);
+            scale[l] = scales[0], back[l] = backs[0];
+            if (second) scale[l + 1] = scales[1], back[l + 1] = backs[1];
         }
     }
 };
-
-__device__ __forceinline__ uint32_t bits(__half2 pair) {
-    return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // The A operand of one unit: x rounded to fp16, and what that leaves of it, rounded again.
 struct Halves {
@@ -109,10 +104,7 @@ struct Halves {
             for (int pair = 0; pair < 2; ++pair) {
                 const float first = x.raw[pass][half][2 * pair][l] * x.scale[pass][half][l];
                 const float second = x.raw[pass][half][2 * pair + 1][l] * x.scale[pass][half][l];
-                const __half2 rounded = __floats2half2_rn(first, second);
-                const float2 taken = __half22float2(rounded);
-                big[2 * pair + half] = bits(rounded);
-                small[2 * pair + half] = bits(__floats2half2_rn(first - taken.x, second - taken.y));
+                ::split(first, second, big[2 * pair + half], small[2 * pair + half]);
             }
     }
 };
@@ -135,7 +127,7 @@ __device__ __forceinline__ void multiply(float (&t)[N / 2], const Halves& x, uin
 __device__ __forceinline__ void wait_for_products(float (&t)[N / 2]) {
     products_wait<0>();
 #pragma unroll
-    for (int v = 0; v < N / 2; ++v) asm volatile("" : "+f"(t[v])::"memory");  // not to be read any earlier
+    for (int v = 0; v < N / 2; ++v) is_changed(t[v]);
 }
 
 // Add the products of one stage; while those of one unit are under way, the next one's x is split.

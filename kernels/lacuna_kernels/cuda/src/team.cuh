@@ -31,6 +31,15 @@ __device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const 
         : "memory");
 }
 
+__device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, uint32_t word, uint32_t barrier) {
+    asm volatile(
+        "{\n.reg .pred here;\nsetp.eq.u32 here, %3, 0;\n"
+        "@here st.shared.b32 [%0], %2;\n"
+        "@!here st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%1], %2, [%4];\n}"
+        ::"r"(to), "r"(to + away), "r"(word), "r"(away), "r"(barrier + away)
+        : "memory");
+}
+
 __device__ __forceinline__ void meet_team() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
@@ -47,6 +56,12 @@ __device__ __forceinline__ uint4 read_16_bytes(uint32_t from) {
 __device__ __forceinline__ uint2 read_8_bytes(uint32_t from) {
     uint2 v;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ float read_float(uint32_t from) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
     return v;
 }
 

@@ -1,0 +1,28 @@
+// fp32 values as the sum of two halves of 11 bits each, in fp16, scaled by powers of two since fp16 has few exponents.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+// Where values are this small there is no power of two for them.
+constexpr float SMALLEST_SCALED = 3.2e-30f;
+
+// From the upper 16 bits of the largest values of two l: by what their values are multiplied so that the largest becomes
+// 2^14 to 2^15, and by what their sums are then. The factor's own scale makes up for 2^14 too.
+__device__ __forceinline__ void scales_of(uint32_t both, float (&scale)[2], float (&back)[2]) {
+    constexpr uint32_t EXPONENT = 0x7f800000, UP = (127u + 127 + 14) << 23, DOWN = (14u + 14) << 23;
+    const uint32_t low = both << 16 & EXPONENT, high = both & EXPONENT;
+    scale[0] = __uint_as_float(UP - low), back[0] = __uint_as_float(low - DOWN);
+    scale[1] = __uint_as_float(UP - high), back[1] = __uint_as_float(high - DOWN);
+}
+
+__device__ __forceinline__ uint32_t bits(__half2 pair) { return *reinterpret_cast<const uint32_t*>(&pair); }
+
+// Two values rounded to fp16, and what that leaves of them, rounded again.
+__device__ __forceinline__ void split(float first, float second, uint32_t& big, uint32_t& small) {
+    const __half2 rounded = __floats2half2_rn(first, second);
+    const float2 taken = __half22float2(rounded);
+    big = bits(rounded);
+    small = bits(__floats2half2_rn(first - taken.x, second - taken.y));
+}

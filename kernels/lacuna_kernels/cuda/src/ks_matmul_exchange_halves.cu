@@ -1,0 +1,381 @@
+// A Kronecker-sparse factor with d > 1, batch-size-first, in fp32 on Hopper (see ks_matmul.cuh): teams of blocks take x
+// apart for one another as in ks_matmul_exchange.cu, and split it into halves as ks_matmul_halves.cu does, whose bits
+// these are, but only once for all columns of a pass.
+//
+// The planes of an l and 16 k are those of the big halves and of the small ones; behind the planes of a step lie the
+// powers of two that take the sums of each l and row back to x's scale. Products of a step are added in fp32, while the
+// tensor cores work for the other warpgroup. With SPLIT = 1 only big*big is left, which is tf32's accuracy.
+#define ELEMENT float
+#ifndef TEAM
+#define SPLIT 2       // halves of a value
+#define TEAM 8        // blocks of a cluster
+#define OWN_L 2       // l of a block
+#define COLUMNS 128   // j of a product
+#define GROUPS 2      // warpgroups that multiply
+#define STEPS 2       // of 16 k in a stage
+#define TAKERS 128    // threads that take x apart, of 224: the others write
+#define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
+#define APART_REGISTERS 80
+#define BRING_REGISTERS 80
+#define MULTIPLY_REGISTERS 176
+#endif
+
+#include "exchange.cuh"
+#include "fp16_halves.cuh"
+
+static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
+
+constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
+constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
+
+// ---- take apart ----
+// The largest of 16 k, which two lanes hold, tells the scale: two l are compared at once.
+__device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scale)[TAKEN], float (&back)[TAKEN]) {
+    uint32_t top[TAKEN];
+#pragma unroll
+    for (int r = 0; r < TAKEN; ++r) {
+        float largest = SMALLEST_SCALED;
+#pragma unroll
+        for (int k = 0; k < 8; ++k) largest = fmaxf(largest, fabsf(x[k][r]));
+        top[r] = __float_as_uint(largest);
+    }
+#pragma unroll
+    for (int r = 0; r < TAKEN; r += 2) {
+        const bool second = r + 1 < TAKEN;
+        uint32_t both = __byte_perm(top[r], top[second ? r + 1 : r], 0x7632);
+        both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 8));
+        float scales[2], backs[2];
+        scales_of(both, scales, backs);
+        scale[r] = scales[0], back[r] = backs[0];
+        if (second) scale[r + 1] = scales[1], back[r + 1] = backs[1];
+    }
+}
+
+// A thread that takes x apart.
+struct Taker {
+    const Work& w;
+    int thread;
+
+    __device__ __forceinline__ static void read(float (&x)[8][TAKEN], uint32_t start, int run) {
+        constexpr bool WHOLE_VECTORS = TAKEN % 4 == 0 || TAKEN == L;
+        constexpr int VECTORS = WHOLE_VECTORS ? 2 * TAKEN : 0;
+#pragma unroll
+        for (int m = 0; m < VECTORS; ++m) {
+            const uint4 v = read_16_bytes(piece_of_x(start, run, 0, m));
+            const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) x[(4 * m + e) / TAKEN][(4 * m + e) % TAKEN] = __uint_as_float(words[e]);
+        }
+        if constexpr (!WHOLE_VECTORS) {
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+                const uint2 v = read_8_bytes(piece_of_x(start, run, 0, k));
+                x[k][0] = __uint_as_float(v.x), x[k][1] = __uint_as_float(v.y);
+            }
+        }
+    }
+
+    // 8 k of a row and TAKEN l: within the 8 they lie as 0 4 1 5 2 6 3 7, as in ks_matmul_halves.cu.
+    __device__ __forceinline__ void take(const Unit& unit, int run, uint32_t start, int stage) const {
+        float x[8][TAKEN], scale[TAKEN], back[TAKEN];
+        read(x, start, run);
+        measure(x, scale, back);
+        const uint32_t step = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP, row = w.rank * OWN_ROWS + unit.row;
+        const uint32_t to = step + unit.eight % 2 * PLANE + row * 16;
+#pragma unroll
+        for (int r = 0; r < TAKEN; ++r) {
+            const int l = run * TAKEN + r, own = l % OWN_L;
+            const uint32_t there = away(w, l / OWN_L), full = w.full_x(stage);
+            uint32_t big[4], small[4];
+#pragma unroll
+            for (int t = 0; t < 4; ++t) split(x[t][r] * scale[r], x[t + 4][r] * scale[r], big[t], small[t]);
+            store_in_team(to + own * X_L, there, make_uint4(big[0], big[1], big[2], big[3]), full);
+            if (HALVES == 2)
+                store_in_team(to + own * X_L + 2 * PLANE, there, make_uint4(small[0], small[1], small[2], small[3]), full);
+            if (unit.eight % 2 == 0)
+                store_in_team(step + SCALES_AT + (row * OWN_L + own) * 4, there, __float_as_uint(back[r]), full);
+        }
+    }
+
+    __device__ __forceinline__ void take(int in, int out) const {
+#pragma unroll 1
+        for (int u = 0; u < UNITS_EACH; ++u) {
+            const Unit unit(hidden(thread) + u * CREW);
+            const uint32_t start = w.raw_at + in * RAW_STAGE + unit.start();
+#pragma unroll
+            for (int run = 0; run < TAKES; ++run)  // what follows from it is known beforehand
+                if (unit.run == run) take(unit, run, start, out);
+        }
+    }
+};
+
+// ---- multiply ----
+using Products = float[COLUMNS / 2];
+using Sums = Products[MINE];
+
+__device__ __forceinline__ void clear(Sums& sums) {
+#pragma unroll
+    for (int m = 0; m < MINE; ++m)
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 2; ++n) sums[m][n] = 0.0f;
+}
+
+// Registers allow for sets of products, so that those of one step are under way while the others are added, and for sums
+// that are kept until they have been sent.
+constexpr int SETS = GROUPS < 3 && COLUMNS * (MINE + 2) <= 256 ? 2 : 1;
+constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= (GROUPS < 3 ? 144 : 72);
+
+// Column 16 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t, so that those who write have
+// whole lines of memory; 16 j further on in the next warpgroup, if they differ in columns.
+__device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
+    return (BY_COLUMNS ? me.who * 16 : 0) + 8 * m + 4 * e + me.lane % 4;
+}
+
+// Take the factor's scale back, fp32 [chunk][block][pass][l][column], where a thread's four columns of 16 lie side by
+// side, and add the bias.
+__device__ __forceinline__ void finish(Sums& sums, const Work& w, const float* __restrict__ scales, const Consumer& me,
+                                       const Pass& of) {
+    const int i = hidden(of.place.i(w)), first_l = of.place.l(w) + w.rank * OWN_L + me.first_l();
+    const Index start = ((Index(of.place.chunk()) * TEAM + w.rank) * w.passes + of.pass) * OWN_L + me.first_l();
+    const float* mine = scales + start * PASS_COLUMNS + (BY_COLUMNS ? me.who * COLUMNS : 0) + me.lane % 4 * 4;
+#pragma unroll
+    for (int l = 0; l < MINE; ++l)
+#pragma unroll
+        for (int q = 0; q < COLUMNS / 16; ++q) {
+            const float4 four = *reinterpret_cast<const float4*>(mine + l * PASS_COLUMNS + 16 * q);
+            const float by[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int v = 0; v < 4; ++v) {
+                float* sum = sums[l] + 8 * q + v / 2 * 4 + v % 2;
+                float plus = 0.0f;
+                if (w.out.bias) {
+                    const int j = of.pass * PASS_COLUMNS + q * PART + column_of(me, v / 2, v % 2);
+                    if (j < w.b && first_l + l < w.d) plus = w.out.bias[(Index(i) * w.b + j) * w.d + first_l + l];
+                }
+                sum[0] = fmaf(sum[0], by[v], plus), sum[2] = fmaf(sum[2], by[v], plus);
+            }
+        }
+    if (w.out.activation == ACTIVATION_NONE || w.out.residual) return;
+#pragma unroll 1
+    for (int turn = 0; turn < COLUMNS / 2; ++turn)  // one at a time, the others moving up: the code is there once
+#pragma unroll
+        for (int l = 0; l < MINE; ++l) {
+            const float first = activate(sums[l][0], w.out.activation, w.out.negative_slope);
+#pragma unroll
+            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[l][n] = sums[l][n + 1];
+            sums[l][COLUMNS / 2 - 1] = first;
+        }
+}
+
+// Where 4 j of an l and a row of the block's lie among what is exchanged, the t-th of the q-th 16 of a part: so that
+// neither those who store nor those who read meet in a bank.
+constexpr int FOURS = OWN_ROWS * 64, Y_L = PART / 16 * FOURS;  // bytes from 16 j to the next, and from an l
+__device__ __forceinline__ uint32_t y_offset(int l, int row, int q, int t) {
+    return l * Y_L + q * FOURS + (row ^ ((l / 4 + q) & 1)) * 64 + t * 16;
+}
+
+// Send a part of all rows, each to the block that owns it, which may be this one.
+__device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Ring& ring, const Consumer& me) {
+    barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int first = me.warp * 16 + h * 8, row = (first + me.lane / 4) % OWN_ROWS;
+        const uint32_t there = away(w, first / OWN_ROWS), barrier = w.full_y(ring.stage);
+#pragma unroll
+        for (int m = 0; m < MINE; ++m) {
+            const float* from = sums[m] + 8 * q + 2 * h;
+            const int l = w.rank * OWN_L + me.first_l() + m;
+            const uint32_t to = w.y_at + ring.stage * Y_STAGE + y_offset(l, row, BY_COLUMNS ? me.who : 0, me.lane % 4);
+            store_in_team(to, there,
+                          make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]), __float_as_uint(from[4]),
+                                     __float_as_uint(from[5])),
+                          barrier);
+        }
+        if (!there) {
+            __syncwarp();
+            if (me.lane == 0) barrier_arrive(barrier);
+        }
+    }
+    ring.next(w.y_stages);
+}
+
+// Start the products of a step; small ones first, while the sum is small.
+__device__ __forceinline__ void start(Products& t, uint32_t x, uint32_t weights) {
+    products_begin();
+    if constexpr (HALVES == 2) {
+        multiply_add<COLUMNS, 0>(t, operand_at(x + 2 * PLANE / 16, PLANE), operand_at(weights, W_PLANE), 0, __half());
+        multiply_add<COLUMNS, 0>(t, operand_at(x, PLANE), operand_at(weights + 2 * W_PLANE / 16, W_PLANE), 1, __half());
+    }
+    multiply_add<COLUMNS, 0>(t, operand_at(x, PLANE), operand_at(weights, W_PLANE), HALVES == 2, __half());
+    products_commit();
+}
+
+// Add the products of a step to the sums, once all but the last PENDING sets are done.
+template <int PENDING>
+__device__ __forceinline__ void add(Products& sums, Products& t, const float (&back)[2]) {
+    products_wait<PENDING>();
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 2; ++n) is_changed(t[n]);  // not to be read any earlier
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 2; ++n) sums[n] = fmaf(t[n], back[n / 2 % 2], sums[n]);
+}
+
+// Send what the sums are of.
+__device__ __forceinline__ void send_all(const Sums& sums, int parts, const Work& w, Ring& ring, const Consumer& me) {
+#pragma unroll
+    for (int q = 0; q < PARTS; ++q)
+        if (q < parts) send(sums, q, w, ring, me);
+}
+
+// One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent: one with the products of each
+// step, or if they lie where the new sums will, all with the first.
+__device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, const Work& w, Rings& rings,
+                                         const Consumer& me, const Pass& pass) {
+    constexpr int UNITS = STEPS * MINE;  // of one step and l
+    const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
+    const uint32_t w_first = units_of(w.w_at + me.first_l() * W_L + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
+    const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
+    Ring &xs = rings.x, &ws = rings.w;
+    Products t[SETS];
+    float back[SETS][2];
+#pragma unroll
+    for (int set = 0; set < SETS; ++set)
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
+    int awaited = pass.await_x ? w.stages : 1;
+    const auto stage = [&](int part) {  // the first that is sent
+        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
+        const int x_stage = xs.stage, w_stage = ws.stage;
+        const uint32_t x = x_first + x_stage * (X_STAGE / 16), weights = w_first + w_stage * (W_STAGE / 16);
+#pragma unroll
+        for (int u = 0; u < UNITS; ++u) {
+            const int step = u / MINE, m = u % MINE, set = u % SETS, ready = u + 1 - SETS;
+            start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
+            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
+            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
+            if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
+            if (!KEEPS && part + u == 0) {
+                send_all(sums, parts, w, rings.y, me);
+                clear(sums);
+            }
+            if (u + 1 == UNITS) {
+                xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
+                if (--awaited > 0) await_planes(w, xs);  // while these products run
+            }
+            if (ready >= 0) add<SETS - 1>(sums[ready % MINE], t[ready % SETS], back[ready % SETS]);
+        }
+        constexpr int LAST = UNITS - 1;
+        if (SETS == 2) add<0>(sums[LAST % MINE], t[LAST % SETS], back[LAST % SETS]);
+        me.give_back(w, pass, x_stage, w_stage);
+    };
+    if (pass.await_x) await_planes(w, xs);
+    constexpr int SENDING = KEEPS ? (PARTS + UNITS - 1) / UNITS : 1;  // stages
+#pragma unroll
+    for (int s = 0; s < SENDING; ++s) {
+        if (s < w.stages) {
+            stage(s * UNITS);
+        } else {
+#pragma unroll
+            for (int part = s * UNITS; part < min(PARTS, (s + 1) * UNITS); ++part)
+                if (part < parts) send(done, part, w, rings.y, me);
+        }
+    }
+#pragma unroll 1
+    for (int s = SENDING; s < w.stages; ++s) stage(PARTS);
+}
+
+__device__ __forceinline__ void consume(const Work& w, const float* __restrict__ scales, const Consumer& me) {
+    Rings rings;
+    Sums sums, done;
+    int parts = 0;
+    clear(sums);
+    take_turns(w, rings, [&](const Pass& pass) {
+        multiply(sums, done, parts, w, rings, me, pass);
+        parts = w.parts(pass.pass);
+        finish(sums, w, scales, me, pass);
+        if (!KEEPS) return;
+#pragma unroll
+        for (int m = 0; m < MINE; ++m)
+#pragma unroll
+            for (int n = 0; n < COLUMNS / 2; ++n) done[m][n] = sums[m][n];
+        clear(sums);
+    });
+    send_all(KEEPS ? done : sums, parts, w, rings.y, me);
+}
+
+// ---- write ----
+// A thread that writes: of every ROWS_APART-th row every fourth j of 16, of RUN neighbouring l.
+struct Writer {
+    static constexpr int PLACES = PART / 4 * RUNS, ROWS_APART = WRITERS * 32 / PLACES;
+    static_assert(ROWS_APART > 0, "a thread stays at one place of the rows");
+    const Work& w;
+    int thread, row, l, j;  // j in a part
+    Index start = 0;        // the thread's first element of y of a tile
+    int rows = 0;           // of the block's that are there
+    bool l_is_there = true;
+
+    __device__ __forceinline__ Writer(const Work& w, int thread)
+        : w(w), thread(thread), row(thread / PLACES), l(thread / 4 % RUNS * RUN),
+          j(thread / (4 * RUNS) % (PART / 16) * 16 + thread % 4) {}
+
+    __device__ __forceinline__ void enter(const Tile& at) {
+        const int first = at.tile * ROWS + w.rank * OWN_ROWS, l_of_tile = at.l(w);
+        start = (((first + row) * Index(w.a) + at.i(w)) * w.b + j) * w.d + l_of_tile + l;
+        rows = row < ROWS_APART ? w.rows - first : 0;  // threads too many have none
+        l_is_there = WHOLE || l_of_tile + l < w.d;
+    }
+
+    // Write a part, from j = `part` on.
+    __device__ __forceinline__ void write(int part, int stage) const {
+        const int there = (w.b - part - j + 3) / 4;
+        if (!l_is_there) return;
+        const Index apart = 4 * w.d, pitch = Index(w.a) * w.b * w.d;
+        Index to = start + Index(part) * w.d;
+#pragma unroll 1
+        for (int mine = row; mine < OWN_ROWS && mine < rows; mine += ROWS_APART, to += ROWS_APART * pitch) {
+            uint4 words[RUN];  // [l][j]
+#pragma unroll
+            for (int r = 0; r < RUN; ++r)
+                words[r] = read_16_bytes(w.y_at + stage * Y_STAGE + y_offset(l + r, mine, j / 16, j % 4));
+#pragma unroll
+            for (int v = 0; v < 4; ++v) {
+                float sums[RUN];
+#pragma unroll
+                for (int r = 0; r < RUN; ++r)
+                    sums[r] = __uint_as_float(v < 2 ? (v ? words[r].y : words[r].x) : v > 2 ? words[r].w : words[r].z);
+                if (v < there) write(sums, to + v * apart);
+            }
+        }
+    }
+
+    // Write neighbouring l of a row and j.
+    __device__ __forceinline__ void write(float (&sums)[RUN], Index at) const {
+        if (w.out.residual) {
+#pragma unroll
+            for (int r = 0; r < RUN; ++r)
+                sums[r] = activate(sums[r] + w.out.residual[at + r], w.out.activation, w.out.negative_slope);
+        }
+        float* to = w.out.y + at;
+        if constexpr (RUN == 4)
+            write_out(to, make_uint4(__float_as_uint(sums[0]), __float_as_uint(sums[1]), __float_as_uint(sums[2]),
+                                     __float_as_uint(sums[3])));
+        else if constexpr (RUN == 2)
+            *reinterpret_cast<float2*>(to) = make_float2(sums[0], sums[1]);
+        else
+            *to = sums[0];
+    }
+};
+
+extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
+ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
+                          const float* __restrict__ scales, const float* __restrict__ bias, const float* residual,
+                          float* y, const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
+                          float negative_slope, int raw_stages, int x_stages, int w_stages, int y_stages,
+                          int together) {
+    const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
+                              raw_stages, x_stages, w_stages, y_stages, together};
+    as_a_team(
+        arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },
+        [scales](const Work& w, const Consumer& me) { consume(w, scales, me); },
+        [](const Work& w, int thread) { write(w, Writer{w, thread}); });
+}
