@@ -64,8 +64,8 @@ class ExchangeHalves:
         """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
 
         Padded with zeros; see ks_matmul_exchange_halves.cu. Within 16 j, places 8 m + 2 t + e of the product are
-        j = 8 m + 4 e + t; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e
-        are k = t + 4 e. Scales are by chunk, block, columns, l, 16 j and t, m, e.
+        j = 8 m + 4 e + t; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e are k = t + 4 e.
+        Scales are by chunk, block, columns, l, 16 j and t, m, e.
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
@@ -73,23 +73,21 @@ class ExchangeHalves:
         halves, scales = halves_of(values, teams.halves)
         padded = halves.new_zeros(teams.halves, a, passes * teams.pass_columns, k_stages * teams.k, chunks * teams.depth)
         padded[:, :, :b, :c, :d] = halves
-        # half i pass part share m e t step eight e t chunk block l
-        sides = (a, passes, teams.columns // teams.part, teams.shares, 2, 2, 4)
-        split = padded.view(
-            teams.halves, *sides, teams.steps * k_stages, 2, 2, 4, chunks, teams.blocks, teams.own
-        )
-        order = (1, 12, 13, 2, 8, 14, 0, 9, 4, 3, 5, 7, 6, 11, 10)
         padded_scales = scales.new_zeros(a, passes * teams.pass_columns, chunks * teams.depth)
         padded_scales[:, :b, :d] = scales
-        by_place = padded_scales.view(*sides, chunks, teams.blocks, teams.own)
-        packed = split.permute(order), by_place.permute(0, 7, 8, 1, 9, 3, 2, 6, 4, 5)
-        return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in packed])
+        # half i pass part share m e t step eight e t chunk block l
+        columns = (a, passes, teams.columns // teams.part, teams.shares, 2, 2, 4)
+        owners = (chunks, teams.blocks, teams.own)
+        split = padded.view(teams.halves, *columns, teams.steps * k_stages, 2, 2, 4, *owners)
+        split = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 4, 3, 5, 7, 6, 11, 10)
+        by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 3, 2, 6, 4, 5)
+        return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in (split, by_place)])
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
         teams, pattern = self.teams, problem.pattern
         stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
-        weights = packed, packed[stages * teams.weight_bytes :]
+        weights = packed, packed[stages * teams.packed_bytes :]
         launch_teams(device, teams, self.variants(problem.precision)[0], problem, weights, operands)
 
 
@@ -101,35 +99,34 @@ WAYS = tuple(
         (8, 1, 96, 2, 2, 128, True),
         (8, 1, 64, 2, 2, 128, True),
         (4, 2, 128, 2, 2, 128, True),
-        (4, 2, 96, 2, 2, 128, True),
         (4, 2, 64, 2, 2, 128, True),
         (2, 4, 64, 2, 1, 128, True),
         (2, 4, 48, 2, 1, 128, True),
-        (8, 3, 64, 3, 2, 96, True),
-        (8, 3, 48, 3, 2, 96, True),
-        (4, 3, 64, 3, 2, 96, True),
-        (4, 3, 64, 3, 1, 96, True),
-        (8, 2, 64, 2, 2, 128, True),
-        (8, 2, 96, 2, 2, 128, True),
+        (4, 3, 64, 2, 1, 96, True),
+        (4, 3, 48, 2, 1, 96, True),
         (8, 2, 128, 2, 2, 128, True),
-        (4, 4, 64, 2, 1, 128, True),
-        (4, 4, 48, 2, 1, 128, True),
-        (2, 3, 64, 3, 1, 96, True),
-        (2, 3, 48, 3, 2, 96, True),
+        (2, 3, 64, 2, 1, 96, True),
+        (2, 3, 48, 2, 1, 96, True),
         (4, 1, 128, 2, 2, 128, True),
         (2, 2, 64, 2, 2, 128, True),
-        (2, 2, 96, 2, 2, 128, True),
         (2, 2, 128, 2, 2, 128, True),
         (1, 4, 64, 2, 1, 128, True),
         (1, 4, 48, 2, 1, 128, True),
-        (1, 3, 64, 3, 1, 128, True),
+        (1, 3, 64, 2, 1, 128, True),
+        (1, 3, 48, 2, 1, 128, True),
+        (2, 1, 128, 2, 2, 128, True),
         (8, 2, 64, 2, 2, 128, False),
-        (8, 2, 96, 2, 2, 128, False),
         (8, 2, 128, 2, 2, 128, False),
         (4, 4, 64, 2, 1, 128, False),
         (4, 4, 48, 2, 1, 128, False),
+        (2, 4, 64, 2, 1, 128, False),
+        (2, 4, 48, 2, 1, 128, False),
         (4, 2, 64, 2, 2, 128, False),
         (4, 2, 96, 2, 2, 128, False),
         (4, 2, 128, 2, 2, 128, False),
+        (8, 1, 64, 2, 2, 128, False),
+        (8, 1, 96, 2, 2, 128, False),
+        (8, 1, 128, 2, 2, 128, False),
+        (4, 1, 128, 2, 2, 128, False),
     )
 )

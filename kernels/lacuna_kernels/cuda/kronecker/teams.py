@@ -28,7 +28,7 @@ class Teams:
     blocks   of a team: each reads and writes 64 / blocks of the rows
     own      neighbouring l that a block multiplies; the team's blocks * own are a chunk
     columns  j of a product
-    groups   warpgroups that multiply: they differ in l, or where they are more, in columns
+    groups   warpgroups that multiply: they differ in l, or where these cannot be shared out, in columns
     steps    of 16 k in a stage
     takers   threads that take x apart, of 224: the others write y
     whole    whether a chunk is all of d
@@ -70,7 +70,7 @@ class Teams:
     @property
     def shares(self) -> int:
         """Warpgroups that share the columns of a pass."""
-        return self.groups if self.own < self.groups else 1
+        return self.groups if self.own % self.groups else 1
 
     @property
     def pass_columns(self) -> int:
@@ -99,7 +99,12 @@ class Teams:
 
     @property
     def weight_bytes(self) -> int:
-        """Of a stage of weights: a product's columns, for a block's l."""
+        """Of a stage of weights: a product's columns, for a block's l, with room for their scales if there are any."""
+        return self.packed_bytes + (4 * self.pass_columns * self.own if self.halves else 0)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the weights alone of a stage."""
         return self.k * self.pass_columns * self.own * self.weight_size
 
     @property
@@ -214,7 +219,7 @@ class Teams:
     @property
     def sums(self) -> int:
         """Of a thread that multiplies, and products that are no sums yet."""
-        mine = max(self.own // self.groups, 1)
+        mine = self.own * self.shares // self.groups  # l of a warpgroup
         products = 0 if not self.halves else 2 if self.groups < 3 and self.columns * (mine + 2) <= 256 else 1
         return (mine + products) * self.columns // 2
 

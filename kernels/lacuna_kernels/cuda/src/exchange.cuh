@@ -14,7 +14,7 @@
 
 constexpr int L = TEAM * OWN_L, ROWS = 64, OWN_ROWS = ROWS / TEAM;
 // Whether warpgroups that multiply differ in columns, or else in l.
-constexpr bool BY_COLUMNS = OWN_L < GROUPS;
+constexpr bool BY_COLUMNS = OWN_L % GROUPS != 0;
 constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a warpgroup
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
@@ -33,6 +33,7 @@ constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an 
 constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a step
 constexpr int STEP = OWN_L * 2 * HALVES * PLANE + SCALES, X_STAGE = STEPS * STEP;
 constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int W_SCALES = SPLIT ? OWN_L * PASS_COLUMNS * 4 : 0;     // bytes, with the last stage of a pass
 constexpr int PART = (SPLIT ? 16 : 32) * SHARES, PARTS = PASS_COLUMNS / PART;  // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
@@ -43,13 +44,12 @@ constexpr int CREWS = TAKERS / CREW;                               // stages are
 constexpr int UNITS_EACH = UNITS / CREW;
 constexpr int THREADS = 256 + 128 * GROUPS, START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int MAX_STAGES = 36, MAX_Y_STAGES = 8, BARRIERS = 2048;
-static_assert(OWN_L < GROUPS || OWN_L % GROUPS == 0, "warpgroups are alike");
 static_assert(OWN_ROWS % 8 == 0 && UNITS % CREW == 0 && CREW % 32 == 0, "whole matrices, whole warps");
 static_assert(SHARES <= 2 && PHASES * EIGHT % CHUNKS == 0, "y_offset, piece_of_x");
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
 struct Arguments {
-    const char* weights;
+    const char *weights, *scales;
     Epilogue out;
     const int* count;
     int rows_max, a, b, c, d;
@@ -65,7 +65,7 @@ struct Work : Arguments {
                      // rows, and chunks
     bool resident;  // whether all weights of a chunk fit
     bool keeps;     // whether all planes of a tile fit, for all passes; otherwise x comes once more for each
-    uint32_t shared, raw_at, x_at, w_at, y_at;
+    uint32_t shared, raw_at, x_at, w_at, scales_at, y_at;
 
     __device__ __forceinline__ Work(const Arguments& arguments, uint32_t at) : Arguments(arguments), shared(at) {
         rows = rows_in_use(count, rows_max);
@@ -77,7 +77,7 @@ struct Work : Arguments {
         step = gridDim.x / TEAM / together, rest = gridDim.x / TEAM % together;
         resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
-        y_at = w_at + w_stages * W_STAGE;
+        scales_at = w_at + w_stages * W_STAGE, y_at = scales_at + w_stages * W_SCALES;
     }
 
     __device__ __forceinline__ uint32_t barrier(int kind, int stage) const {
@@ -250,9 +250,12 @@ struct FeedWeights : Feed {
         if (!is_there() || !is_free(w.empty_w(0))) return false;
         const int all = w.stages * w.passes;
         const uint32_t full = w.full_w(ring.stage);
-        barrier_expect(full, W_STAGE);
-        copy_in(w.w_at + ring.stage * W_STAGE,
-                w.weights + ((Index(at.chunk()) * TEAM + w.rank) * all + stage) * W_STAGE, W_STAGE, full);
+        const Index from = (Index(at.chunk()) * TEAM + w.rank) * all + stage;
+        const bool last = SPLIT && (stage + 1) % w.stages == 0;
+        barrier_expect(full, last ? W_STAGE + W_SCALES : W_STAGE);
+        copy_in(w.w_at + ring.stage * W_STAGE, w.weights + from * W_STAGE, W_STAGE, full);
+        if (last)
+            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / w.stages * W_SCALES, W_SCALES, full);
         ring.next(stages);
         if (++stage == all) {
             stage = 0;
@@ -276,13 +279,14 @@ __device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
 }
 
 // A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows; where values are split,
-// those of the other 8 k of a step are 8 threads away.
+// those of the other 8 k of a step are NEAR threads away.
+constexpr int NEAR = OWN_ROWS < 16 ? 8 : 16;  // rows
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
     __device__ __forceinline__ explicit Unit(int unit)
-        : row(SPLIT ? unit % 8 + unit / 16 % (OWN_ROWS / 8) * 8 : unit % OWN_ROWS),
-          eight(SPLIT ? unit / (2 * OWN_ROWS) % STEPS * 2 + unit / 8 % 2
+        : row(SPLIT ? unit % NEAR + unit / (2 * NEAR) % (OWN_ROWS / NEAR) * NEAR : unit % OWN_ROWS),
+          eight(SPLIT ? unit / (2 * OWN_ROWS) % STEPS * 2 + unit / NEAR % 2
                       : unit / OWN_ROWS % STEPS * 2 + unit / (OWN_ROWS * STEPS) % 2),
           run(unit / (2 * OWN_ROWS * STEPS)) {}
 

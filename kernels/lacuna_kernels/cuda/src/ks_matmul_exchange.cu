@@ -364,7 +364,7 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    const float* __restrict__ bias, const Element* residual, Element* y, const int* __restrict__ count,
                    int rows, int a, int b, int c, int d, int activation, float negative_slope, int raw_stages,
                    int x_stages, int w_stages, int y_stages, int together) {
-    const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
+    const Arguments arguments{weights, nullptr, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
     as_a_team(
         arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },

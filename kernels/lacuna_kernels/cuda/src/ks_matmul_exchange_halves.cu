@@ -26,7 +26,7 @@
 static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
-constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
+constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [l][row]
 
 // ---- take apart ----
 // The largest of 16 k, which two lanes hold, tells the scale: two l are compared at once.
@@ -43,7 +43,7 @@ __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scal
     for (int r = 0; r < TAKEN; r += 2) {
         const bool second = r + 1 < TAKEN;
         uint32_t both = __byte_perm(top[r], top[second ? r + 1 : r], 0x7632);
-        both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 8));
+        both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, NEAR));
         float scales[2], backs[2];
         scales_of(both, scales, backs);
         scale[r] = scales[0], back[r] = backs[0];
@@ -93,7 +93,7 @@ struct Taker {
             if (HALVES == 2)
                 store_in_team(to + own * X_L + 2 * PLANE, there, make_uint4(small[0], small[1], small[2], small[3]), full);
             if (unit.eight % 2 == 0)
-                store_in_team(step + SCALES_AT + (row * OWN_L + own) * 4, there, __float_as_uint(back[r]), full);
+                store_in_team(step + SCALES_AT + (own * ROWS + row) * 4, there, __float_as_uint(back[r]), full);
         }
     }
 
@@ -131,30 +131,42 @@ __device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
     return (BY_COLUMNS ? me.who * 16 : 0) + 8 * m + 4 * e + me.lane % 4;
 }
 
-// Take the factor's scale back, fp32 [chunk][block][pass][l][column], where a thread's four columns of 16 lie side by
-// side, and add the bias.
-__device__ __forceinline__ void finish(Sums& sums, const Work& w, const float* __restrict__ scales, const Consumer& me,
-                                       const Pass& of) {
-    const int i = hidden(of.place.i(w)), first_l = of.place.l(w) + w.rank * OWN_L + me.first_l();
-    const Index start = ((Index(of.place.chunk()) * TEAM + w.rank) * w.passes + of.pass) * OWN_L + me.first_l();
-    const float* mine = scales + start * PASS_COLUMNS + (BY_COLUMNS ? me.who * COLUMNS : 0) + me.lane % 4 * 4;
+// Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side.
+__device__ __forceinline__ void scale_back(Sums& sums, uint32_t first, const Consumer& me) {
+    const uint32_t scales = first +
+                            (me.first_l() * PASS_COLUMNS + (BY_COLUMNS ? me.who * COLUMNS : 0) + me.lane % 4 * 4) * 4;
 #pragma unroll
     for (int l = 0; l < MINE; ++l)
 #pragma unroll
         for (int q = 0; q < COLUMNS / 16; ++q) {
-            const float4 four = *reinterpret_cast<const float4*>(mine + l * PASS_COLUMNS + 16 * q);
-            const float by[4] = {four.x, four.y, four.z, four.w};
+            const uint4 four = read_16_bytes(scales + (l * PASS_COLUMNS + 16 * q) * 4);
+            const uint32_t by[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
                 float* sum = sums[l] + 8 * q + v / 2 * 4 + v % 2;
-                float plus = 0.0f;
-                if (w.out.bias) {
-                    const int j = of.pass * PASS_COLUMNS + q * PART + column_of(me, v / 2, v % 2);
-                    if (j < w.b && first_l + l < w.d) plus = w.out.bias[(Index(i) * w.b + j) * w.d + first_l + l];
-                }
-                sum[0] = fmaf(sum[0], by[v], plus), sum[2] = fmaf(sum[2], by[v], plus);
+                sum[0] *= __uint_as_float(by[v]), sum[2] *= __uint_as_float(by[v]);
             }
         }
+}
+
+__device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
+    const int i = hidden(of.place.i(w)), first_l = of.place.l(w) + w.rank * OWN_L + me.first_l();
+#pragma unroll
+    for (int l = 0; l < MINE; ++l)
+#pragma unroll
+        for (int q = 0; q < COLUMNS / 16; ++q)
+#pragma unroll
+            for (int v = 0; v < 4; ++v) {
+                const int j = of.pass * PASS_COLUMNS + q * PART + column_of(me, v / 2, v % 2);
+                const bool there = j < w.b && first_l + l < w.d;
+                const float add = there ? w.out.bias[(Index(i) * w.b + j) * w.d + first_l + l] : 0.0f;
+                float* sum = sums[l] + 8 * q + v / 2 * 4 + v % 2;
+                sum[0] += add, sum[2] += add;
+            }
+}
+
+__device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
+    if (w.out.bias) add_bias(sums, w, me, of);
     if (w.out.activation == ACTIVATION_NONE || w.out.residual) return;
 #pragma unroll 1
     for (int turn = 0; turn < COLUMNS / 2; ++turn)  // one at a time, the others moving up: the code is there once
@@ -234,7 +246,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     constexpr int UNITS = STEPS * MINE;  // of one step and l
     const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
     const uint32_t w_first = units_of(w.w_at + me.first_l() * W_L + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
-    const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
+    const uint32_t first_scale = w.x_at + SCALES_AT + (me.first_l() * ROWS + me.warp * 16 + me.lane / 4) * 4;
     Ring &xs = rings.x, &ws = rings.w;
     Products t[SETS];
     float back[SETS][2];
@@ -242,17 +254,17 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     for (int set = 0; set < SETS; ++set)
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
-    int awaited = pass.await_x ? w.stages : 1;
+    int awaited = pass.await_x ? w.stages : 1, left = w.stages, x_stage = 0, w_stage = 0;
     const auto stage = [&](int part) {  // the first that is sent
         if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
-        const int x_stage = xs.stage, w_stage = ws.stage;
+        x_stage = xs.stage, w_stage = ws.stage;
         const uint32_t x = x_first + x_stage * (X_STAGE / 16), weights = w_first + w_stage * (W_STAGE / 16);
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
             const int step = u / MINE, m = u % MINE, set = u % SETS, ready = u + 1 - SETS;
             start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
-            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
-            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
+            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * ROWS * 4;
+            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * 4);
             if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
             if (!KEEPS && part + u == 0) {
                 send_all(sums, parts, w, rings.y, me);
@@ -266,7 +278,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
         }
         constexpr int LAST = UNITS - 1;
         if (SETS == 2) add<0>(sums[LAST % MINE], t[LAST % SETS], back[LAST % SETS]);
-        me.give_back(w, pass, x_stage, w_stage);
+        if (--left > 0) me.give_back(w, pass, x_stage, w_stage);
     };
     if (pass.await_x) await_planes(w, xs);
     constexpr int SENDING = KEEPS ? (PARTS + UNITS - 1) / UNITS : 1;  // stages
@@ -282,9 +294,11 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     }
 #pragma unroll 1
     for (int s = SENDING; s < w.stages; ++s) stage(PARTS);
+    scale_back(sums, w.scales_at + w_stage * W_SCALES, me);
+    me.give_back(w, pass, x_stage, w_stage);
 }
 
-__device__ __forceinline__ void consume(const Work& w, const float* __restrict__ scales, const Consumer& me) {
+__device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
     Rings rings;
     Sums sums, done;
     int parts = 0;
@@ -292,7 +306,7 @@ __device__ __forceinline__ void consume(const Work& w, const float* __restrict__
     take_turns(w, rings, [&](const Pass& pass) {
         multiply(sums, done, parts, w, rings, me, pass);
         parts = w.parts(pass.pass);
-        finish(sums, w, scales, me, pass);
+        finish(sums, w, me, pass);
         if (!KEEPS) return;
 #pragma unroll
         for (int m = 0; m < MINE; ++m)
@@ -368,14 +382,14 @@ struct Writer {
 
 extern "C" __global__ void __cluster_dims__(TEAM, 1, 1) __launch_bounds__(THREADS, 1)
 ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* __restrict__ weights,
-                          const float* __restrict__ scales, const float* __restrict__ bias, const float* residual,
+                          const char* __restrict__ scales, const float* __restrict__ bias, const float* residual,
                           float* y, const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
                           float negative_slope, int raw_stages, int x_stages, int w_stages, int y_stages,
                           int together) {
-    const Arguments arguments{weights, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
+    const Arguments arguments{weights, scales, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
     as_a_team(
         arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },
-        [scales](const Work& w, const Consumer& me) { consume(w, scales, me); },
+        [](const Work& w, const Consumer& me) { consume(w, me); },
         [](const Work& w, int thread) { write(w, Writer{w, thread}); });
 }
