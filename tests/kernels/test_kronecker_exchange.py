@@ -7,16 +7,22 @@ from hypothesis import strategies as st
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
-from lacuna_kernels.cuda.kronecker.exchange import WAYS
+from lacuna_kernels.cuda.kronecker import exchange, exchange_halves
+from lacuna_kernels.cuda.kronecker.halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
+WAYS = (*exchange.WAYS, *exchange_halves.WAYS)
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 side = st.integers(1, 140).map(lambda eighths: 8 * eighths)
 patterns = st.builds(
     KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 128])
 )
+
+
+PRECISIONS = {0: Precision.BF16, 1: Precision.TF32, 2: Precision.FP32}
+"""By how many halves there are of a value."""
 
 
 def depth(way):
@@ -53,7 +59,7 @@ def test_stages_fit_shared_memory_and_teams_are_not_more_than_run_at_once(patter
         assert way.seconds(problem, H200) > 0
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", exchange.WAYS, ids=lambda way: way.name)
 def test_every_value_is_packed_once_and_the_rest_is_zero(way):
     given = values(KSPattern(2, 72, 40, depth(way)))
 
@@ -63,9 +69,23 @@ def test_every_value_is_packed_once_and_the_rest_is_zero(way):
     assert packed.numel() * 2 % way.teams.weight_bytes == 0
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", exchange_halves.WAYS, ids=lambda way: f"{way.name} {way.teams.halves}")
+def test_every_half_and_scale_is_packed_once_and_the_rest_is_zero(way):
+    given = torch.rand(2, 72, 40, depth(way)) + 0.1
+    halves, scales = halves_of(given, way.teams.halves)
+
+    packed = way.pack(given)
+
+    pattern, teams = KSPattern(*given.shape), way.teams
+    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
+    weights, rest = packed[: stages * teams.packed_bytes], packed[stages * teams.packed_bytes :]
+    for part, expected in ((weights.view(torch.float16), halves), (rest.view(torch.float32), scales)):
+        assert torch.equal(part[part != 0].sort().values, expected[expected != 0].sort().values)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.name} {way.teams.halves}")
 def test_exchanges_are_for_aligned_rows_and_whole_vectors_on_hopper(way):
-    precision = Precision.BF16
+    precision = PRECISIONS[way.teams.halves]
     fitting = Problem(KSPattern(1, 128, 128, way.teams.depth), 100, precision)
 
     assert way.fits(fitting, H200)
@@ -73,5 +93,6 @@ def test_exchanges_are_for_aligned_rows_and_whole_vectors_on_hopper(way):
     assert not way.fits(Problem(fitting.pattern, 100, precision, Layout.LAST), H200)
     assert not way.fits(Problem(fitting.pattern, 100, precision, aligned=False), H200)
     assert not way.fits(Problem(KSPattern(1, 128, 128, 1), 100, precision), H200)
-    assert not way.fits(Problem(KSPattern(1, 132, 128, way.teams.depth), 100, precision), H200)
-    assert not way.fits(Problem(fitting.pattern, 100, Precision.FP32), H200)
+    assert way.fits(Problem(KSPattern(1, 130, 128, way.teams.depth), 100, precision), H200) is (way.teams.halves > 0)
+    for halves, other in PRECISIONS.items():
+        assert way.fits(Problem(fitting.pattern, 100, other), H200) is (halves == way.teams.halves)

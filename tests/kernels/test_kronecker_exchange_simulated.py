@@ -7,7 +7,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
-from lacuna_kernels.cuda.kronecker import boxes, exchange
+from lacuna_kernels.cuda.kronecker import boxes, exchange, exchange_halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
 from lacuna_kernels.cuda.kronecker.teams import ROWS
@@ -21,6 +21,12 @@ from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 SIXTEEN_BITS = (Precision.FP16, Precision.BF16)
 WAYS = [pytest.param(way, SIXTEEN_BITS[n % 2], id=way.name) for n, way in enumerate(exchange.WAYS)]
+HALVES = (Precision.FP32, Precision.TF32)
+WAYS += [
+    pytest.param(way, HALVES[n % 2], id=f"{way.name} {HALVES[n % 2]}")
+    for n in range(len(exchange_halves.WAYS) // 2)
+    for way in [exchange_halves.WAYS[n + n % 2 * len(exchange_halves.WAYS) // 2]]
+]
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +63,7 @@ def shapes(way):
     """Several passes and a rest in both sides; rows that miss the tile; a rest of l; weights that stream."""
     d = way.teams.depth
     yield (1, 200, 128, d), 2 * ROWS + 1
-    yield (3, 72, 144, d if way.teams.whole else d + 8), 5
+    yield (3, 75 if way.teams.halves else 72, 144, d if way.teams.whole else d + 8), 5
     yield (1, 256, 384, d), 3
 
 

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
-from lacuna_kernels.cuda.kronecker.team_schedule import seconds_of
+from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of
 from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, Teams
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES

@@ -164,18 +164,13 @@ class Teams:
 
         x that comes again for every pass counts by what it brings beside the weights.
         """
+        if self.halves:
+            return self._waits_of_halves(pattern, stages)
         raw, x, w, y = stages.raw, stages.x, stages.w, stages.y
         whole, passes = self.k_stages(pattern), self.passes(pattern)
         lost = 0.0
         if w < whole * passes:
             lost += {2: 0.25, 3: 0.07}.get(w, 0.0) + (0.1 if whole * passes <= 8 else 0.0)
-        if self.halves:
-            parts = self.columns // self.part
-            lost += 0.15 * max(0, parts - y) / parts + {2: 0.06, 3: 0.016, 4: 0.0}[raw]
-            if passes > 1 and x >= whole:
-                return lost + 0.02 / passes * max(0.0, 3 - 2 * x / whole)
-            again = 0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns) if passes > 1 else 0.0
-            return lost + {2: 0.14, 3: 0.02}.get(x, 0.0) + again
         if passes > 1 and x >= whole:  # planes are kept, and another tile's come meanwhile if there is room
             lost += 0.02 / passes * max(0.0, 3 - 2 * x / whole) + {2: 0.0, 3: 0.0, 4: 0.01}[raw] + 0.005 * (y == 2)
         else:
@@ -185,8 +180,18 @@ class Teams:
                 lost += 0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns)
         return lost
 
+    def _waits_of_halves(self, pattern: KSPattern, stages: Stages) -> float:
+        whole, passes, w = self.k_stages(pattern), self.passes(pattern), stages.w
+        lost = {2: 0.08, 3: 0.03, 4: 0.01}.get(stages.y, 0.0)
+        if w < whole * passes:
+            lost += {2: 0.03, 3: 0.0}.get(w, min(0.01 * (w - 3), 0.05))
+        if passes > 1 and stages.x >= whole:
+            return lost + {2: 0.02, 3: 0.01, 4: 0.0}[stages.raw] + 0.02 / passes * max(0.0, 3 - 2 * stages.x / whole)
+        lost += {2: 0.08, 3: 0.02, 4: 0.0}[stages.raw] + {2: 0.2, 3: 0.04, 4: 0.0}.get(stages.x, 0.03)
+        return lost + (0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns) if passes > 1 else 0.0)
+
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """Of its depth; aligned rows, whose blocks are made of whole pieces, b of whole vectors, on Hopper."""
+        """Of its depth; aligned rows, whose blocks are made of whole pieces, in 16 bits b of whole vectors, on Hopper."""
         p = problem.pattern
         mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
         return (
@@ -195,11 +200,16 @@ class Teams:
             and problem.layout is Layout.FIRST
             and problem.aligned
             and mine
-            and p.b % (_VECTOR_BYTES // self.size) == 0
+            and (self.halves > 0 or p.b % 8 == 0)
             and self.boxes.fits(p, p.c)
             and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
             and self.stages(p) is not None
         )
+
+    @property
+    def writers(self) -> int:
+        """Warps that write y."""
+        return 7 - self.takers // 32
 
     @property
     def units(self) -> int:

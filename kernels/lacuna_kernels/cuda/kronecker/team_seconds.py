@@ -1,0 +1,113 @@
+"""How long a launch by teams of blocks should take: what memory, the team, the cache and each kind of thread take.
+
+They only partly overlap. Fitted to runs of an H200; rates are bytes a clock and block.
+"""
+
+from dataclasses import dataclass
+from math import ceil, hypot
+
+from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Problem
+from lacuna_kernels.cuda.kronecker.team_schedule import Schedule, schedule_of, takes_lines
+from lacuna_kernels.cuda.kronecker.teams import ROWS, Teams
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_CLOCKS_PER_SECOND = 1.7e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Bytes that a block moves for 64 rows: x and y of its l, weights that stream, and those that miss the cache."""
+
+    x: float
+    y: float
+    streamed: float
+    past_cache: float
+
+    @classmethod
+    def of(cls, teams: Teams, pattern: KSPattern, schedule: Schedule, cached_bytes: float) -> "_Tile":
+        """`cached_bytes` of weights stay in the second-level cache beside x and y."""
+        x, y = (ROWS * teams.own * teams.size * side for side in (pattern.c, pattern.b))
+        passes, k_stages = teams.passes(pattern), teams.k_stages(pattern)
+        streamed = 0 if schedule.resident else passes * k_stages * teams.weight_bytes
+        together = schedule.together * teams.depth * pattern.b * pattern.c * teams.weight_size
+        past_cache = streamed * max(0.0, 1 - cached_bytes / together)
+        return cls(x * teams.times(pattern, schedule.stages), y, streamed, past_cache)
+
+
+def seconds_of(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
+    """In 16 bits."""
+    p, schedule = problem.pattern, _schedule(teams, problem, limits)
+    tile = _Tile.of(teams, p, schedule, 16e6)
+    passes, k_stages = teams.passes(p), teams.k_stages(p)
+    matrices = teams.own * teams.shares * teams.steps  # of 64 rows and of `columns`, by 16 k, in a stage
+    clocks = hypot(
+        (tile.x + tile.y + tile.past_cache) / _memory_rate(teams, p.d),
+        (tile.x + tile.y) * (1 - 1 / teams.blocks) / 24.0,
+        (tile.x + tile.streamed) / 74.0,
+        tile.x / (0.28 * _takers(teams)),
+        tile.y / (6.7 * teams.writers),
+        0.86 * passes * k_stages * matrices * max(teams.columns / 2, 16 + teams.columns / 4),
+    )
+    if schedule.stages.w == 2 and not schedule.resident:  # every copy is waited for
+        clocks *= 1.25
+    if teams.depth == 12:
+        clocks *= 1.32
+    if teams.own_rows == 8 and not teams.whole:
+        clocks *= 1.07
+    clocks += passes * (86 + 187 * k_stages + 5.7 * teams.sums)
+    return _seconds(teams, problem, schedule, clocks)
+
+
+def _memory_rate(teams: Teams, d: int) -> float:
+    """As seen for the d of the grid: less where teams have parts of the same lines, and come by them at other times."""
+    if teams.whole:
+        return 40.1
+    if teams.depth >= 32 or d in (16, 32):
+        return 28.5
+    return 25.8 if d == 48 else 10.6
+
+
+def seconds_of_halves(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
+    """In fp32 and tf32; products are hidden by what is done for every step of an l."""
+    p, schedule = problem.pattern, _schedule(teams, problem, limits)
+    tile = _Tile.of(teams, p, schedule, 10e6)
+    both = teams.halves == 2
+    passes = teams.passes(p)
+    units = passes * teams.k_stages(p) * teams.steps * teams.own * teams.shares / teams.groups
+    planes = tile.x if both else tile.x / 2
+    memory = _memory_rate_of_halves(teams, p.d) / (1 if teams.whole or takes_lines(teams, p, schedule.together) else 3)
+    clocks = hypot(
+        (tile.x + tile.y + tile.past_cache) / memory,
+        (planes + tile.y) * (1 - 1 / teams.blocks) / 18.3,
+        (tile.x + tile.streamed) / 101.0,
+        tile.x / ((0.189 if both else 0.267) * _takers(teams)),
+        tile.y / (4.15 * teams.writers),
+    )
+    clocks += units * (84 + 3.47 * teams.columns if both else 73 + 2.28 * teams.columns) + 5.3 * passes * teams.sums
+    if teams.depth == 6:  # l are taken and written by two
+        clocks *= 1.25
+    return _seconds(teams, problem, schedule, clocks)
+
+
+def _memory_rate_of_halves(teams: Teams, d: int) -> float:
+    if teams.whole:
+        return 80.0
+    if teams.depth >= 16:
+        return 80.0 if d < 32 else 42.0
+    return 41.0 if d < 32 else 27.0
+
+
+def _schedule(teams: Teams, problem: Problem, limits: DeviceLimits) -> Schedule:
+    schedule = schedule_of(teams, problem.pattern, problem.rows, limits.multiprocessors)
+    assert schedule is not None
+    return schedule
+
+
+def _takers(teams: Teams) -> int:
+    return min(teams.takers, teams.units * teams.crews)
+
+
+def _seconds(teams: Teams, problem: Problem, schedule: Schedule, clocks: float) -> float:
+    tiles = ceil(problem.rows / ROWS) * teams.chunks(problem.pattern)
+    return 5e-6 + ceil(tiles / schedule.teams) * clocks / _CLOCKS_PER_SECOND
