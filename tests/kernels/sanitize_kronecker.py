@@ -20,6 +20,7 @@ SOURCES = {
     "ks_few_rows.cu",
     "ks_matmul_columns.cu",
     "ks_matmul_exchange.cu",
+    "ks_matmul_exchange_halves.cu",
     "ks_matmul_halves.cu",
     "ks_matmul_last.cu",
     "ks_matmul_mma.cu",

@@ -5,7 +5,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker.exchange import WAYS, Exchange
+from lacuna_kernels.cuda.kronecker import exchange, exchange_halves, halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.teams import ROWS
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
@@ -19,17 +19,24 @@ SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256)]
 """b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
 CASES = [
     pytest.param(way, precision, id=f"{way.name} {precision}")
-    for way in WAYS
-    for precision in (Precision.FP16, Precision.BF16)
+    for way in (*exchange.WAYS, *exchange_halves.WAYS)
+    for precision in Precision
+    if way.variants(precision)
 ]
 each_case = pytest.mark.parametrize("way, precision", CASES)
 
 pytestmark = pytest.mark.gpu
 
 
-def depths(way: Exchange) -> list[int]:
+def depths(way: exchange.Exchange | exchange_halves.ExchangeHalves) -> list[int]:
     depth = way.teams.depth
     return [depth] if way.teams.whole else [depth, depth + 8, 4 * depth]
+
+
+def plain_way(precision: Precision) -> Way:
+    """A way without teams that adds up alike."""
+    alike = (way for way in halves.WAYS if way.variants(precision))
+    return next(alike, MMA_TILES[1])
 
 
 def fits(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precision: Precision) -> bool:
@@ -48,8 +55,8 @@ def test_a_factor_agrees_with_float64_and_bit_for_bit_with_the_plain_kernel(hopp
             expected = product(x, values)
             y, plain = (poisoned(*expected.shape, dtype=x.dtype) for _ in range(2))
 
-            ks_matmul(hopper, x, values, y, way=way)
-            ks_matmul(hopper, x, values, plain, way=MMA_TILES[1])
+            ks_matmul(hopper, x, values, y, precision=precision, way=way)
+            ks_matmul(hopper, x, values, plain, precision=precision, way=plain_way(precision))
 
             assert relative_error(y, expected) < LIMIT[precision]
             assert torch.equal(y, plain)
@@ -64,7 +71,7 @@ def test_many_rows_and_chunks_are_shared_among_all_teams(hopper, way, precision)
         x, values = operands(pattern, rows, precision)
         y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-        ks_matmul(hopper, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, precision=precision, way=way)
 
         for part in (slice(0, 300), slice(4400, 4700), slice(rows - 300, rows)):
             assert relative_error(y[part], product(x[part], values)) < LIMIT[precision]
@@ -83,7 +90,15 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, 
             y = torch.randn(rows, len(bias), device="cuda").to(x.dtype)
             expected = activate(sums + y.double() if residual else sums, activation, 0.2)
 
-            ks_matmul(hopper, x, values, y, Epilogue(bias, y if residual else None, activation, 0.2), way=way)
+            ks_matmul(
+                hopper,
+                x,
+                values,
+                y,
+                Epilogue(bias, y if residual else None, activation, 0.2),
+                precision=precision,
+                way=way,
+            )
 
             assert relative_error(y, expected) < LIMIT[precision]
 
@@ -98,7 +113,15 @@ def test_rows_past_the_count_do_not_matter_and_are_not_written(hopper, way, prec
             x[used:] = torch.nan
             y = poisoned(rows, KSPattern(*pattern).width_out, dtype=x.dtype)
 
-            ks_matmul(hopper, x, values, y, count=torch.tensor([used], dtype=torch.int32, device="cuda"), way=way)
+            ks_matmul(
+                hopper,
+                x,
+                values,
+                y,
+                count=torch.tensor([used], dtype=torch.int32, device="cuda"),
+                precision=precision,
+                way=way,
+            )
 
             assert relative_error(y[:used], product(x[:used], values)) < LIMIT[precision]
             assert bool(y[used:].isnan().all())
@@ -114,7 +137,7 @@ def test_what_is_not_a_number_stays_in_its_row_and_block(hopper, way, precision)
         y = poisoned(*expected.shape, dtype=x.dtype)
         assert fits(way, hopper, pattern, len(x), precision)
 
-        ks_matmul(hopper, x, values, y, way=way)
+        ks_matmul(hopper, x, values, y, precision=precision, way=way)
 
         assert torch.equal(y.isnan(), expected.isnan())
         assert relative_error(y.nan_to_num(), expected.nan_to_num()) < LIMIT[precision]

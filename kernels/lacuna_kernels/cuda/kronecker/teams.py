@@ -191,7 +191,7 @@ class Teams:
         return lost + (0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns) if passes > 1 else 0.0)
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """Of its depth; aligned rows, whose blocks are made of whole pieces, in 16 bits b of whole vectors, on Hopper."""
+        """Of its depth; aligned rows of whole pieces, in 16 bits b of whole vectors, on Hopper."""
         p = problem.pattern
         mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
         return (
@@ -216,7 +216,7 @@ class Teams:
         """Of a stage of x: what a taker takes apart at a time."""
         vector = _VECTOR_BYTES // self.size
         if self.halves:
-            taken = 4 if self.depth % 4 == 0 else 3 if self.depth == 3 else 2
+            taken = 4 if self.depth % 4 == 0 else self.depth
         else:
             taken = 4 if self.depth > vector and self.depth % vector else min(self.depth, vector)
         return self.own_rows * 2 * self.steps * (self.depth // taken)

@@ -19,7 +19,7 @@ constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a war
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 constexpr int RUN = L % VECTOR == 0 ? VECTOR : !SPLIT ? L : L % 2 ? 1 : 2, RUNS = L / RUN;  // l that a thread writes
-constexpr int TAKEN = RUN > VECTOR ? 4 : RUN < 4 ? (L == 3 ? 3 : 2) : RUN, TAKES = L / TAKEN;  // and takes, at once
+constexpr int TAKEN = RUN > VECTOR ? 4 : SPLIT && L % 4 ? L : RUN, TAKES = L / TAKEN;  // and takes, at once
 // Which j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
 constexpr bool STRIDED = RUN == 8;
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights

@@ -26,7 +26,7 @@
 static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
-constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [l][row]
+constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
 
 // ---- take apart ----
 // The largest of 16 k, which two lanes hold, tells the scale: two l are compared at once.
@@ -57,22 +57,25 @@ struct Taker {
     int thread;
 
     __device__ __forceinline__ static void read(float (&x)[8][TAKEN], uint32_t start, int run) {
-        constexpr bool WHOLE_VECTORS = TAKEN % 4 == 0 || TAKEN == L;
-        constexpr int VECTORS = WHOLE_VECTORS ? 2 * TAKEN : 0;
 #pragma unroll
-        for (int m = 0; m < VECTORS; ++m) {
+        for (int m = 0; m < 2 * TAKEN; ++m) {
             const uint4 v = read_16_bytes(piece_of_x(start, run, 0, m));
             const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) x[(4 * m + e) / TAKEN][(4 * m + e) % TAKEN] = __uint_as_float(words[e]);
         }
-        if constexpr (!WHOLE_VECTORS) {
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                const uint2 v = read_8_bytes(piece_of_x(start, run, 0, k));
-                x[k][0] = __uint_as_float(v.x), x[k][1] = __uint_as_float(v.y);
-            }
-        }
+    }
+
+    // What takes the sums of neighbouring l of one owner back.
+    template <int COUNT>
+    __device__ __forceinline__ void send_scales(uint32_t to, uint32_t there, const float* back, uint32_t full) const {
+        const auto word = [&](int r) { return __float_as_uint(back[r]); };
+        if constexpr (COUNT == 4)
+            store_in_team(to, there, make_uint4(word(0), word(1), word(2), word(3)), full);
+        else if constexpr (COUNT == 2)
+            store_in_team(to, there, make_uint2(word(0), word(1)), full);
+        else
+            store_in_team(to, there, word(0), full);
     }
 
     // 8 k of a row and TAKEN l: within the 8 they lie as 0 4 1 5 2 6 3 7, as in ks_matmul_halves.cu.
@@ -92,8 +95,9 @@ struct Taker {
             store_in_team(to + own * X_L, there, make_uint4(big[0], big[1], big[2], big[3]), full);
             if (HALVES == 2)
                 store_in_team(to + own * X_L + 2 * PLANE, there, make_uint4(small[0], small[1], small[2], small[3]), full);
-            if (unit.eight % 2 == 0)
-                store_in_team(step + SCALES_AT + (own * ROWS + row) * 4, there, __float_as_uint(back[r]), full);
+            constexpr int SAME = TAKEN % OWN_L || OWN_L == 3 ? 1 : OWN_L;  // l of one owner
+            if (r % SAME == 0 && unit.eight % 2 == 0)
+                send_scales<SAME>(step + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);
         }
     }
 
@@ -246,7 +250,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     constexpr int UNITS = STEPS * MINE;  // of one step and l
     const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
     const uint32_t w_first = units_of(w.w_at + me.first_l() * W_L + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
-    const uint32_t first_scale = w.x_at + SCALES_AT + (me.first_l() * ROWS + me.warp * 16 + me.lane / 4) * 4;
+    const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
     Ring &xs = rings.x, &ws = rings.w;
     Products t[SETS];
     float back[SETS][2];
@@ -263,8 +267,8 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
         for (int u = 0; u < UNITS; ++u) {
             const int step = u / MINE, m = u % MINE, set = u % SETS, ready = u + 1 - SETS;
             start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
-            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * ROWS * 4;
-            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * 4);
+            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
+            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
             if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
             if (!KEEPS && part + u == 0) {
                 send_all(sums, parts, w, rings.y, me);

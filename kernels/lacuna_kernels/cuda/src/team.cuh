@@ -31,6 +31,15 @@ __device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const 
         : "memory");
 }
 
+__device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, const uint2& v, uint32_t barrier) {
+    asm volatile(
+        "{\n.reg .pred here;\nsetp.eq.u32 here, %4, 0;\n"
+        "@here st.shared.v2.b32 [%0], {%2, %3};\n"
+        "@!here st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%1], {%2, %3}, [%5];\n}"
+        ::"r"(to), "r"(to + away), "r"(v.x), "r"(v.y), "r"(away), "r"(barrier + away)
+        : "memory");
+}
+
 __device__ __forceinline__ void store_in_team(uint32_t to, uint32_t away, uint32_t word, uint32_t barrier) {
     asm volatile(
         "{\n.reg .pred here;\nsetp.eq.u32 here, %3, 0;\n"
