@@ -14,9 +14,10 @@ from bench.kronecker_tables import by_group, by_rows, choices, every_record, slo
 
 
 def head(results: Results) -> Iterator[str]:
-    """Where it was measured, and how."""
-    for run in results.part("run")[-1:]:
-        yield f"{run['device']}, torch {run['torch']}, CUDA {run['cuda']}: {run['command']}"
+    """Where it was measured, and how; what several runs measured is the last one's."""
+    for run in results.part("run"):
+        when, device = run["key"][:16], f"{run['device']}, torch {run['torch']}, CUDA {run['cuda']}"
+        yield f"{when} {device}: {run['command']}"
     yield f"n = {ROWS}; patterns whose roof is over {1e3 * LONG_ROOF_MS:.0f} us, where nothing else is said"
 
 

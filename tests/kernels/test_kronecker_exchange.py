@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import exchange, exchange_halves
-from lacuna_kernels.cuda.kronecker.halves import halves_of
+from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
 from lacuna_kernels.ops.kronecker_linear import KSPattern

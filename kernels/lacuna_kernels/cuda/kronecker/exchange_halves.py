@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.kronecker.halves import halves_of
+from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
 from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of_halves

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
@@ -20,10 +21,6 @@ _SHARED_BYTES = 227 * 1024
 _PRODUCERS = 128
 _CLOCKS_PER_SECOND = 1.7e9
 _BYTES_PER_SECOND = 4.3e12
-_LARGEST = 14
-"""The largest of the values that share a scale becomes 2^14 to 2^15 before it is rounded to fp16."""
-_SMALLEST = -98
-"""Exponents under this one are scaled as this one is: there are no larger powers of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,20 +239,6 @@ class Halves:
         box = (self._columns_out * d, 1, 16, 1)
         swizzle = Swizzle.BYTES_128 if box[0] == 32 else Swizzle.NONE
         return tensor_map(y, (b * d, a, rows, 1), (row, a * row, a * row * rows), box, swizzle)
-
-
-def halves_of(values: Tensor, halves: int) -> tuple[Tensor, Tensor]:
-    """Split values fp32 [a, b, c, d]; return fp16 [halves, a, b, c, d] and scales fp32 [a, b, d].
-
-    The values of one (i, j, l) are scaled by a power of two, so that the largest becomes 2^14 to 2^15; the scales, by
-    which sums are multiplied at the end, take that back. One half has 11 bits of a value, two have 22.
-    """
-    largest = values.abs().amax(2, keepdim=True)
-    exponent = (torch.frexp(largest).exponent - 1).clamp(min=_SMALLEST)
-    scaled = torch.ldexp(values, _LARGEST - exponent)
-    big = scaled.half()
-    split = torch.stack([big, (scaled - big.float()).half()][:halves])
-    return split, torch.ldexp(torch.ones_like(largest), exponent)[:, :, 0].contiguous()
 
 
 WAYS = tuple(

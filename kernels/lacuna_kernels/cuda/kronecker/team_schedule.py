@@ -10,6 +10,7 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 _IDLE_TEAMS = {1: 0, 2: 0, 4: 3, 8: 1}
 """Clusters do not cross the borders of a GPU's parts: so many fewer than its multiprocessors would make run at once."""
 _LINE_BYTES = 128
+"""Of memory."""
 _APART = 1.5
 """How much longer it takes if those of a line are not read at the same time."""
 
@@ -29,11 +30,6 @@ class Schedule:
     resident: bool
 
 
-def takes_lines(teams: Teams, pattern: KSPattern, together: int) -> bool:
-    """Whether neighbouring chunks that are done together have whole lines of memory."""
-    return together * teams.depth >= min(_LINE_BYTES // teams.size, pattern.d)
-
-
 def schedule_of(teams: Teams, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
     """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
     stages = teams.stages(pattern)
@@ -48,7 +44,7 @@ def schedule_of(teams: Teams, pattern: KSPattern, rows: int, multiprocessors: in
         return min(most // together * together if stays else most, tiles * together)
 
     def rounds(together: int) -> float:
-        lines = 1 if takes_lines(teams, pattern, together) else _APART
+        lines = 1 if together * teams.depth >= min(_LINE_BYTES // teams.size, pattern.d) else _APART
         return lines * ceil(tiles * together / busy(together)) * (chunks // together)
 
     parts = [part for part in range(1, min(chunks, most) + 1) if chunks % part == 0]

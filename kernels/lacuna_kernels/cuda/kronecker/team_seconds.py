@@ -8,7 +8,7 @@ from math import ceil, hypot
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.team_schedule import Schedule, schedule_of, takes_lines
+from lacuna_kernels.cuda.kronecker.team_schedule import Schedule, schedule_of
 from lacuna_kernels.cuda.kronecker.teams import ROWS, Teams
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -71,31 +71,28 @@ def _memory_rate(teams: Teams, d: int) -> float:
 def seconds_of_halves(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
     """In fp32 and tf32; products are hidden by what is done for every step of an l."""
     p, schedule = problem.pattern, _schedule(teams, problem, limits)
-    tile = _Tile.of(teams, p, schedule, 10e6)
-    both = teams.halves == 2
-    passes = teams.passes(p)
-    units = passes * teams.k_stages(p) * teams.steps * teams.own * teams.shares / teams.groups
+    tile = _Tile.of(teams, p, schedule, 14e6)
+    both, passes = teams.halves == 2, teams.passes(p)
+    steps = passes * teams.k_stages(p) * teams.steps * teams.own * teams.shares / teams.groups
     planes = tile.x if both else tile.x / 2
-    memory = _memory_rate_of_halves(teams, p.d) / (1 if teams.whole or takes_lines(teams, p, schedule.together) else 3)
     clocks = hypot(
-        (tile.x + tile.y + tile.past_cache) / memory,
-        (planes + tile.y) * (1 - 1 / teams.blocks) / 18.3,
-        (tile.x + tile.streamed) / 101.0,
-        tile.x / ((0.189 if both else 0.267) * _takers(teams)),
-        tile.y / (4.15 * teams.writers),
+        (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
+        (planes + tile.y) * (1 - 1 / teams.blocks) / 19.1,
+        (tile.x + tile.streamed) / 80.0,
+        tile.x / ((0.264 if both else 0.455) * _takers(teams)),
+        tile.y / (4.0 * teams.writers),
     )
-    clocks += units * (84 + 3.47 * teams.columns if both else 73 + 2.28 * teams.columns) + 5.3 * passes * teams.sums
-    if teams.depth == 6:  # l are taken and written by two
-        clocks *= 1.25
+    clocks += steps * (130 + (2.95 if both else 1.94) * teams.columns) + 3.1 * passes * teams.sums
     return _seconds(teams, problem, schedule, clocks)
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
-    if teams.whole:
+    """Runs of 32 bytes come at up to 40 where neighbouring teams stay together, but often they do not."""
+    if teams.whole or (teams.depth >= 16 and d < 32):
         return 80.0
-    if teams.depth >= 16:
-        return 80.0 if d < 32 else 42.0
-    return 41.0 if d < 32 else 15.0  # 27 to 41 where neighbouring teams stay together, but often they do not
+    if teams.depth >= 16 or (teams.depth >= 8 and d < 32):
+        return 41.0
+    return 13.0 if teams.depth >= 8 and d <= 48 else 20.0
 
 
 def _schedule(teams: Teams, problem: Problem, limits: DeviceLimits) -> Schedule:
