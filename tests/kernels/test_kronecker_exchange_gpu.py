@@ -15,8 +15,8 @@ from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error
 
-SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256)]
-"""b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
+SIDES = [(64, 64), (128, 128), (200, 80), (96, 384), (328, 112), (256, 256), (75, 72), (40, 13)]
+"""b and c: weights that stay and weights that stream, one pass over x and several, with a rest and without; odd."""
 CASES = [
     pytest.param(way, precision, id=f"{way.name} {precision}")
     for way in (*exchange.WAYS, *exchange_halves.WAYS)
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.gpu
 
 def depths(way: exchange.Exchange | exchange_halves.ExchangeHalves) -> list[int]:
     depth = way.teams.depth
-    return [depth] if way.teams.whole else [depth, depth + 8, 4 * depth]
+    return [depth] if way.teams.whole else [depth, depth + (4 if way.teams.halves else 8), 4 * depth]
 
 
 def plain_way(precision: Precision) -> Way:

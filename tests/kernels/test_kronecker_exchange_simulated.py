@@ -21,12 +21,9 @@ from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 SIXTEEN_BITS = (Precision.FP16, Precision.BF16)
 WAYS = [pytest.param(way, SIXTEEN_BITS[n % 2], id=way.name) for n, way in enumerate(exchange.WAYS)]
-HALVES = (Precision.FP32, Precision.TF32)
-WAYS += [
-    pytest.param(way, HALVES[n % 2], id=f"{way.name} {HALVES[n % 2]}")
-    for n in range(len(exchange_halves.WAYS) // 2)
-    for way in [exchange_halves.WAYS[n + n % 2 * len(exchange_halves.WAYS) // 2]]
-]
+HALVES = [pytest.param(way, way.precision, id=f"{way.name} {way.precision}") for way in exchange_halves.WAYS]
+HALVES = [way for n, way in enumerate(HALVES) if (n // 2 + n * 2 // len(HALVES)) % 2]
+"""Every composition of a team, in one of the two precisions."""
 
 
 @pytest.fixture(scope="session")
@@ -62,12 +59,16 @@ def multiply(folder: Path, way, problem, seed, epilogue=PLAIN, count=None, multi
 def shapes(way):
     """Several passes and a rest in both sides; rows that miss the tile; a rest of l; weights that stream."""
     d = way.teams.depth
-    yield (1, 200, 128, d), 2 * ROWS + 1
-    yield (3, 75 if way.teams.halves else 72, 144, d if way.teams.whole else d + 8), 5
+    if way.teams.halves:
+        yield (1, 200, 40, d), ROWS + 1
+        yield (3, 75, 144 if way.teams.whole else 13, d if way.teams.whole else d + 4), 5
+    else:
+        yield (1, 200, 128, d), 2 * ROWS + 1
+        yield (3, 72, 144, d if way.teams.whole else d + 8), 5
     yield (1, 256, 384, d), 3
 
 
-@pytest.mark.parametrize("way, precision", WAYS)
+@pytest.mark.parametrize("way, precision", WAYS + HALVES)
 def test_a_factor_agrees_with_float64_and_writes_nothing_else(folder, way, precision):
     for seed, (pattern, rows) in enumerate(shapes(way)):
         problem = Problem(KSPattern(*pattern), rows, precision)
@@ -76,9 +77,9 @@ def test_a_factor_agrees_with_float64_and_writes_nothing_else(folder, way, preci
         assert relative_error(y, expected) < LIMIT[precision]
 
 
-@pytest.mark.parametrize("way, precision", WAYS)
+@pytest.mark.parametrize("way, precision", WAYS + HALVES[::2])
 def test_the_epilogue_and_the_count(folder, way, precision):
-    rows, pattern = ROWS + 3, KSPattern(1, 72, 128, way.teams.depth)
+    rows, pattern = ROWS + 3, KSPattern(1, 75 if way.teams.halves else 72, 128, way.teams.depth)
     problem = Problem(pattern, rows, precision)
     bias, residual = torch.randn(pattern.width_out), torch.randn(rows, pattern.width_out).to(DTYPES[precision])
     for seed, (added, activation) in enumerate(((None, Activation.GELU), (residual, Activation.LEAKY_RELU))):
@@ -91,7 +92,7 @@ def test_the_epilogue_and_the_count(folder, way, precision):
         assert bool(y[count:].isnan().all())
 
 
-@pytest.mark.parametrize("way, precision", WAYS[::2])
+@pytest.mark.parametrize("way, precision", WAYS[::2] + HALVES[1::4])
 def test_teams_share_many_tiles_whatever_comes_first(folder, way, precision):
     pattern = KSPattern(2, 64, 128, way.teams.depth)
     problem = Problem(pattern, 5 * ROWS, precision)
@@ -100,7 +101,7 @@ def test_teams_share_many_tiles_whatever_comes_first(folder, way, precision):
         assert relative_error(y, expected) < LIMIT[precision]
 
 
-@pytest.mark.parametrize("way, precision", WAYS[1::2])
+@pytest.mark.parametrize("way, precision", WAYS[1::2] + HALVES[::4])
 def test_a_count_of_fewer_tiles_than_a_team_steps_over(folder, way, precision):
     pattern = KSPattern(5, 64, 64, way.teams.depth)
     problem = Problem(pattern, 9 * ROWS, precision)
@@ -110,7 +111,7 @@ def test_a_count_of_fewer_tiles_than_a_team_steps_over(folder, way, precision):
         assert bool(y[count:].isnan().all())
 
 
-PARTIAL = [way for way in WAYS if not way.values[0].teams.whole]
+PARTIAL = [way for way in WAYS + HALVES[::2] if not way.values[0].teams.whole]
 
 
 @pytest.mark.parametrize("way, precision", PARTIAL)
@@ -125,3 +126,17 @@ def test_all_teams_work_while_weights_stream(folder, way, precision):
         y, expected = multiply(folder, way, problem, count, count=count, multiprocessors=multiprocessors)
         assert relative_error(y[:count], expected) < LIMIT[precision]
         assert bool(y[count:].isnan().all())
+
+
+@pytest.mark.parametrize("way, precision", HALVES[::3])
+def test_rows_and_columns_of_any_size_keep_their_bits(folder, way, precision):
+    d, rows = way.teams.depth, 61
+    pattern = KSPattern(max(1, 16 // d), 61, 40, d)
+    generator, sizes = torch.Generator().manual_seed(7), 10.0 ** torch.arange(-15.0, 15.5, 0.5)
+    x = torch.randn(rows, pattern.width_in, generator=generator) * sizes.view(-1, 1)
+    values = torch.randn(pattern.values, generator=generator) * sizes.flip(0).view(1, -1, 1, 1)
+    y, _ = guarded(rows, pattern.width_out, torch.float32)
+    way.launch(SimulatedDevice(folder, 24, 7), Problem(pattern, rows, precision), way.pack(values), Operands(x, y))
+    expected = ks_matmul(x.double(), values.double()).view(rows, pattern.a, pattern.b, d)
+    error = (y.double().view_as(expected) - expected).norm(dim=(1, 3)) / expected.norm(dim=(1, 3))
+    assert float(error.max()) < 3 * LIMIT[precision]

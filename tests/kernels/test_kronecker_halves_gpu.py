@@ -6,6 +6,8 @@ from torch import Tensor
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker import exchange_halves
+from lacuna_kernels.cuda.kronecker.exchange_halves import ExchangeHalves
 from lacuna_kernels.cuda.kronecker.halves import WAYS, Halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.gpu
 
 def multiply(
     device: Device,
-    way: Halves,
+    way: Halves | ExchangeHalves,
     x: Tensor,
     values: Tensor,
     epilogue: Epilogue = PLAIN,
@@ -53,7 +55,10 @@ def multiply(
 
 
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.precision} {way.name}")
-one_way_a_precision = pytest.mark.parametrize("way", (WAYS[0], WAYS[-1]), ids=lambda way: str(way.precision))
+BY_TEAMS = [way for way in exchange_halves.WAYS if way.teams.depth == 8]
+one_way_a_precision = pytest.mark.parametrize(
+    "way", (WAYS[0], WAYS[-1], BY_TEAMS[0], BY_TEAMS[-1]), ids=lambda way: f"{way.precision} {way.name}"
+)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -11,6 +11,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
 from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of
+from lacuna_kernels.cuda.kronecker.team_stages import fits
 from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, Teams
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums
 from lacuna_kernels.cuda.precision import DTYPES
@@ -50,7 +51,7 @@ class Exchange:
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """What the teams fit, in 16 bits."""
-        return bool(self.variants(problem.precision)) and self.teams.fits(problem, limits)
+        return bool(self.variants(problem.precision)) and fits(self.teams, problem, limits)
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The teams'."""

@@ -12,12 +12,14 @@ from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
 from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of_halves
+from lacuna_kernels.cuda.kronecker.team_stages import fits
 from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, Teams
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
-_HALVES = {Precision.FP32: 2, Precision.TF32: 1}
+_PRECISIONS = {2: Precision.FP32, 1: Precision.TF32}
+"""By how many halves there are of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class ExchangeHalves:
     """By teams so composed: in fp32 if they split values into two halves, in tf32 if they round them to one."""
 
     teams: Teams
+
+    @property
+    def precision(self) -> Precision:
+        """What so many halves are for."""
+        return _PRECISIONS[self.teams.halves]
 
     @property
     def name(self) -> str:
@@ -39,18 +46,18 @@ class ExchangeHalves:
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
-        if _HALVES.get(precision) != self.teams.halves:
+        if precision is not self.precision:
             return ()
         name, constants = "ks_matmul_exchange_halves", self.teams.constants()
         return (Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES),)
 
     def sums(self, problem: Problem) -> Sums:
         """Those of ks_matmul_halves.cu."""
-        return Sums.HALVES if self.teams.halves == 2 else Sums.HALF
+        return Sums.HALVES if self.precision is Precision.FP32 else Sums.HALF
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """What the teams fit, in its precision."""
-        return bool(self.variants(problem.precision)) and self.teams.fits(problem, limits)
+        return bool(self.variants(problem.precision)) and fits(self.teams, problem, limits)
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The teams'."""
@@ -94,7 +101,7 @@ class ExchangeHalves:
 
 WAYS = tuple(
     ExchangeHalves(Teams(*teams, halves))
-    for halves in _HALVES.values()
+    for halves in _PRECISIONS
     for teams in (
         (8, 2, 64, 2, 2, 128, False),
         (8, 1, 64, 2, 2, 128, False),

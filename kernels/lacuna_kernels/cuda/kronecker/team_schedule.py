@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from lacuna_kernels.cuda.kronecker.stages import Stages
+from lacuna_kernels.cuda.kronecker.team_stages import stages_of
 from lacuna_kernels.cuda.kronecker.teams import ROWS, Teams
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
@@ -32,7 +33,7 @@ class Schedule:
 
 def schedule_of(teams: Teams, pattern: KSPattern, rows: int, multiprocessors: int) -> Schedule | None:
     """The stages, and how to share the work so that the last team is done soonest; None if there is no room."""
-    stages = teams.stages(pattern)
+    stages = stages_of(teams, pattern)
     if stages is None:
         return None
     tiles, chunks = max(1, ceil(rows / ROWS)), teams.chunks(pattern)

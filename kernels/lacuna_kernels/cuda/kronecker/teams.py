@@ -1,23 +1,15 @@
-"""Teams of blocks that take x apart for one another: how they are composed, and how they fill their memory."""
+"""Teams of blocks that take x apart for one another: how they are composed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import product
 from math import ceil
 
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.boxes import Boxes
-from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.stages import Stages, fewest_waits
-from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES
+from lacuna_kernels.cuda.kronecker.stages import Stages
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 SHARED_BYTES = 227 * 1024
 ROWS = 64
 """Of a tile: for all of them weights are read once."""
-_BARRIERS_BYTES = 2048
-_MOST_STAGES = 36
 _VECTOR_BYTES = 16
 
 
@@ -120,12 +112,15 @@ class Teams:
     @property
     def boxes(self) -> Boxes:
         """How x comes."""
-        eight = self.depth * self.size // 2  # vectors in 8 k
-        if self.halves:
-            whole = 128 if eight % 8 == 0 else 64 if eight % 4 == 0 else 32
-        else:
-            whole = 128 if self.k // 16 * eight % 8 == 0 else 64
-        return Boxes(self.depth, self.whole, whole if self.whole else self.depth * self.size, self.size)
+        return Boxes(self.depth, self.whole, self._piece_bytes, self.size)
+
+    @property
+    def _piece_bytes(self) -> int:
+        """Of a row together in a box; halves want whole pieces in 8 k."""
+        if not self.whole:
+            return self.depth * self.size
+        vectors = self.depth * self.size // 2 * (1 if self.halves else self.steps)
+        return 128 if vectors % 8 == 0 else 64 if vectors % 4 == 0 or not self.halves else 32
 
     def passes(self, pattern: KSPattern) -> int:
         """Over the planes of a tile."""
@@ -139,72 +134,9 @@ class Teams:
         """Chunks of neighbouring l, of all i."""
         return pattern.a * ceil(pattern.d / self.depth)
 
-    def stages(self, pattern: KSPattern) -> Stages | None:
-        """Of all that there is room for, those with the fewest waits; None if none fit."""
-        return _best_stages(self, pattern)
-
     def times(self, pattern: KSPattern, stages: Stages) -> int:
         """How often the x of a tile comes: once if its planes are kept for all passes."""
         return 1 if stages.x >= self.k_stages(pattern) else self.passes(pattern)
-
-    def options(self, pattern: KSPattern) -> Iterator[Stages]:
-        """Ways to fill the shared memory: weights have what the others leave."""
-        whole, every = self.k_stages(pattern), self.k_stages(pattern) * self.passes(pattern)
-        kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
-        for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4, 6, 8) if self.halves else (2, 3, 4)):
-            if x < 2 or x % self.crews or raw % self.crews:  # a stage is one crew's: see take_apart
-                continue
-            left = SHARED_BYTES - _BARRIERS_BYTES - raw * self.raw_bytes - x * self.plane_bytes - y * self.y_bytes
-            w = min(left // self.weight_bytes, every, _MOST_STAGES)
-            if w >= min(2, every) and x <= _MOST_STAGES:
-                yield Stages(raw, x, w, y)
-
-    def waits(self, pattern: KSPattern, stages: Stages) -> float:
-        """About what share of the time is lost by so few stages: fitted to runs of an H200.
-
-        x that comes again for every pass counts by what it brings beside the weights.
-        """
-        if self.halves:
-            return self._waits_of_halves(pattern, stages)
-        raw, x, w, y = stages.raw, stages.x, stages.w, stages.y
-        whole, passes = self.k_stages(pattern), self.passes(pattern)
-        lost = 0.0
-        if w < whole * passes:
-            lost += {2: 0.25, 3: 0.07}.get(w, 0.0) + (0.1 if whole * passes <= 8 else 0.0)
-        if passes > 1 and x >= whole:  # planes are kept, and another tile's come meanwhile if there is room
-            lost += 0.02 / passes * max(0.0, 3 - 2 * x / whole) + {2: 0.0, 3: 0.0, 4: 0.01}[raw] + 0.005 * (y == 2)
-        else:
-            lost += {2: 0.12, 3: 0.016, 4: 0.0}[raw] + {2: 0.014, 3: 0.004, 4: 0.0}[y]
-            lost += {2: 0.14, 3: 0.02}.get(x, 0.0)
-            if passes > 1:
-                lost += 0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns)
-        return lost
-
-    def _waits_of_halves(self, pattern: KSPattern, stages: Stages) -> float:
-        whole, passes, w = self.k_stages(pattern), self.passes(pattern), stages.w
-        lost = {2: 0.08, 3: 0.03, 4: 0.01}.get(stages.y, 0.0)
-        if w < whole * passes:
-            lost += {2: 0.03, 3: 0.0}.get(w, min(0.01 * (w - 3), 0.05))
-        if passes > 1 and stages.x >= whole:
-            return lost + {2: 0.02, 3: 0.01, 4: 0.0}[stages.raw] + 0.02 / passes * max(0.0, 3 - 2 * stages.x / whole)
-        lost += {2: 0.08, 3: 0.02, 4: 0.0}[stages.raw] + {2: 0.2, 3: 0.04, 4: 0.0}.get(stages.x, 0.03)
-        return lost + (0.1 * max(1.0, (passes - 1) * ROWS / self.pass_columns) if passes > 1 else 0.0)
-
-    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """Of its depth; aligned rows of whole pieces, in 16 bits b of whole vectors, on Hopper."""
-        p = problem.pattern
-        mine = p.d == self.depth if self.whole else p.d * self.size % _VECTOR_BYTES == 0 and p.d >= self.depth
-        return (
-            limits.hopper
-            and limits.shared_bytes >= SHARED_BYTES
-            and problem.layout is Layout.FIRST
-            and problem.aligned
-            and mine
-            and (self.halves > 0 or p.b % 8 == 0)
-            and self.boxes.fits(p, p.c)
-            and ceil(problem.rows / ROWS) * self.chunks(p) < LARGEST_TILES
-            and self.stages(p) is not None
-        )
 
     @property
     def writers(self) -> int:
@@ -212,14 +144,17 @@ class Teams:
         return 7 - self.takers // 32
 
     @property
+    def _taken(self) -> int:
+        """l that are taken apart at a time."""
+        vector = _VECTOR_BYTES // self.size
+        if self.depth % vector == 0:
+            return vector
+        return 4 if self.depth > 8 else self.depth
+
+    @property
     def units(self) -> int:
         """Of a stage of x: what a taker takes apart at a time."""
-        vector = _VECTOR_BYTES // self.size
-        if self.halves:
-            taken = 4 if self.depth % 4 == 0 else self.depth
-        else:
-            taken = 4 if self.depth > vector and self.depth % vector else min(self.depth, vector)
-        return self.own_rows * 2 * self.steps * (self.depth // taken)
+        return self.own_rows * 2 * self.steps * (self.depth // self._taken)
 
     @property
     def crews(self) -> int:
@@ -227,11 +162,19 @@ class Teams:
         return max(1, self.takers // self.units)
 
     @property
+    def _l_each(self) -> int:
+        """l of a warpgroup."""
+        return self.own * self.shares // self.groups
+
+    @property
+    def _sets(self) -> int:
+        """Sets of products that are no sums yet: two, so that the next are under way, if there are registers."""
+        return 0 if not self.halves else 2 if self.columns * (self._l_each + 2) <= 256 else 1
+
+    @property
     def sums(self) -> int:
         """Of a thread that multiplies, and products that are no sums yet."""
-        mine = self.own * self.shares // self.groups  # l of a warpgroup
-        products = 0 if not self.halves else 2 if self.groups < 3 and self.columns * (mine + 2) <= 256 else 1
-        return (mine + products) * self.columns // 2
+        return (self._l_each + self._sets) * self.columns // 2
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
@@ -247,13 +190,10 @@ class Teams:
             "STEPS": self.steps,
             "TAKERS": self.takers,
             "WHOLE": int(self.whole),
-            **({"SPLIT": self.halves} if self.halves else {}),
+            "PIECE": self._piece_bytes,
+            "TAKEN": self._taken,
+            **({"SPLIT": self.halves, "SETS": self._sets} if self.halves else {}),
             "APART_REGISTERS": apart,
             "BRING_REGISTERS": bring,
             "MULTIPLY_REGISTERS": multiply,
         }
-
-
-@lru_cache(maxsize=4096)
-def _best_stages(teams: Teams, pattern: KSPattern) -> Stages | None:
-    return fewest_waits(teams.options(pattern), partial(teams.waits, pattern))

@@ -1,4 +1,4 @@
-// fp32 values as the sum of two halves of 11 bits each, in fp16, scaled by powers of two since fp16 has few exponents.
+// fp32 values as the sum of one or two halves of 11 bits each, in fp16, scaled by powers of two as its exponents are few.
 #pragma once
 
 #include <cuda_fp16.h>

@@ -25,13 +25,15 @@
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
 #define TAKERS 64     // threads that take x apart, of 224: the others write
+#define TAKEN 8       // neighbouring l that they take at once
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
+#define PIECE 32      // bytes of a row of x that lie together as they come
 #define APART_REGISTERS 112
 #define BRING_REGISTERS 96
 #define MULTIPLY_REGISTERS 152
 #endif
 
-#include "exchange.cuh"
+#include "exchange_roles.cuh"
 #include "residual.cuh"
 
 // ---- take apart ----
@@ -40,9 +42,9 @@ __device__ __forceinline__ uint32_t pair_of(const uint32_t* words, int e, int f)
     return __byte_perm(words[e / 2], words[f / 2], (e % 2 ? 0x32 : 0x10) | (f % 2 ? 0x7600 : 0x5400));
 }
 
-// A thread that takes x apart. What stays the same from stage to stage is kept in registers if there is room.
-constexpr bool HOISTED = UNITS_EACH == 1 && TAKES < 3;
+// A thread that takes x apart.
 struct Taker {
+    static constexpr bool KEEPS_PLACE = UNITS_EACH == 1 && TAKES < 3;  // if there are registers
     const Work& w;
     int thread;
 
@@ -75,60 +77,10 @@ struct Taker {
         }
     }
 
-    __device__ __forceinline__ void take(int in, int out) const {
-#pragma unroll 1
-        for (int u = 0; u < UNITS_EACH; ++u) {
-            const Unit unit((HOISTED ? thread : hidden(thread)) + u * CREW);
-            const uint32_t start = w.raw_at + in * RAW_STAGE + unit.start();
-#pragma unroll
-            for (int run = 0; run < TAKES; ++run)  // what follows from it is known beforehand
-#pragma unroll
-                for (int phase = 0; phase < PHASES; ++phase)
-                    if (unit.is(run, phase)) take(unit, run, phase, start, out);
-        }
-    }
 };
 
 // ---- multiply ----
-using Sums = float[MINE][COLUMNS / 2];
 using Rounded = uint4[MINE][PARTS][2];  // 8 j of rows lane / 4, and 8 more
-
-// Column 32 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t if STRIDED, else PART q +
-// 8 t + 2 m + e; 32 j further on in the next warpgroup, if they differ in columns.
-__device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
-    const int t = me.lane % 4, first = BY_COLUMNS ? me.who * 32 : 0;
-    return first + (STRIDED ? 8 * m + 4 * e + t : 8 * t + 2 * m + e);
-}
-
-__device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
-    const int i = hidden(of.place.i(w));  // or else it is worked out without a bias too
-    const int l = of.place.l(w) + w.rank * OWN_L + me.first_l();
-#pragma unroll
-    for (int n = 0; n < COLUMNS / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-            const int j = of.pass * PASS_COLUMNS + n / 4 * PART + column_of(me, n % 4, e);
-#pragma unroll
-            for (int m = 0; m < MINE; ++m) {
-                const bool there = j < w.b && l + m < w.d;
-                const float add = there ? w.out.bias[(Index(i) * w.b + j) * w.d + l + m] : 0.0f;
-                sums[m][4 * n + e] += add, sums[m][4 * n + 2 + e] += add;
-            }
-        }
-}
-
-// One at a time, the others moving up, as registers cannot be indexed in a loop and code for all would be long.
-__device__ __forceinline__ void apply_activation(Sums& sums, const Work& w) {
-#pragma unroll 1
-    for (int turn = 0; turn < COLUMNS / 2; ++turn)
-#pragma unroll
-        for (int m = 0; m < MINE; ++m) {
-            const float first = activate(sums[m][0], w.out.activation, w.out.negative_slope);
-#pragma unroll
-            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[m][n] = sums[m][n + 1];
-            sums[m][COLUMNS / 2 - 1] = first;
-        }
-}
 
 // A thread's sums of 8 j of a row.
 __device__ __forceinline__ uint4 eight_of(const float* from) {
@@ -162,11 +114,12 @@ struct Sender {
     int next_eight, aside;  // the first l of the next 8, counted from the first, and how places move there
 
     __device__ __forceinline__ Sender(const Work& w, const Consumer& me) {
+        const int eight = (BY_COLUMNS ? me.who * 4 : 0) + me.lane % 4;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const int first = me.warp * 16 + h * 8, row = first + me.lane / 4;
             away[h] = ::away(w, first / OWN_ROWS);
-            to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, me.eight()) + away[h];
+            to[h] = w.y_at + y_offset(w.rank * OWN_L + me.first_l(), row % OWN_ROWS, eight) + away[h];
         }
         const int l = w.rank * OWN_L + me.first_l(), odd = (me.lane / 4 ^ l / 8) & 1;
         next_eight = 8 - l % 8, aside = odd ? -int(EIGHTS * 16) : int(EIGHTS * 16);
@@ -366,8 +319,5 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, nullptr, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team(
-        arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },
-        [](const Work& w, const Consumer& me) { consume(w, me); },
-        [](const Work& w, int thread) { write(w, Writer{w, thread}); });
+    as_a_team<Taker, Writer>(arguments, x_map, consume);
 }

@@ -14,15 +14,19 @@
 #define GROUPS 2      // warpgroups that multiply
 #define STEPS 2       // of 16 k in a stage
 #define TAKERS 128    // threads that take x apart, of 224: the others write
+#define TAKEN 4       // neighbouring l that they take at once
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
+#define PIECE 64      // bytes of a row of x that lie together as they come
+#define SETS 1        // of products: with two those of one step are under way while the others are added
 #define APART_REGISTERS 80
 #define BRING_REGISTERS 80
 #define MULTIPLY_REGISTERS 176
 #endif
 
-#include "exchange.cuh"
+#include "exchange_roles.cuh"
 #include "fp16_halves.cuh"
 
+static_assert(SETS == 1 || SETS == 2, "stage");
 static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
@@ -53,6 +57,7 @@ __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scal
 
 // A thread that takes x apart.
 struct Taker {
+    static constexpr bool KEEPS_PLACE = false;
     const Work& w;
     int thread;
 
@@ -79,7 +84,7 @@ struct Taker {
     }
 
     // 8 k of a row and TAKEN l: within the 8 they lie as 0 4 1 5 2 6 3 7, as in ks_matmul_halves.cu.
-    __device__ __forceinline__ void take(const Unit& unit, int run, uint32_t start, int stage) const {
+    __device__ __forceinline__ void take(const Unit& unit, int run, int, uint32_t start, int stage) const {
         float x[8][TAKEN], scale[TAKEN], back[TAKEN];
         read(x, start, run);
         measure(x, scale, back);
@@ -95,27 +100,16 @@ struct Taker {
             store_in_team(to + own * X_L, there, make_uint4(big[0], big[1], big[2], big[3]), full);
             if (HALVES == 2)
                 store_in_team(to + own * X_L + 2 * PLANE, there, make_uint4(small[0], small[1], small[2], small[3]), full);
-            constexpr int SAME = TAKEN % OWN_L || OWN_L == 3 ? 1 : OWN_L;  // l of one owner
+            constexpr int SAME = (OWN_L == 2 || OWN_L == 4) && TAKEN % OWN_L == 0 ? OWN_L : 1;  // l of one owner
             if (r % SAME == 0 && unit.eight % 2 == 0)
                 send_scales<SAME>(step + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);
         }
     }
 
-    __device__ __forceinline__ void take(int in, int out) const {
-#pragma unroll 1
-        for (int u = 0; u < UNITS_EACH; ++u) {
-            const Unit unit(hidden(thread) + u * CREW);
-            const uint32_t start = w.raw_at + in * RAW_STAGE + unit.start();
-#pragma unroll
-            for (int run = 0; run < TAKES; ++run)  // what follows from it is known beforehand
-                if (unit.run == run) take(unit, run, start, out);
-        }
-    }
 };
 
 // ---- multiply ----
 using Products = float[COLUMNS / 2];
-using Sums = Products[MINE];
 
 __device__ __forceinline__ void clear(Sums& sums) {
 #pragma unroll
@@ -124,16 +118,8 @@ __device__ __forceinline__ void clear(Sums& sums) {
         for (int n = 0; n < COLUMNS / 2; ++n) sums[m][n] = 0.0f;
 }
 
-// Registers allow for sets of products, so that those of one step are under way while the others are added, and for sums
-// that are kept until they have been sent.
-constexpr int SETS = GROUPS < 3 && COLUMNS * (MINE + 2) <= 256 ? 2 : 1;
-constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= (GROUPS < 3 ? 144 : 72);
-
-// Column 16 q + 8 m + 2 t + e of the product, t = lane % 4, is j = PART q + 8 m + 4 e + t, so that those who write have
-// whole lines of memory; 16 j further on in the next warpgroup, if they differ in columns.
-__device__ __forceinline__ int column_of(const Consumer& me, int m, int e) {
-    return (BY_COLUMNS ? me.who * 16 : 0) + 8 * m + 4 * e + me.lane % 4;
-}
+// Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
+constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= MULTIPLY_REGISTERS - 32;
 
 // Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side.
 __device__ __forceinline__ void scale_back(Sums& sums, uint32_t first, const Consumer& me) {
@@ -153,34 +139,9 @@ __device__ __forceinline__ void scale_back(Sums& sums, uint32_t first, const Con
         }
 }
 
-__device__ __forceinline__ void add_bias(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
-    const int i = hidden(of.place.i(w)), first_l = of.place.l(w) + w.rank * OWN_L + me.first_l();
-#pragma unroll
-    for (int l = 0; l < MINE; ++l)
-#pragma unroll
-        for (int q = 0; q < COLUMNS / 16; ++q)
-#pragma unroll
-            for (int v = 0; v < 4; ++v) {
-                const int j = of.pass * PASS_COLUMNS + q * PART + column_of(me, v / 2, v % 2);
-                const bool there = j < w.b && first_l + l < w.d;
-                const float add = there ? w.out.bias[(Index(i) * w.b + j) * w.d + first_l + l] : 0.0f;
-                float* sum = sums[l] + 8 * q + v / 2 * 4 + v % 2;
-                sum[0] += add, sum[2] += add;
-            }
-}
-
 __device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
     if (w.out.bias) add_bias(sums, w, me, of);
-    if (w.out.activation == ACTIVATION_NONE || w.out.residual) return;
-#pragma unroll 1
-    for (int turn = 0; turn < COLUMNS / 2; ++turn)  // one at a time, the others moving up: the code is there once
-#pragma unroll
-        for (int l = 0; l < MINE; ++l) {
-            const float first = activate(sums[l][0], w.out.activation, w.out.negative_slope);
-#pragma unroll
-            for (int n = 0; n + 1 < COLUMNS / 2; ++n) sums[l][n] = sums[l][n + 1];
-            sums[l][COLUMNS / 2 - 1] = first;
-        }
+    if (w.out.activation != ACTIVATION_NONE && !w.out.residual) apply_activation(sums, w);
 }
 
 // Where 4 j of an l and a row of the block's lie among what is exchanged, the t-th of the q-th 16 of a part: so that
@@ -392,8 +353,5 @@ ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* _
                           int together) {
     const Arguments arguments{weights, scales, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team(
-        arguments, x_map, [](const Work& w, int thread) { take_apart(w, Taker{w, thread}); },
-        [](const Work& w, const Consumer& me) { consume(w, me); },
-        [](const Work& w, int thread) { write(w, Writer{w, thread}); });
+    as_a_team<Taker, Writer>(arguments, x_map, consume);
 }
