@@ -76,7 +76,6 @@ struct Taker {
                           make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]), w.full_x(stage));
         }
     }
-
 };
 
 // ---- multiply ----

@@ -105,7 +105,6 @@ struct Taker {
                 send_scales<SAME>(step + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);
         }
     }
-
 };
 
 // ---- multiply ----
