@@ -19,8 +19,6 @@ side = st.integers(1, 140).map(lambda eighths: 8 * eighths) | st.integers(1, 120
 patterns = st.builds(
     KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 128])
 )
-
-
 PRECISIONS = {0: Precision.BF16, 1: Precision.TF32, 2: Precision.FP32}
 """By how many halves of a value the teams have."""
 

@@ -32,9 +32,8 @@ class Exchange:
 
     @property
     def packing(self) -> str:
-        """The order of the weights follows from which block has which l, and the columns of a product."""
-        teams = self.teams
-        return f"exchange {teams.blocks}x{teams.own} {teams.shares}x{teams.columns}x{teams.k}"
+        """The teams'."""
+        return f"exchange {self.teams.packing}"
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One a type of 16 bits."""

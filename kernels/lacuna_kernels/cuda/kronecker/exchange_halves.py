@@ -11,7 +11,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_launch import launch_teams
-from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of_halves
+from lacuna_kernels.cuda.kronecker.team_seconds import seconds_of
 from lacuna_kernels.cuda.kronecker.team_stages import fits
 from lacuna_kernels.cuda.kronecker.teams import SHARED_BYTES, Teams
 from lacuna_kernels.cuda.kronecker.way import Operands, Sums
@@ -40,9 +40,8 @@ class ExchangeHalves:
 
     @property
     def packing(self) -> str:
-        """The order of the weights follows from which block has which l, the columns of a product, and the halves."""
-        teams = self.teams
-        return f"exchange halves {teams.halves} {teams.blocks}x{teams.own} {teams.shares}x{teams.columns}x{teams.k}"
+        """The teams', and how many halves there are."""
+        return f"exchange halves {self.teams.halves} {self.teams.packing}"
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One, for its precision."""
@@ -61,7 +60,7 @@ class ExchangeHalves:
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """The teams'."""
-        return seconds_of_halves(self.teams, problem, limits)
+        return seconds_of(self.teams, problem, limits)
 
     def scratch_bytes(self, problem: Problem) -> int:
         """None."""

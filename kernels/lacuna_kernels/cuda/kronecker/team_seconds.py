@@ -36,8 +36,17 @@ class _Tile:
 
 
 def seconds_of(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
-    """In 16 bits."""
-    p, schedule = problem.pattern, _schedule(teams, problem, limits)
+    """A launch for a problem that the teams fit."""
+    pattern = problem.pattern
+    schedule = schedule_of(teams, pattern, problem.rows, limits.multiprocessors)
+    assert schedule is not None
+    clocks = (_clocks_of_halves if teams.halves else _clocks)(teams, pattern, schedule)
+    tiles = ceil(problem.rows / ROWS) * teams.chunks(pattern)
+    return 5e-6 + ceil(tiles / schedule.teams) * clocks / _CLOCKS_PER_SECOND
+
+
+def _clocks(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
+    """Of a tile, in 16 bits."""
     tile = _Tile.of(teams, p, schedule, 16e6)
     passes, k_stages = teams.passes(p), teams.k_stages(p)
     matrices = teams.own * teams.shares * teams.steps  # of 64 rows and of `columns`, by 16 k, in a stage
@@ -55,8 +64,7 @@ def seconds_of(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
         clocks *= 1.32
     if teams.own_rows == 8 and not teams.whole:
         clocks *= 1.07
-    clocks += passes * (86 + 187 * k_stages + 5.7 * teams.sums)
-    return _seconds(teams, problem, schedule, clocks)
+    return clocks + passes * (86 + 187 * k_stages + 5.7 * teams.sums)
 
 
 def _memory_rate(teams: Teams, d: int) -> float:
@@ -68,9 +76,8 @@ def _memory_rate(teams: Teams, d: int) -> float:
     return 25.8 if d == 48 else 10.6
 
 
-def seconds_of_halves(teams: Teams, problem: Problem, limits: DeviceLimits) -> float:
-    """In fp32 and tf32; products are hidden by what is done for every step of an l."""
-    p, schedule = problem.pattern, _schedule(teams, problem, limits)
+def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
+    """Of a tile, in fp32 and tf32; products are hidden by what is done for every step of an l."""
     tile = _Tile.of(teams, p, schedule, 14e6)
     both, passes = teams.halves == 2, teams.passes(p)
     steps = passes * teams.k_stages(p) * teams.steps * teams.own * teams.shares / teams.groups
@@ -82,12 +89,11 @@ def seconds_of_halves(teams: Teams, problem: Problem, limits: DeviceLimits) -> f
         tile.x / ((0.264 if both else 0.455) * _takers(teams)),
         tile.y / (4.0 * teams.writers),
     )
-    clocks += steps * (130 + (2.95 if both else 1.94) * teams.columns) + 3.1 * passes * teams.sums
-    return _seconds(teams, problem, schedule, clocks)
+    return clocks + steps * (130 + (2.95 if both else 1.94) * teams.columns) + 3.1 * passes * teams.sums
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
-    """Runs of 32 bytes come at up to 40 where neighbouring teams stay together, but often they do not."""
+    """Runs of 32 bytes come at up to 40, but with some numbers of stages and teams at a third of that."""
     if teams.whole or (teams.depth >= 16 and d < 32):
         return 80.0
     if teams.depth >= 16 or (teams.depth >= 8 and d < 32):
@@ -95,16 +101,5 @@ def _memory_rate_of_halves(teams: Teams, d: int) -> float:
     return 13.0 if teams.depth >= 8 and d <= 48 else 20.0
 
 
-def _schedule(teams: Teams, problem: Problem, limits: DeviceLimits) -> Schedule:
-    schedule = schedule_of(teams, problem.pattern, problem.rows, limits.multiprocessors)
-    assert schedule is not None
-    return schedule
-
-
 def _takers(teams: Teams) -> int:
     return min(teams.takers, teams.units * teams.crews)
-
-
-def _seconds(teams: Teams, problem: Problem, schedule: Schedule, clocks: float) -> float:
-    tiles = ceil(problem.rows / ROWS) * teams.chunks(problem.pattern)
-    return 5e-6 + ceil(tiles / schedule.teams) * clocks / _CLOCKS_PER_SECOND

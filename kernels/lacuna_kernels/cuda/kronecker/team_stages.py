@@ -14,19 +14,17 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _BARRIERS_BYTES = 2048
 _MOST_STAGES = 36
-_VECTOR_BYTES = 16
 
 
 def fits(teams: Teams, problem: Problem, limits: DeviceLimits) -> bool:
     """Of their depth; aligned rows of whole pieces, in 16 bits b of whole vectors, on Hopper."""
     p = problem.pattern
-    mine = p.d == teams.depth if teams.whole else p.d * teams.size % _VECTOR_BYTES == 0 and p.d >= teams.depth
     return (
         limits.hopper
         and limits.shared_bytes >= SHARED_BYTES
         and problem.layout is Layout.FIRST
         and problem.aligned
-        and mine
+        and (p.d == teams.depth if teams.whole else p.d >= teams.depth)
         and (teams.halves > 0 or p.b % 8 == 0)
         and teams.boxes.fits(p, p.c)
         and ceil(problem.rows / ROWS) * teams.chunks(p) < LARGEST_TILES

@@ -40,6 +40,11 @@ class Teams:
         return f"{self.blocks}x{self.own}{'' if self.whole else '+'} {self.columns}x{self.k}x{self.takers}"
 
     @property
+    def packing(self) -> str:
+        """What the order of the weights follows from: which block has which l, and the columns and k of a stage."""
+        return f"{self.blocks}x{self.own} {self.shares}x{self.columns}x{self.k}"
+
+    @property
     def size(self) -> int:
         """Bytes of an element of x and y."""
         return 4 if self.halves else 2

@@ -1,5 +1,5 @@
-// How teams of blocks share the work of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu, and where things are in a
-// block's memory. See there for the idea.
+// How teams of blocks share the work of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu, and where things are in
+// a block's memory. See there for the idea.
 #pragma once
 
 #ifndef SPLIT
@@ -18,15 +18,15 @@ constexpr bool BY_COLUMNS = OWN_L % GROUPS != 0;
 constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a warpgroup
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
-constexpr int RUN = L % VECTOR == 0 ? VECTOR : !SPLIT ? L : L % 2 ? 1 : 2, RUNS = L / RUN;  // l that a thread writes
-constexpr int TAKES = L / TAKEN;                                   // how often TAKEN l are all of a chunk
+// l that a thread writes at once, and how often; and takes.
+constexpr int RUN = L % VECTOR == 0 ? VECTOR : !SPLIT ? L : L % 2 ? 1 : 2, RUNS = L / RUN, TAKES = L / TAKEN;
 // Which j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
 constexpr bool STRIDED = SPLIT || RUN == 8;
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int EIGHT = L * SIZE / 2;                                // vectors of 16 bytes in 8 k of a row
 constexpr int CHUNKS = PIECE / 16;                                 // vectors in a piece
-constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4;  // eights of k until pieces begin alike
+constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4;  // eights until pieces begin alike
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l, or of a half of it
 constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a step
 constexpr int STEP = OWN_L * 2 * HALVES * PLANE + SCALES, X_STAGE = STEPS * STEP;

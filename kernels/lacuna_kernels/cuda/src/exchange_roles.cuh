@@ -1,5 +1,5 @@
-// What the threads of a team of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu do, as far as they do the same: the
-// one that brings x and weights, and the order of all others' work.
+// What the threads of a team of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu do, as far as they do the same:
+// the one that brings x and weights, and the order of all others' work.
 #pragma once
 
 #include "exchange.cuh"
@@ -84,9 +84,10 @@ __device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
     }
 }
 
+constexpr int NEAR = OWN_ROWS < 16 ? 8 : 16;  // rows
+
 // A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows; where values are split,
 // those of the other 8 k of a step are NEAR threads away.
-constexpr int NEAR = OWN_ROWS < 16 ? 8 : 16;  // rows
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
@@ -175,8 +176,9 @@ __device__ __forceinline__ void take_turns(const Work& w, Rings& rings, Multiply
     }
 }
 
-// Column 8 n + 2 t + e of the product, t = lane % 4, n = N q + m for N = PART / SHARES / 8, is j = PART q + 8 m + 4 e + t
-// if STRIDED, else PART q + 2 N t + 2 m + e; PART / SHARES j further on in the next warpgroup, if they differ in columns.
+// Column 8 n + 2 t + e of the product, t = lane % 4, n = N q + m for N = PART / SHARES / 8, is j = PART q + 8 m + 4 e +
+// t if STRIDED, else PART q + 2 N t + 2 m + e; PART / SHARES j further on in the next warpgroup, if they differ in
+// columns.
 constexpr int EIGHTS_OF_PART = PART / SHARES / 8;
 __device__ __forceinline__ int column_of(const Consumer& me, int n, int e) {
     const int t = me.lane % 4, m = n % EIGHTS_OF_PART, first = BY_COLUMNS ? me.who * (PART / SHARES) : 0;

@@ -186,7 +186,8 @@ __device__ __forceinline__ void take_registers() {
                  : registers                                                                              \
                  : "l"(x), "l"(y), "r"(add), "n"(CROSS))
 #define PRODUCTS(type)                                                                    \
-    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128 || N == 192 || N == 256, "N");   \
+    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128 || N == 192 || N == 256, \
+                  "not written down");                                                    \
     if constexpr (N == 16) PRODUCT(16, SUMS_8, EIGHT(0), type, 8, 9, 10, 11);             \
     if constexpr (N == 32) PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19);      \
     if constexpr (N == 48) PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27);      \

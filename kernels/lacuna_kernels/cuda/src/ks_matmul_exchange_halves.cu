@@ -33,26 +33,17 @@ constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes fr
 constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
 
 // ---- take apart ----
-// The largest of 16 k, which two lanes hold, tells the scale: two l are compared at once.
+// The largest of 16 k, which two lanes hold, tells the scale.
 __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scale)[TAKEN], float (&back)[TAKEN]) {
-    uint32_t top[TAKEN];
+    float largest[TAKEN];
 #pragma unroll
     for (int r = 0; r < TAKEN; ++r) {
-        float largest = SMALLEST_SCALED;
+        largest[r] = SMALLEST_SCALED;
 #pragma unroll
-        for (int k = 0; k < 8; ++k) largest = fmaxf(largest, fabsf(x[k][r]));
-        top[r] = __float_as_uint(largest);
+        for (int k = 0; k < 8; ++k) largest[r] = fmaxf(largest[r], fabsf(x[k][r]));
     }
-#pragma unroll
-    for (int r = 0; r < TAKEN; r += 2) {
-        const bool second = r + 1 < TAKEN;
-        uint32_t both = __byte_perm(top[r], top[second ? r + 1 : r], 0x7632);
-        both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, NEAR));
-        float scales[2], backs[2];
-        scales_of(both, scales, backs);
-        scale[r] = scales[0], back[r] = backs[0];
-        if (second) scale[r + 1] = scales[1], back[r + 1] = backs[1];
-    }
+    scales_of(largest, scale, back,
+              [](uint32_t both) { return __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, NEAR)); });
 }
 
 // A thread that takes x apart.
@@ -73,7 +64,7 @@ struct Taker {
 
     // What takes the sums of neighbouring l of one owner back.
     template <int COUNT>
-    __device__ __forceinline__ void send_scales(uint32_t to, uint32_t there, const float* back, uint32_t full) const {
+    __device__ __forceinline__ static void send_scales(uint32_t to, uint32_t there, const float* back, uint32_t full) {
         const auto word = [&](int r) { return __float_as_uint(back[r]); };
         if constexpr (COUNT == 4)
             store_in_team(to, there, make_uint4(word(0), word(1), word(2), word(3)), full);
@@ -97,9 +88,11 @@ struct Taker {
             uint32_t big[4], small[4];
 #pragma unroll
             for (int t = 0; t < 4; ++t) split(x[t][r] * scale[r], x[t + 4][r] * scale[r], big[t], small[t]);
-            store_in_team(to + own * X_L, there, make_uint4(big[0], big[1], big[2], big[3]), full);
-            if (HALVES == 2)
-                store_in_team(to + own * X_L + 2 * PLANE, there, make_uint4(small[0], small[1], small[2], small[3]), full);
+            const auto store = [&](const uint32_t* half, int at) {
+                store_in_team(to + own * X_L + at, there, make_uint4(half[0], half[1], half[2], half[3]), full);
+            };
+            store(big, 0);
+            if (HALVES == 2) store(small, 2 * PLANE);
             constexpr int SAME = (OWN_L == 2 || OWN_L == 4) && TAKEN % OWN_L == 0 ? OWN_L : 1;  // l of one owner
             if (r % SAME == 0 && unit.eight % 2 == 0)
                 send_scales<SAME>(step + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);

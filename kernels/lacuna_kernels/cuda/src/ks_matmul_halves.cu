@@ -70,25 +70,18 @@ struct Rows {
         }
     }
 
-    // The largest of 16 k, which four lanes hold, tells the scale: two l are compared at once.
+    // The largest of 16 k, which four lanes hold, tells the scale.
     __device__ __forceinline__ static void measure(const float (&raw)[4][RUN], float (&scale)[RUN],
                                                    float (&back)[RUN]) {
-        uint32_t top[RUN];
+        float largest[RUN];
 #pragma unroll
         for (int l = 0; l < RUN; ++l)
-            top[l] = __float_as_uint(fmaxf(fmaxf(fmaxf(fabsf(raw[0][l]), fabsf(raw[1][l])),
-                                                 fmaxf(fabsf(raw[2][l]), fabsf(raw[3][l]))), SMALLEST_SCALED));
-#pragma unroll
-        for (int l = 0; l < RUN; l += 2) {
-            const bool second = l + 1 < RUN;
-            uint32_t both = __byte_perm(top[l], top[second ? l + 1 : l], 0x7632);
+            largest[l] = fmaxf(fmaxf(fmaxf(fabsf(raw[0][l]), fabsf(raw[1][l])),
+                                     fmaxf(fabsf(raw[2][l]), fabsf(raw[3][l]))), SMALLEST_SCALED);
+        scales_of(largest, scale, back, [](uint32_t both) {
             both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 1));
-            both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 2));
-            float scales[2], backs[2];
-            scales_of(both, scales, backs);
-            scale[l] = scales[0], back[l] = backs[0];
-            if (second) scale[l + 1] = scales[1], back[l + 1] = backs[1];
-        }
+            return __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 2));
+        });
     }
 };
 
