@@ -264,12 +264,13 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
         multiply(sums, done, parts, w, rings, me, pass);
         parts = w.parts(pass.pass);
         finish(sums, w, me, pass);
-        if (!KEEPS) return;
+        if constexpr (KEEPS) {
 #pragma unroll
-        for (int m = 0; m < MINE; ++m)
+            for (int m = 0; m < MINE; ++m)
 #pragma unroll
-            for (int n = 0; n < COLUMNS / 2; ++n) done[m][n] = sums[m][n];
-        clear(sums);
+                for (int n = 0; n < COLUMNS / 2; ++n) done[m][n] = sums[m][n];
+            clear(sums);
+        }
     });
     send_all(KEEPS ? done : sums, parts, w, rings.y, me);
 }
