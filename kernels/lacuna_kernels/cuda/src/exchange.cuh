@@ -175,7 +175,7 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
         barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS);
     for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS);
     for (int s = 0; s < w.y_stages; ++s)
-        barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8), barrier_init(w.empty_y(s), TEAM * WRITERS);
+        barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8 * 32), barrier_init(w.empty_y(s), (TEAM + 31) * WRITERS);
     barriers_are_ready();
     for (int s = 0; s < w.x_stages; ++s) barrier_expect(w.full_x(s), X_FROM_OTHERS);
     for (int s = 0; s < w.y_stages; ++s) barrier_expect(w.full_y(s), Y_FROM_OTHERS);

@@ -230,8 +230,10 @@ __device__ __forceinline__ void write(const Work& w, Writer writer) {
                 barrier_wait(w.full_y(ring.stage), ring.phase);
                 if (writer.thread == 0) barrier_expect(w.full_y(ring.stage), Y_FROM_OTHERS);
                 writer.write(pass * PASS_COLUMNS + q * PART, ring.stage);
+                const int lane = writer.thread % 32;
+                barrier_arrive(w.empty_y(ring.stage));  // for this block's stores all have read, for the others' a warp
                 __syncwarp();
-                if (writer.thread % 32 < TEAM) arrive_there(in_block(w.empty_y(ring.stage), writer.thread % 32));
+                if (lane < TEAM && lane != w.rank) arrive_there(in_block(w.empty_y(ring.stage), lane));
                 ring.next(w.y_stages);
             }
         }

@@ -132,7 +132,7 @@ struct Sender {
     }
 
     // Send a part of all rows.
-    __device__ __forceinline__ void send(const Rounded& rounded, int q, const Work& w, Ring& ring, int lane) const {
+    __device__ __forceinline__ void send(const Rounded& rounded, int q, const Work& w, Ring& ring) const {
         barrier_wait(w.empty_y(ring.stage), ring.phase ^ 1);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -143,8 +143,7 @@ struct Sender {
             } else {
 #pragma unroll
                 for (int m = 0; m < MINE; ++m) write_16_bytes(place + to_l(m), rounded[m][q][h]);
-                __syncwarp();
-                if (lane == 0) barrier_arrive(barrier);
+                barrier_arrive(barrier);
             }
         }
         ring.next(w.y_stages);
@@ -186,7 +185,7 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
 #pragma unroll
     for (int q = 0; q < PARTS; ++q) {
         if (q < w.stages) stage(q == 0);
-        if (q < parts) sender.send(rounded, q, w, rings.y, me.lane);
+        if (q < parts) sender.send(rounded, q, w, rings.y);
     }
 #pragma unroll 1
     for (int s = PARTS; s < w.stages; ++s) stage(false);
@@ -206,7 +205,7 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
     });
 #pragma unroll
     for (int q = 0; q < PARTS; ++q)
-        if (q < parts) sender.send(rounded, q, w, rings.y, me.lane);
+        if (q < parts) sender.send(rounded, q, w, rings.y);
 }
 
 // ---- write ----

@@ -160,10 +160,7 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
                                      __float_as_uint(from[5])),
                           barrier);
         }
-        if (!there) {
-            __syncwarp();
-            if (me.lane == 0) barrier_arrive(barrier);
-        }
+        if (!there) barrier_arrive(barrier);
     }
     ring.next(w.y_stages);
 }

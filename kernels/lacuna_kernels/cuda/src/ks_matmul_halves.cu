@@ -276,8 +276,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             const char* stage = shared + ring.slot * STAGE_BYTES;
             accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
             if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), has_bias);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(ring.emptied());
+            barrier_arrive(ring.emptied());
             ring.next();
         }
         Share mine{work.tile(index), work, out, lane, l};
@@ -311,7 +310,7 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
     if (threadIdx.x == 0) {
         for (int slot = 0; slot < STAGES; ++slot) {
             barrier_init(full + 8 * slot, PRODUCERS + 1);  // and one for the bytes of the factor
-            barrier_init(empty + 8 * slot, CONSUMERS / 32);
+            barrier_init(empty + 8 * slot, CONSUMERS);
         }
         barriers_are_ready();
     }

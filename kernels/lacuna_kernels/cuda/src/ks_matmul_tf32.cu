@@ -44,17 +44,17 @@ constexpr int W_K4_BYTES = PARTS * TILE_B * 16;  // values of 4 k: big, then sma
 static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
 static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "else other numbers of registers");
 
-// The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when every warp has read it.
+// The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when all `readers` have read it.
 template <int STAGES>
 struct Ring {
     uint32_t barriers;  // full ones, then empty ones
     int stage = 0;
     uint32_t parity = 0;
 
-    __device__ void init() const {
+    __device__ void init(int readers) const {
         for (int s = 0; s < STAGES; ++s) {
             barrier_init(barriers + 8 * s, 1);
-            barrier_init(barriers + 8 * (STAGES + s), 4 * WARPGROUPS);
+            barrier_init(barriers + 8 * (STAGES + s), readers);
         }
     }
     __device__ __forceinline__ uint32_t full() const { return barriers + 8 * stage; }
@@ -287,8 +287,7 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
                     if (PARTS == 2) small[s][v] = left_over(x[s][v], big[s][v]), pin(small[s][v]);
                 }
             // Only now is x known to be in registers: neither the arrival nor the copy engine would wait for the loads.
-            __syncwarp();
-            if (warp_leads) barrier_arrive(x_ring.empty());
+            barrier_arrive(x_ring.empty());
             x_ring.next();
             w_ring.wait_full();
             const uint64_t w = blocks_descriptor(shared + W_AT + w_ring.stage * W_BYTES, W_K4_BYTES, 128);
@@ -359,7 +358,7 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     const int used = rows_in_use(count, rows);
     const Work work(used, p, together);
     if (threadIdx.x == 0) {
-        x_ring.init(), w_ring.init();
+        x_ring.init(128 * WARPGROUPS), w_ring.init(4 * WARPGROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
