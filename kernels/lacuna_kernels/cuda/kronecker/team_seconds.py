@@ -60,6 +60,8 @@ def _clocks(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
     )
     if schedule.stages.w == 2 and not schedule.resident:  # every copy is waited for
         clocks *= 1.25
+    if k_stages == 2 and not schedule.resident:  # as often
+        clocks *= 1.12
     if teams.depth == 12:
         clocks *= 1.32
     if teams.own_rows == 8 and not teams.whole:
