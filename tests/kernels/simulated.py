@@ -66,6 +66,7 @@ class SimulatedDevice:
     def __init__(self, folder: Path, multiprocessors: int, seed: int) -> None:
         self.folder, self.seed = folder, seed
         self.limits = DeviceLimits(multiprocessors, 232_448, "sm_90")
+        self.tile_counter = 0
 
     def kernel(self, variant: Variant) -> "SimulatedKernel":
         library = self.folder / f"{abs(hash(variant))}.so"

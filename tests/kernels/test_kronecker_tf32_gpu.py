@@ -6,9 +6,12 @@ from torch import Tensor
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kronecker import halves
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.tf32 import WAYS, Tf32
+from lacuna_kernels.cuda.kronecker.turned import Turned
 from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
+from lacuna_kernels.cuda.kronecker_linear import ks_matmul
 from lacuna_kernels.ops import kronecker_linear as reference
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -120,3 +123,15 @@ def test_infinities_and_nan_stay_visible(hopper):
 
         assert not y[[3, 7]].isfinite().any()
         assert bool(y[[0, 1, 2, 4, 8, 127]].isfinite().all())
+
+
+@pytest.mark.parametrize("way", [w for w in WAYS if w.halves and w.layout is Layout.FIRST], ids=lambda way: way.name)
+def test_halves_add_up_bit_for_bit_as_the_kernel_for_any_d(hopper, way):
+    x, values = torch.randn(333, 2 * 200 * 4, device="cuda"), torch.randn(2, 96, 200, 4, device="cuda")
+    y, plain = (torch.full((333, 2 * 96 * 4), torch.nan, device="cuda") for _ in range(2))
+    like = next(other for other in halves.WAYS if other.precision is Precision.FP32)
+
+    ks_matmul(hopper, x, values, y, precision=Precision.FP32, way=Turned(way))
+    ks_matmul(hopper, x, values, plain, precision=Precision.FP32, way=like)
+
+    assert torch.equal(y, plain)

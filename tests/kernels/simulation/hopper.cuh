@@ -7,6 +7,7 @@
 #include <vector_types.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "machine.cuh"
@@ -35,13 +36,23 @@ inline void __syncwarp() { machine::meet(machine::part("warp ", machine::WARP), 
 
 inline int warp_of_block() { return threadIdx.x / 32; }
 
-inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
+// What another thread of the warp has.
+inline uint32_t shuffled(uint32_t value, int thread) {
     auto& values = machine::cluster->blocks[machine::current->block].shuffled;
     values[machine::current->index] = value;
     __syncwarp();
-    const uint32_t other = values[machine::current->index ^ mask];
+    const uint32_t other = values[thread];
     __syncwarp();
     return other;
+}
+inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
+    return shuffled(value, machine::current->index ^ mask);
+}
+
+inline unsigned atomicInc(unsigned* number, unsigned most) {
+    const unsigned before = *number;
+    *number = before >= most ? 0 : before + 1;
+    return before;
 }
 
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t order) {
@@ -130,6 +141,37 @@ inline void copy_in(uint32_t to, const TensorMap& map, const Coordinates& at, ui
     });
 }
 
+// What a copy out reads, it reads late: when the thread waits for it.
+inline void copy_out(const TensorMap& map, const Coordinates& at, uint32_t from) {
+    const int bytes = map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element_bytes;
+    const unsigned char* start = machine::at(from, bytes, 128);
+    const long first[4] = {at.x, at.y, at.z, at.w};
+    machine::current->copies_out.push_back([=, m = map] {
+        for (int element = 0; element < bytes / m.element_bytes; ++element) {
+            unsigned char* to = m.from;
+            bool inside = true;
+            for (int axis = 0, rest = element; axis < 4; rest /= m.box[axis++]) {
+                const long place = first[axis] + rest % m.box[axis];
+                inside &= 0 <= place && place < m.sizes[axis];
+                to += place * (axis ? m.strides[axis - 1] : m.element_bytes);
+            }
+            uint32_t offset = from + element * m.element_bytes;
+            if (m.swizzle_bytes) offset ^= (offset >> 7 & (m.swizzle_bytes / 16 - 1)) << 4;
+            if (inside) memcpy(to, start - from + offset, m.element_bytes);
+        }
+    });
+}
+inline void copies_out_commit() {
+    machine::current->committed_out.push_back(std::move(machine::current->copies_out));
+    machine::current->copies_out.clear();
+}
+template <int PENDING>
+inline void copies_out_have_read() {
+    auto& committed = machine::current->committed_out;
+    for (; committed.size() > PENDING; committed.pop_front())
+        for (const auto& copy : committed.front()) copy();
+}
+
 inline void publish_shared() {}
 inline void is_overwritten(float& sum) { sum = NAN; }
 inline void is_changed(float&) {}
@@ -153,38 +195,73 @@ inline void products_wait() {
 inline float as_float(__half value) { return __half2float(value); }
 inline float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-// Operands are made of matrices [8][8 k], see layout.cuh; what the thread has of the product is as in src/hopper.cuh.
-template <int N, int CROSS, class T>
-inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, T) {
-    static_assert(CROSS == 0, "rows along k");
-    float* d = sums;
+// 16 k of a row of an operand in shared memory, which is made of matrices [8][8 k], see layout.cuh.
+template <class T>
+inline void read_row(const std::vector<unsigned char>& shared, uint64_t operand, int row, float (&values)[16]) {
+    const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
+    const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * 16;
+    for (int k = 0; k < 16; ++k) {
+        T value;
+        memcpy(&value, &shared.at(place + k / 8 * next_k + k % 8 * 2), sizeof(T));
+        values[k] = as_float(value);
+    }
+}
+
+template <class Product>
+inline void start(const Product& product) {
+    if (machine::late_products)
+        machine::current->products.push_back(product);
+    else
+        product();
+}
+
+// What the thread has of a product is as in src/hopper.cuh; `rows_of` gives its rows of x.
+template <int N, class T, class Rows>
+inline void start_product(float* d, Rows rows_of, uint64_t y, int add) {
     const auto& shared = machine::cluster->blocks[machine::current->block].shared;
     const int thread = machine::current->index % machine::WARPGROUP;
-    const auto product = [=, &shared] {
-        const auto read = [&shared](uint64_t operand, int row, float (&values)[16]) {
-            const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
-            const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * 16;
-            for (int k = 0; k < 16; ++k) {
-                T value;
-                memcpy(&value, &shared.at(place + k / 8 * next_k + k % 8 * 2), sizeof(T));
-                values[k] = as_float(value);
-            }
-        };
+    start([=, &shared] {
         float rows[2][16], column[16];
-        for (int h = 0; h < 2; ++h) read(x, thread / 32 * 16 + thread % 32 / 4 + 8 * h, rows[h]);
+        rows_of(rows);
         for (int n = 0; n < N / 2; n += n % 4 ? 3 : 1) {  // sums n and n + 2 are of one column
-            read(y, n / 4 * 8 + thread % 4 * 2 + n % 2, column);
+            read_row<T>(shared, y, n / 4 * 8 + thread % 4 * 2 + n % 2, column);
             for (int h = 0; h < 2; ++h) {
                 float sum = add ? d[n + 2 * h] : 0.0f;
                 for (int k = 0; k < 16; ++k) sum += rows[h][k] * column[k];
                 d[n + 2 * h] = sum;
             }
         }
+    });
+}
+
+template <int N, int CROSS, class T>
+inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, T) {
+    static_assert(CROSS == 0, "rows along k");
+    const auto& shared = machine::cluster->blocks[machine::current->block].shared;
+    const int thread = machine::current->index % machine::WARPGROUP;
+    const auto rows_of = [=, &shared](float (&rows)[2][16]) {
+        for (int h = 0; h < 2; ++h) read_row<T>(shared, x, thread / 32 * 16 + thread % 32 / 4 + 8 * h, rows[h]);
     };
-    if (machine::late_products)
-        machine::current->products.push_back(product);
-    else
-        product();
+    start_product<N, T>(sums, rows_of, y, add);
+}
+
+template <int N, int CROSS, class T>
+inline void multiply_add_registers(float (&sums)[N / 2], const uint4& x, uint64_t y, int add, T) {
+    static_assert(CROSS == 0, "rows along k");
+    std::array<uint32_t, 16> mine;  // of the four lanes that have rows r and r + 8
+    const uint32_t words[4] = {x.x, x.y, x.z, x.w};
+    for (int word = 0; word < 4; ++word)
+        for (int lane = 0; lane < 4; ++lane)
+            mine[word * 4 + lane] = shuffled(words[word], machine::current->index / 4 * 4 + lane);
+    const auto rows_of = [mine](float (&rows)[2][16]) {
+        for (int h = 0; h < 2; ++h)
+            for (int k = 0; k < 16; ++k) {
+                T pair[2];
+                memcpy(pair, &mine[(h + k / 8 * 2) * 4 + k % 8 / 2], sizeof(pair));
+                rows[h][k] = as_float(pair[k % 2]);
+            }
+    };
+    start_product<N, T>(sums, rows_of, y, add);
 }
 
 inline uint32_t pack(float low, float high, __half) { return bits_as<uint32_t>(__floats2half2_rn(low, high)); }

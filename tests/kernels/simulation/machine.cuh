@@ -45,6 +45,8 @@ struct Thread {
     std::string waits_for;
     std::vector<Action> products;               // of the group that is open
     std::deque<std::vector<Action>> committed;  // groups that were not waited for yet
+    std::vector<Action> copies_out;             // the same of copies out
+    std::deque<std::vector<Action>> committed_out;
 };
 
 struct Block {

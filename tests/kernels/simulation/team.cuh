@@ -27,6 +27,7 @@ inline uint4 read_16_bytes(uint32_t from) { return read<uint4>(from); }
 inline float read_float(uint32_t from) { return read<float>(from); }
 inline uint2 read_8_bytes(uint32_t from) { return read<uint2>(from); }
 inline void write_16_bytes(uint32_t to, const uint4& value) { memcpy(machine::at(to, 16, 16), &value, 16); }
+inline void write_8_bytes(uint32_t to, const uint2& value) { memcpy(machine::at(to, 8, 8), &value, 8); }
 template <class T>
 inline void store_in_team(uint32_t to, uint32_t away, const T& value, uint32_t barrier) {
     if (away)

@@ -1,4 +1,4 @@
-"""fp32 and tf32 on Hopper's tensor cores: batch-size-last, and batch-size-first for d = 1."""
+"""fp32 and tf32 on Hopper's tensor cores: batch-size-last, and batch-size-first for d = 1. See ks_matmul_tf32.cu."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments, read_together
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
@@ -19,7 +20,6 @@ STEP = 32
 """TILE_K of ks_matmul_tf32.cu."""
 
 _LINE_BYTES = 128  # of a swizzled row of a box: 32 elements
-_STATIC_BYTES = 1024  # the barriers, and what their alignment costs
 _VECTOR = 4  # elements of 16 bytes
 _NO_MAP = bytes(128)
 
@@ -31,6 +31,7 @@ class Tf32:
     parts     2: big and small parts of x and values, three products, fp32's accuracy; 1: rounded to tf32, one product
     x_stages  steps of 32 k of x under way in shared memory; w_stages of values
     y_columns  of a tile that go out at once
+    halves    whether the parts are scaled fp16, two of them, instead of tf32
     """
 
     layout: Layout
@@ -40,16 +41,17 @@ class Tf32:
     x_stages: int
     w_stages: int
     y_columns: int
+    halves: bool = False
 
     @property
     def name(self) -> str:
         """Layout and tile."""
-        return f"tf32 {self.layout} {self.rows}x{self.columns}"
+        return f"{'halves' if self.halves else 'tf32'} {self.layout} {self.rows}x{self.columns}"
 
     @property
     def packing(self) -> str:
         """By layout and columns: see `pack`."""
-        return f"tf32 {self.layout} {self.parts} {self.columns}"
+        return f"{'halves' if self.halves else 'tf32'} {self.layout} {self.parts} {self.columns}"
 
     @property
     def precision(self) -> Precision:
@@ -63,10 +65,16 @@ class Tf32:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block: stages of x, tiles of y on their way out, stages of values."""
+        """Of a block: stages of x, tiles of y on their way out, stages of values, where tiles are, and barriers."""
         y_lines = 2 * self.y_columns if self.layout is Layout.LAST else 64 * ceil(self.y_columns / STEP)
-        lines = self.x_stages * self.rows + self.warpgroups * y_lines + self.w_stages * self.parts * self.columns
-        return lines * _LINE_BYTES
+        lines = self.x_stages * self.rows + self.warpgroups * y_lines
+        values = self.w_stages * self._value_bytes * self.columns * STEP
+        return lines * _LINE_BYTES + values + 32 * self.x_stages + 16 * self.w_stages
+
+    @property
+    def _value_bytes(self) -> int:
+        """Of all parts of a value."""
+        return self.parts * (2 if self.halves else 4)
 
     @property
     def variant(self) -> Variant:
@@ -74,6 +82,7 @@ class Tf32:
         constants = {
             "LAST": int(self.layout is Layout.LAST),
             "PARTS": self.parts,
+            "HALVES": int(self.halves),
             "TILE_B": self.columns,
             "WARPGROUPS": self.warpgroups,
             "X_STAGES": self.x_stages,
@@ -90,6 +99,8 @@ class Tf32:
 
     def sums(self, problem: Problem) -> Sums:
         """Neither rows nor tile change it."""
+        if self.halves:
+            return Sums.HALVES
         return Sums.SPLIT if self.parts == 2 else Sums.TF32
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
@@ -97,7 +108,7 @@ class Tf32:
         pattern, last = problem.pattern, self.layout is Layout.LAST
         return (
             limits.hopper
-            and self.shared_bytes + _STATIC_BYTES <= limits.shared_bytes
+            and self.shared_bytes <= limits.shared_bytes
             and problem.precision is self.precision
             and problem.layout is self.layout
             and (last or (problem.aligned and pattern.d == 1 and pattern.c % 4 == 0))
@@ -112,12 +123,13 @@ class Tf32:
         steps = ceil(pattern.c / STEP)
         products = steps * STEP // 8 * (3 if self.parts == 2 else 1) * self.warpgroups
         clocks = ceil(self._tiles(problem) / limits.multiprocessors) * (products * (20 + 0.42 * self.columns) + 600)
-        values = pattern.a * pattern.d * self._across(pattern) * self.columns * steps * STEP * 4 * self.parts
+        values = pattern.a * pattern.d * self._across(pattern) * self.columns * steps * STEP * self._value_bytes
         moved = problem.bytes - pattern.nonzeros * 4 + values
         if not _aligned(problem):
             moved += 2 * self.scratch_bytes(problem)
         slow, fast = sorted((moved / _BYTES_PER_SECOND, clocks / _CLOCKS_PER_SECOND), reverse=True)
-        return 4e-6 + slow + 0.1 * fast
+        seconds = 4e-6 + slow + 0.1 * fast
+        return 1.05 * seconds if self.halves else seconds  # those were not measured yet
 
     def scratch_bytes(self, problem: Problem) -> int:
         """A copy of x with rows that start at multiples of 16 bytes, as the copy engine wants them, if they do not."""
@@ -128,7 +140,21 @@ class Tf32:
 
         Returns [a, d, tiles of columns, steps of 32 k, 4, 2, parts, columns / 8, 8, 4]: k = 8 t + 2 q + h of a step is
         at (t, h, q); column j is at its place, but batch-size-first 16 g + 4 q + 2 h + e at 16 g + 8 h + 2 q + e.
+        Of halves, as bytes: [a, d, tiles of columns, steps of 32 k, 4, parts, columns / 8, 8, 8 k] in fp16, then the
+        scales [a, b, d].
         """
+        if self.halves:
+            split, scales = halves_of(values, self.parts)
+            order = self._in_order(split.flatten(0, 1))
+            packed = order.reshape(self.parts, -1, *order.shape[1:]).permute(1, 2, 3, 4, 5, 0, 6, 7, 8)
+            return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in (packed, scales)])
+        order = self._in_order(values)
+        blocks = order.reshape(*order.shape[:-1], _VECTOR, 2).permute(0, 1, 2, 3, 4, 8, 5, 6, 7)
+        big = round_to_tf32(blocks)
+        return torch.stack((big, round_to_tf32(blocks - big))[: self.parts], 6).contiguous()
+
+    def _in_order(self, values: Tensor) -> Tensor:
+        """Values [a, b, c, d] as [a, d, tiles, steps, eights of k, eights of j, j, k], padded by zeros."""
         a, b, c, d = values.shape
         tiles, steps = ceil(b / self.columns), ceil(c / STEP)
         rows, length = tiles * self.columns, steps * STEP
@@ -136,10 +162,8 @@ class Tf32:
         padded[:, :, :b, :c] = values.permute(0, 3, 1, 2)
         if self.layout is Layout.FIRST:
             padded = padded.view(a, d, rows // 16, 4, 2, 2, length).transpose(3, 4)
-        padded = padded.reshape(a, d, tiles, self.columns // 8, 8, steps, STEP // 8, 4, 2)
-        blocks = padded.permute(0, 1, 2, 5, 6, 8, 3, 4, 7)
-        big = round_to_tf32(blocks)
-        return torch.stack((big, round_to_tf32(blocks - big))[: self.parts], 6).contiguous()
+        padded = padded.reshape(a, d, tiles, self.columns // 8, 8, steps, STEP // 8, 8)
+        return padded.permute(0, 1, 2, 5, 6, 3, 4, 7)
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
@@ -156,9 +180,10 @@ class Tf32:
             x_map,
             y_map,
             packed,
+            packed[len(packed) - 4 * pattern.a * pattern.b * pattern.d :] if self.halves else None,
             *arguments(problem, operands),
             int(staged),
-            read_together(pattern.a, 4 * pattern.b * pattern.c * self.parts),
+            read_together(pattern.a, self._value_bytes * pattern.b * pattern.c),
             device.tile_counter,
         )
 
@@ -209,13 +234,16 @@ def round_to_tf32(x: Tensor) -> Tensor:
 
 
 WAYS = tuple(
-    Tf32(layout, parts, columns, warpgroups, x_stages, w_stages, y_columns)
+    Tf32(layout, *tile)
     for layout in Layout
-    for parts, columns, warpgroups, x_stages, w_stages, y_columns in (
+    for tile in (
         (2, 48, 3, 4, 6, 48),
         (2, 64, 3, 4, 5, 64),
         (2, 96, 2, 6, 3, 96),
         (2, 128, 2, 4, 4, 64),
+        (2, 64, 3, 4, 10, 64, True),
+        (2, 96, 2, 6, 6, 96, True),
+        (2, 128, 2, 5, 7, 64, True),
         (1, 48, 3, 5, 8, 48),
         (1, 64, 3, 5, 6, 64),
         (1, 96, 2, 7, 5, 96),

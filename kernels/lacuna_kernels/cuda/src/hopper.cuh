@@ -219,10 +219,12 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
                  : registers                                                                                         \
                  : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(y), "r"(add), "n"(CROSS))
 #define REGISTER_PRODUCTS(type)                                                                             \
-    static_assert(N == 32 || N == 48 || N == 64, "not written down");                                       \
+    static_assert(N == 32 || N == 48 || N == 64 || N == 96 || N == 128, "not written down");                \
     if constexpr (N == 32) REGISTER_PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19, 20, 21, 22);    \
     if constexpr (N == 48) REGISTER_PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27, 28, 29, 30);    \
-    if constexpr (N == 64) REGISTER_PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35, 36, 37, 38)
+    if constexpr (N == 64) REGISTER_PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35, 36, 37, 38); \
+    if constexpr (N == 96) REGISTER_PRODUCT(96, SUMS_48, REGISTERS_48, type, 48, 49, 50, 51, 52, 53, 54);    \
+    if constexpr (N == 128) REGISTER_PRODUCT(128, SUMS_64, REGISTERS_64, type, 64, 65, 66, 67, 68, 69, 70)
 
 // The same, where x is in registers, which must not change before the products are done: of rows r, r + 8, r, r + 8,
 // r = thread / 32 * 16 + thread % 32 / 4, k 2 t and 2 t + 1 for the first two, and 8 more for the others, t = thread % 4.

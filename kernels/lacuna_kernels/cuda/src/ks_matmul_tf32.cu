@@ -1,6 +1,8 @@
 // A Kronecker-sparse factor (see ks_matmul.cuh) of fp32 on Hopper's tensor cores: PARTS = 2 keeps fp32's accuracy
-// (split_tf32.cuh), PARTS = 1 rounds x and values to tf32. For x and y batch-size-last, LAST = 1, [features, rows] with
-// any d, or batch-size-first, LAST = 0, [rows, features] with d = 1.
+// (split_tf32.cuh), PARTS = 1 rounds x and values to tf32. With HALVES the parts are scaled fp16 instead, whose products
+// take half the time, and sums of 16 k are scaled back and gathered, as in ks_matmul_halves.cu, with the same bits.
+// For x and y batch-size-last, LAST = 1, [features, rows] with any d, or batch-size-first, LAST = 0, [rows, features]
+// with d = 1.
 //
 // A block of WARPGROUPS consumers and one producer makes tiles of y of 64 * WARPGROUPS rows by TILE_B columns j, for
 // one (i, l), one tile after the other. The producer's first thread has the copy engine bring x and values in steps of
@@ -9,14 +11,11 @@
 // through shared memory, or one by one where rows end.
 //
 // Which row of x a lane holds, and which k and column its registers mean, is ours to choose if values are packed alike:
-// slot s of 8 along k is k = 2 s, or 2 (s - 4) + 1 from s = 4 on, so that no two lanes load from the same bank.
-#include "hopper.cuh"
-#include "ks_matmul.cuh"
-#include "split_tf32.cuh"
-#include "tile_counters.cuh"
-
+// slot s of 8 along k is k = 2 s, or 2 (s - 4) + 1 from s = 4 on, so that no two lanes load from the same bank; in fp16
+// every slot is its own k.
 #ifndef PARTS
 #define PARTS 2
+#define HALVES 0  // whether parts are fp16
 #define LAST 1
 #define TILE_B 64
 #define WARPGROUPS 3
@@ -25,106 +24,7 @@
 #define Y_COLUMNS 64  // of a tile go out at once
 #endif
 
-constexpr int TILE_K = GATHER;
-constexpr int TILE_N = 64 * WARPGROUPS;
-constexpr int STEPS = TILE_K / 8;  // of one instruction each
-constexpr int LINE = 128;          // bytes of a swizzled row of a box: 32 elements
-constexpr int X_BYTES = TILE_N * TILE_K * 4;
-constexpr int PART_BYTES = TILE_B * TILE_K * 4;  // big, or small values
-constexpr int W_BYTES = PARTS * PART_BYTES;
-constexpr int Y_BOXES = LAST ? 2 : (Y_COLUMNS + 31) / 32;  // of a warpgroup
-constexpr int Y_BOX_BYTES = (LAST ? Y_COLUMNS : 64) * LINE;
-constexpr int Y_BYTES = Y_BOXES * Y_BOX_BYTES;
-constexpr int Y_AT = X_STAGES * X_BYTES;
-constexpr int W_AT = Y_AT + WARPGROUPS * Y_BYTES;
-constexpr int THREADS = 128 * (WARPGROUPS + 1);
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : 152;
-constexpr int SUMS = TILE_B / 2;  // of a lane
-constexpr int W_K4_BYTES = PARTS * TILE_B * 16;  // values of 4 k: big, then small ones
-static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
-static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "else other numbers of registers");
-
-// The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when all `readers` have read it.
-template <int STAGES>
-struct Ring {
-    uint32_t barriers;  // full ones, then empty ones
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ void init(int readers) const {
-        for (int s = 0; s < STAGES; ++s) {
-            barrier_init(barriers + 8 * s, 1);
-            barrier_init(barriers + 8 * (STAGES + s), readers);
-        }
-    }
-    __device__ __forceinline__ uint32_t full() const { return barriers + 8 * stage; }
-    __device__ __forceinline__ uint32_t empty() const { return barriers + 8 * (STAGES + stage); }
-    __device__ __forceinline__ void wait_full() const { barrier_wait(full(), parity); }
-    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(), parity ^ 1); }
-    __device__ __forceinline__ void next() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
-
-// A tile of y: rows from strip * TILE_N on, columns j from across * TILE_B on. After the last one, across < 0.
-struct alignas(16) Place {
-    int across, strip, l, i;
-};
-
-// The tiles of y, neighbours in memory first: batch-size-last strips of the same (i, l), batch-size-first `together` i
-// of the same strip, whose values stay in the second-level cache for the next one, and then the rest of the i.
-struct Work {
-    int tiles_b, strips, d, together, steps;
-    unsigned tiles;
-
-    __device__ Work(int rows, const Pattern& p, int together)
-        : tiles_b((p.b + TILE_B - 1) / TILE_B), strips((rows + TILE_N - 1) / TILE_N), d(p.d), together(together),
-          steps((p.c + TILE_K - 1) / TILE_K), tiles(tiles_b * strips * p.a * p.d) {}
-
-    __device__ Place place(int tile) const {
-        Place p;
-        p.across = tile % tiles_b, tile /= tiles_b;
-        if (LAST)
-            p.strip = tile % strips, tile /= strips, p.l = tile % d, p.i = tile / d;
-        else
-            p.l = 0, p.i = tile % together, tile /= together, p.strip = tile % strips, p.i += tile / strips * together;
-        return p;
-    }
-};
-
-// A block starts with the tile of its number and takes the next ones from a counter, as fast as it is: so all are at
-// about the same memory at any time, though some multiprocessors get more of its speed. The counter ends as it began.
-__device__ __forceinline__ void produce(const TensorMap& x_map, const float* values, const Work& work,
-                                        Ring<X_STAGES> x, Ring<W_STAGES> w, uint32_t shared, Place* places,
-                                        unsigned* taken) {
-    for (unsigned tile = blockIdx.x, next; tile < work.tiles; tile = next) {
-        next = gridDim.x + atomicInc(taken, work.tiles - 1);
-        const Place at = work.place(tile);
-        const int row = at.strip * TILE_N;
-        const Index matrix = Index(at.i) * work.d + at.l;
-        const float* from = values + (matrix * work.tiles_b + at.across) * work.steps * (W_BYTES / 4);
-        for (int step = 0; step < work.steps; ++step, x.next(), from += W_BYTES / 4) {
-            x.wait_empty();
-            if (step == 0) places[x.stage] = at;
-            barrier_expect(x.full(), X_BYTES);
-            const uint32_t to = shared + x.stage * X_BYTES;
-            if (LAST) {
-#pragma unroll
-                for (int box = 0; box < TILE_N / 32; ++box)
-                    copy_in(to + box * (TILE_K * LINE), x_map, {row + box * 32, at.l, step * TILE_K, at.i}, x.full());
-            } else {
-                copy_in(to, x_map, {step * TILE_K, at.i, row, 0}, x.full());
-            }
-            w.wait_empty();
-            barrier_expect(w.full(), W_BYTES);
-            copy_in(shared + W_AT + w.stage * W_BYTES, from, W_BYTES, w.full());
-            w.next();
-        }
-    }
-    x.wait_empty();
-    places[x.stage] = {-1, 0, 0, 0};
-    barrier_arrive(x.full());
-}
+#include "tf32_operands.cuh"
 
 // Where a lane's elements lie. Batch-size-last the two rows of a lane are neighbours, else they are 8 apart.
 struct Lane {
@@ -146,7 +46,8 @@ struct Lane {
 };
 
 __device__ __forceinline__ void load_two(float& x, float& y, uint32_t at) {
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x), "=f"(y) : "r"(at) : "memory");
+    const uint2 both = read_8_bytes(at);
+    x = __uint_as_float(both.x), y = __uint_as_float(both.y);
 }
 
 // Load a lane's share of a stage of x, in the order that Wgmma wants.
@@ -198,7 +99,12 @@ __device__ __forceinline__ void activate_all(float (&sums)[SUMS], const Epilogue
     }
 }
 
-__device__ __forceinline__ void finish(float (&sums)[SUMS], const Epilogue& e, const Target& to) {
+__device__ __forceinline__ void finish(float (&sums)[SUMS], const float* scales, const Epilogue& e, const Target& to) {
+    if (HALVES) {
+#pragma unroll
+        for (int s = 0; s < SUMS; ++s)
+            if (column(s) < to.left) sums[s] *= scales[to.feature + Index(column(s)) * to.d];
+    }
     if (e.bias) {
 #pragma unroll
         for (int s = 0; s < SUMS; ++s)
@@ -224,43 +130,24 @@ __device__ __forceinline__ void stage_y(const float (&sums)[SUMS], int first, ui
                 const int j = column(s + v) + 2 * lane.q;
                 const uint32_t chunk = row % 32 / 4 ^ j % 8;
                 const uint32_t at = stage + row / 32 * Y_BOX_BYTES + j * LINE + chunk * 16 + row % 4 * 4;
-                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(from[v]), "f"(from[v + 2]) : "memory");
+                write_8_bytes(at, make_uint2(__float_as_uint(from[v]), __float_as_uint(from[v + 2])));
             }
         } else {
 #pragma unroll
             for (int h = 0; h < 4; h += 2) {
                 const int j = column(s) % 32 + 4 * lane.q;
                 const uint32_t line = column(s) / 32 * Y_BOX_BYTES + (row + 4 * h) * LINE;
-                asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(stage + line + (j / 4 ^ row % 8) * 16),
-                             "f"(from[h]), "f"(from[h + 1]), "f"(from[h + 4]), "f"(from[h + 5])
-                             : "memory");
+                write_16_bytes(stage + line + (j / 4 ^ row % 8) * 16,
+                               make_uint4(__float_as_uint(from[h]), __float_as_uint(from[h + 1]),
+                                          __float_as_uint(from[h + 4]), __float_as_uint(from[h + 5])));
             }
         }
     }
 }
 
-// Multiply COUNT times 8 k, by the values that descriptor `w` begins with; in the background. The tensor cores' sums of
-// small products come before those of big ones, see split_tf32.cuh; with one part they are those of all steps.
-template <int COUNT>
-__device__ __forceinline__ void multiply(float (&sums)[SUMS], const uint32_t (&big)[STEPS][4],
-                                         const uint32_t (&small)[STEPS][4], uint64_t w) {
-    constexpr int NEXT = 2 * W_K4_BYTES >> 4, SMALL = TILE_B * 16 >> 4;
-    products_begin();
-    if (PARTS == 2) {
-#pragma unroll
-        for (int s = 0; s < COUNT; ++s) {
-            Wgmma<TILE_B>::run(sums, big[s], w + s * NEXT + SMALL, s);
-            Wgmma<TILE_B>::run(sums, small[s], w + s * NEXT, 1);
-        }
-    }
-#pragma unroll
-    for (int s = 0; s < COUNT; ++s) Wgmma<TILE_B>::run(sums, big[s], w + s * NEXT, 1);
-    products_commit();
-}
-
-__device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& epilogue, const Pattern& p,
-                                        const Work& work, Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring, uint32_t shared,
-                                        const Place* places, int rows, Index pitch, bool staged) {
+__device__ __forceinline__ void consume(const TensorMap& y_map, const float* scales, const Epilogue& epilogue,
+                                        const Pattern& p, const Work& work, Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring,
+                                        uint32_t shared, int rows, Index pitch, bool staged) {
     const Lane lane;
     const int warpgroup = threadIdx.x / 128;
     const bool short_end = (p.c - 1) % TILE_K < TILE_K / 2;  // then half of the last step is enough
@@ -272,46 +159,27 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
         load_x(x, shared + x_ring.stage * X_BYTES, lane);
     };
     load();
-    Place at = places[x_ring.stage];
+    Place at = kept_place(shared, x_ring.stage);
     while (at.across >= 0) {
         float sums[SUMS] = {};
 #pragma unroll 1
         for (int step = 0; step < work.steps; ++step) {
-            uint32_t big[STEPS][4], small[STEPS][4];
-#pragma unroll
-            for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-                for (int v = 0; v < 4; ++v) {
-                    big[s][v] = to_tf32(x[s][v]);
-                    pin(big[s][v]);
-                    if (PARTS == 2) small[s][v] = left_over(x[s][v], big[s][v]), pin(small[s][v]);
-                }
+            const Operand x_operand(x);
             // Only now is x known to be in registers: neither the arrival nor the copy engine would wait for the loads.
             barrier_arrive(x_ring.empty());
             x_ring.next();
             w_ring.wait_full();
-            const uint64_t w = blocks_descriptor(shared + W_AT + w_ring.stage * W_BYTES, W_K4_BYTES, 128);
-            float part[SUMS];
-            float(&into)[SUMS] = PARTS == 2 ? part : sums;
-            if (step + 1 == work.steps && short_end)
-                multiply<STEPS / 2>(into, big, small, w);
-            else
-                multiply<STEPS>(into, big, small, w);
-            load();
-            products_wait<0>();
+            add_products(sums, x_operand, operand(shared + W_AT + w_ring.stage * W_BYTES, W_PLANE, 128),
+                         step + 1 == work.steps && short_end, load);
             if (warp_leads) barrier_arrive(w_ring.empty());
             w_ring.next();
-            if (PARTS == 2) {
-#pragma unroll
-                for (int s = 0; s < SUMS; ++s) sums[s] += part[s];
-            }
         }
-        const Place next = places[x_ring.stage];
+        const Place next = kept_place(shared, x_ring.stage);
         const int row = at.strip * TILE_N + lane.row, j = at.across * TILE_B + lane.q * (LAST ? 2 : 4);
         const Index feature = (Index(at.i) * p.b + j) * p.d + at.l;
         const Target to{LAST ? feature * pitch + row : row * pitch + feature, LAST ? 1 : pitch, LAST ? p.d * pitch : 1,
                         feature, row, rows, p.b - j, p.d};
-        finish(sums, epilogue, to);
+        finish(sums, scales, epilogue, to);
         if (staged && (at.strip + 1) * TILE_N <= rows) {
             const int strip = at.strip * TILE_N + warpgroup * 64;
 #pragma unroll
@@ -345,30 +213,27 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const Epilogue& 
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
-               const float* __restrict__ values, const float* __restrict__ bias, const float* residual, float* y,
+               const float* __restrict__ values, const float* __restrict__ scales, const float* __restrict__ bias, const float* residual, float* y,
                const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
                float negative_slope, int staged, int together, int counter) {
-    extern __shared__ __align__(1024) uint8_t memory[];
-    __shared__ Place places[X_STAGES];
-    __shared__ __align__(8) uint64_t barriers[2 * (X_STAGES + W_STAGES)];
-    const uint32_t shared = shared_address(memory);
-    const Ring<X_STAGES> x_ring{shared_address(barriers)};
-    const Ring<W_STAGES> w_ring{shared_address(barriers + 2 * X_STAGES)};
+    const uint32_t shared = dynamic_shared();
+    const Ring<X_STAGES> x_ring{shared + BARRIERS_AT};
+    const Ring<W_STAGES> w_ring{shared + BARRIERS_AT + 16 * X_STAGES};
     const Pattern p{a, b, c, d};
     const int used = rows_in_use(count, rows);
     const Work work(used, p, together);
     if (threadIdx.x == 0) {
         x_ring.init(128 * WARPGROUPS), w_ring.init(4 * WARPGROUPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_are_ready();
     }
     __syncthreads();
-    if (threadIdx.x / 128 == WARPGROUPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, places, tiles_taken + counter);
+    if (warp_of_block() / 4 == WARPGROUPS) {
+        take_registers<40, START_REGISTERS>();
+        if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, tiles_taken + counter);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+        take_registers<CONSUMER_REGISTERS, START_REGISTERS>();
         const Epilogue epilogue{bias, residual, y, activation, negative_slope};
         const Index pitch = LAST ? Index(rows) : p.width_out();
-        consume(y_map, epilogue, p, work, x_ring, w_ring, shared, places, used, pitch, staged);
+        consume(y_map, scales, epilogue, p, work, x_ring, w_ring, shared, used, pitch, staged);
     }
 }

@@ -26,12 +26,6 @@ __device__ __forceinline__ uint32_t left_over(float x, uint32_t big) {
 // Make the compiler finish with a register here: what a wgmma reads must be there before its fence.
 __device__ __forceinline__ void pin(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
 
-// A matrix operand in shared memory, K-major in blocks of 8 rows by 16 bytes, unswizzled: the blocks of neighbouring
-// k lie `along_k` bytes apart, those of neighbouring rows `along_rows`.
-__device__ __forceinline__ uint64_t blocks_descriptor(uint32_t address, int along_k, int along_rows) {
-    return uint64_t(address >> 4) | uint64_t(along_k >> 4) << 16 | uint64_t(along_rows >> 4) << 32;
-}
-
 // sums[64, COLUMNS] = (accumulate ? sums : 0) + a[64, 8] * b[COLUMNS, 8]^T for one warpgroup, in the background. A lane
 // holds (row lane / 4, k lane % 4), (row + 8, k), (row, k + 4), (row + 8, k + 4) of a, where row counts from 16 * warp,
 // and (row, column lane % 4 * 2), (row, column + 1), (row + 8, column), (row + 8, column + 1) of every 8 columns of

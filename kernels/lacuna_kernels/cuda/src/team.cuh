@@ -80,6 +80,10 @@ __device__ __forceinline__ void write_16_bytes(uint32_t to, const uint4& v) {
                  : "memory");
 }
 
+__device__ __forceinline__ void write_8_bytes(uint32_t to, const uint2& v) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+
 // 16 bytes to device memory at once; of an assignment the compiler may make four.
 __device__ __forceinline__ void write_out(void* to, const uint4& v) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
