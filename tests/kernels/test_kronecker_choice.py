@@ -50,6 +50,15 @@ def test_there_is_a_way_for_every_pattern_any_number_of_rows_and_any_alignment(
 
 
 @settings(deadline=None)
+@given(patterns, layouts, st.integers(0, 30_000))
+def test_what_was_not_measured_is_not_chosen(pattern, layout, rows):
+    for way in candidates(Problem(pattern, rows, Precision.FP32, layout), H200):
+        inner = getattr(way, "inner", way)
+
+        assert not getattr(inner, "halves", False)
+
+
+@settings(deadline=None)
 @given(patterns, precisions, layouts, st.integers(0, 10_000), st.integers(0, 10_000), limits)
 def test_the_number_of_rows_does_not_change_how_products_are_added_up(pattern, precision, layout, rows, others, limits):
     problems = [Problem(pattern, number, precision, layout) for number in (rows, others)]

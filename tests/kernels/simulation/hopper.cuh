@@ -245,6 +245,7 @@ inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, 
     start_product<N, T>(sums, rows_of, y, add);
 }
 
+// It reads the registers at once: that they must not change before the products are done is not seen.
 template <int N, int CROSS, class T>
 inline void multiply_add_registers(float (&sums)[N / 2], const uint4& x, uint64_t y, int add, T) {
     static_assert(CROSS == 0, "rows along k");

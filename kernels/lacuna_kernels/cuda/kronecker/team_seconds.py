@@ -60,7 +60,7 @@ def _clocks(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
     )
     if schedule.stages.w == 2 and not schedule.resident:  # every copy is waited for
         clocks *= 1.25
-    if k_stages == 2 and not schedule.resident:  # as often
+    if k_stages == 2 and not schedule.resident:  # as measured; with two stages of weights, too
         clocks *= 1.12
     if teams.depth == 12:
         clocks *= 1.32

@@ -129,7 +129,7 @@ class Tf32:
             moved += 2 * self.scratch_bytes(problem)
         slow, fast = sorted((moved / _BYTES_PER_SECOND, clocks / _CLOCKS_PER_SECOND), reverse=True)
         seconds = 4e-6 + slow + 0.1 * fast
-        return 1.05 * seconds if self.halves else seconds  # those were not measured yet
+        return 1.05 * seconds if self.halves else seconds  # TODO: a rate of their own, once measured
 
     def scratch_bytes(self, problem: Problem) -> int:
         """A copy of x with rows that start at multiples of 16 bytes, as the copy engine wants them, if they do not."""

@@ -30,8 +30,8 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// For what threads themselves have read or stored each of them arrives: racecheck does not see that a warp has met before
-// one of its lanes arrives.
+// For what threads themselves have read or stored each of them arrives: racecheck does not see that a warp has met
+// before one of its lanes arrives.
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }

@@ -1,8 +1,8 @@
 // A Kronecker-sparse factor (see ks_matmul.cuh) of fp32 on Hopper's tensor cores: PARTS = 2 keeps fp32's accuracy
-// (split_tf32.cuh), PARTS = 1 rounds x and values to tf32. With HALVES the parts are scaled fp16 instead, whose products
-// take half the time, and sums of 16 k are scaled back and gathered, as in ks_matmul_halves.cu, with the same bits.
-// For x and y batch-size-last, LAST = 1, [features, rows] with any d, or batch-size-first, LAST = 0, [rows, features]
-// with d = 1.
+// (split_tf32.cuh), PARTS = 1 rounds x and values to tf32. With HALVES the parts are scaled fp16 instead, and sums of
+// 16 k are scaled back and gathered, as in ks_matmul_halves.cu; `values` are fp16 then, and `scales` [a*b*d] take theirs
+// back. For x and y batch-size-last, LAST = 1, [features, rows] with any d, or batch-size-first, LAST = 0,
+// [rows, features] with d = 1.
 //
 // A block of WARPGROUPS consumers and one producer makes tiles of y of 64 * WARPGROUPS rows by TILE_B columns j, for
 // one (i, l), one tile after the other. The producer's first thread has the copy engine bring x and values in steps of
@@ -146,8 +146,8 @@ __device__ __forceinline__ void stage_y(const float (&sums)[SUMS], int first, ui
 }
 
 __device__ __forceinline__ void consume(const TensorMap& y_map, const float* scales, const Epilogue& epilogue,
-                                        const Pattern& p, const Work& work, Ring<X_STAGES> x_ring, Ring<W_STAGES> w_ring,
-                                        uint32_t shared, int rows, Index pitch, bool staged) {
+                                        const Pattern& p, const Work& work, Ring<X_STAGES> x_ring,
+                                        Ring<W_STAGES> w_ring, uint32_t shared, int rows, Index pitch, bool staged) {
     const Lane lane;
     const int warpgroup = threadIdx.x / 128;
     const bool short_end = (p.c - 1) % TILE_K < TILE_K / 2;  // then half of the last step is enough
@@ -213,9 +213,9 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap y_map,
-               const float* __restrict__ values, const float* __restrict__ scales, const float* __restrict__ bias, const float* residual, float* y,
-               const int* __restrict__ count, int rows, int a, int b, int c, int d, int activation,
-               float negative_slope, int staged, int together, int counter) {
+               const float* __restrict__ values, const float* __restrict__ scales, const float* __restrict__ bias,
+               const float* residual, float* y, const int* __restrict__ count, int rows, int a, int b, int c, int d,
+               int activation, float negative_slope, int staged, int together, int counter) {
     const uint32_t shared = dynamic_shared();
     const Ring<X_STAGES> x_ring{shared + BARRIERS_AT};
     const Ring<W_STAGES> w_ring{shared + BARRIERS_AT + 16 * X_STAGES};

@@ -20,8 +20,9 @@ struct Rounded {
             }
     }
 
-    // Multiply COUNT times 8 k, by the values that descriptor `w` begins with; in the background. The tensor cores' sums
-    // of small products come before those of big ones, see split_tf32.cuh; with one part they are those of all steps.
+    // Multiply COUNT times 8 k, by the values that descriptor `w` begins with; in the background. The tensor cores'
+    // sums of small products come before those of big ones, see split_tf32.cuh; with one part they are those of all
+    // steps.
     template <int COUNT>
     __device__ __forceinline__ void multiply(float (&sums)[SUMS], uint64_t w) const {
         constexpr int NEXT = 2 * W_PLANE >> 4, SMALL = TILE_B * 16 >> 4;
@@ -45,7 +46,10 @@ __device__ __forceinline__ void add_products(float (&sums)[SUMS], const Rounded&
                                              Meanwhile meanwhile) {
     float part[SUMS];
     float(&into)[SUMS] = PARTS == 2 ? part : sums;
-    half ? x.multiply<STEPS / 2>(into, w) : x.multiply<STEPS>(into, w);
+    if (half)
+        x.multiply<STEPS / 2>(into, w);
+    else
+        x.multiply<STEPS>(into, w);
     meanwhile();
     products_wait<0>();
     if (PARTS == 2) {
@@ -56,7 +60,10 @@ __device__ __forceinline__ void add_products(float (&sums)[SUMS], const Rounded&
 
 using Operand = Rounded;
 #else
-// A lane's share of a stage of x in fp16, in steps of 16 k: two rows, each scaled by a power of two of its own in a step.
+static_assert(PARTS == 2 && STEPS == 4, "a stage is two steps of 16 k");
+
+// A lane's share of a stage of x in fp16, in steps of 16 k: two rows, each scaled by a power of two of its own in a
+// step.
 struct Scaled {
     float x[STEPS][4], scale[STEPS / 2][2], back[STEPS / 2][2];
 
@@ -117,6 +124,5 @@ __device__ __forceinline__ void add_products(float (&sums)[SUMS], const Scaled& 
     meanwhile();
     x.add(sums, t, 1);
 }
-static_assert(PARTS == 2 && STEPS == 4, "a stage is two steps of 16 k");
 using Operand = Scaled;
 #endif

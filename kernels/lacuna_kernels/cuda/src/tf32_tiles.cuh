@@ -1,5 +1,5 @@
-// The tiles of ks_matmul_tf32.cu, where things are in a block's memory, and the thread that brings x and values. See there
-// for the idea.
+// The tiles of ks_matmul_tf32.cu, where things are in a block's memory, and the thread that brings x and values. See
+// there for the idea.
 #pragma once
 
 #include "hopper.cuh"
@@ -29,7 +29,8 @@ constexpr int W_PLANE = PARTS * TILE_B * 16;  // values of 4 k, or 8 in fp16: bi
 static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
 static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "else other numbers of registers");
 
-// The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when all `readers` have read it.
+// The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when all `readers` have read
+// it.
 template <int STAGES>
 struct Ring {
     uint32_t barriers;  // full ones, then empty ones
@@ -118,4 +119,3 @@ __device__ __forceinline__ void produce(const TensorMap& x_map, const float* val
     keep_place(shared, x.stage, {-1, 0, 0, 0});
     barrier_arrive(x.full());
 }
-
