@@ -27,6 +27,12 @@ def hopper(device: Device) -> Device:
     return device
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where kernels are that were compiled for the CPU."""
+    return tmp_path_factory.mktemp("simulated")
+
+
 @pytest.fixture(scope="module")
 def lazylinop():
     """The package lazylinop; a GPU host may lack it."""

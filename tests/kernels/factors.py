@@ -1,4 +1,4 @@
-"""What the GPU tests of Kronecker-sparse factors share: operands, the exact product, and how far from it is too far."""
+"""What tests of Kronecker-sparse factors share: a GPU, operands, the exact product, and how far from it is too far."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels import Precision
+from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops import kronecker_linear as reference
 
+H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 LIMIT = {Precision.FP32: 5e-7, Precision.TF32: 5e-4, Precision.FP16: 5e-4, Precision.BF16: 4e-3}
 """Relative L2 error."""
 FMA_LIMIT = 1e-6

@@ -30,8 +30,8 @@ from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tuning import LIKELY, MOST_WAYS, contenders, tasks
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from lacuna_kernels.zoo import kronecker_mlp
+from tests.kernels.factors import H200
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 GRAPH = kronecker_mlp([[(4, 16, 16, 1), (1, 16, 16, 4)], [(4, 16, 16, 1), (1, 16, 16, 4)]], 10)
 LAYERS = fuse(GRAPH, random_weights(GRAPH, 0), Precision.FP16)
 HIDDEN = [layer for layer in LAYERS if layer.output.startswith("hidden")]

@@ -12,9 +12,9 @@ from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import H200
 
 WAYS = (*exchange.WAYS, *exchange_halves.WAYS)
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 side = st.integers(1, 140).map(lambda eighths: 8 * eighths) | st.integers(1, 1200)
 patterns = st.builds(
     KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 128])

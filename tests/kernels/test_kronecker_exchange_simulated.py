@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import boxes, exchange, exchange_halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.team_schedule import schedule_of
@@ -15,10 +14,9 @@ from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
-from tests.kernels.factors import LIMIT, relative_error
+from tests.kernels.factors import H200, LIMIT, relative_error
 from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 SIXTEEN_BITS = (Precision.FP16, Precision.BF16)
 WAYS = [pytest.param(way, SIXTEEN_BITS[n % 2], id=way.name) for n, way in enumerate(exchange.WAYS)]
 EACH = len(exchange_halves.WAYS) // 2
@@ -28,11 +26,6 @@ HALVES = [
     if n % EACH // 2 % 2 == n // EACH
 ]
 """Every composition of a team once: two in fp32, the next two in tf32."""
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("simulated")
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +126,7 @@ def test_all_teams_work_while_weights_stream(folder, way, precision):
 
 
 @pytest.mark.parametrize("way, precision", HALVES[::3])
-def test_rows_and_columns_of_any_size_keep_their_bits(folder, way, precision):
+def test_rows_and_columns_of_any_size_are_as_accurate(folder, way, precision):
     d, rows = way.teams.depth, 61
     pattern = KSPattern(max(1, 16 // d), 61, 40, d)
     generator, sizes = torch.Generator().manual_seed(7), 10.0 ** torch.arange(-15.0, 15.5, 0.5)

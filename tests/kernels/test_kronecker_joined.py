@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import semi_structured
 from lacuna_kernels.cuda.kronecker.choose import WAYS, candidates
 from lacuna_kernels.cuda.kronecker.joined import Joined, joined, joined_block
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
+from tests.kernels.factors import H200
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 DEPTHS = (2, 3, 4, 6)
 
 

@@ -9,9 +9,9 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import H200
 from tests.kernels.test_kronecker_planes_gpu import CASES, MANY_CASES, WAYS
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 side = st.integers(1, 70).map(lambda eighths: 8 * eighths)
 patterns = st.builds(KSPattern, st.integers(1, 300), side, side, st.sampled_from([2, 3, 4, 6, 8, 12, 16, 24, 32, 128]))
 

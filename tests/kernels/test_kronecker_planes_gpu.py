@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.planes import WAYS, Planes
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
@@ -12,9 +11,8 @@ from lacuna_kernels.cuda.kronecker.way import Epilogue
 from lacuna_kernels.cuda.kronecker_linear import ks_matmul
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern
-from tests.kernels.factors import LIMIT, operands, poisoned, product, relative_error
+from tests.kernels.factors import H200, LIMIT, operands, poisoned, product, relative_error
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 SIDES = [(48, 48), (64, 64), (16, 16), (80, 208), (200, 48), (96, 112), (128, 64)]
 """b and c: weights that stay and weights that stream, one pass over x and several, with and without a rest."""
 PRECISIONS = [Precision.FP16, Precision.BF16]

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from lacuna_kernels import DeviceError, Precision
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker.choose import candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import (
@@ -25,8 +24,8 @@ from lacuna_kernels.cuda.kronecker.table import (
     table_path,
 )
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import H200
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 PROBLEM = Problem(KSPattern(2, 64, 64, 4), 1000, Precision.FP16)
 
 

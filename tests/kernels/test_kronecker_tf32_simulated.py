@@ -4,27 +4,20 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.kronecker import tf32
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
-from tests.kernels.factors import LIMIT, relative_error, turned
+from tests.kernels.factors import H200, LIMIT, relative_error, turned
 from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 some = pytest.mark.parametrize(
     "way",
     [way for n, way in enumerate(tf32.WAYS) if way.halves or n % 3 == 0],
     ids=lambda way: f"{way.precision} {way.name}",
 )
 halves = pytest.mark.parametrize("way", [way for way in tf32.WAYS if way.halves], ids=lambda way: way.name)
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("tf32")
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,6 @@ SIDES = [(16, 8), (24, 3), (40, 12), (1032, 64), (512, 48), (8, 2), (72, 6), (20
 BLOCK = (256, 1, 1)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("turned")
-
-
 def kernels(folder, precision):
     """Both turns."""
     turns = next(turns for inner in INNER if (turns := Turned(inner).variants(precision)))

@@ -9,7 +9,7 @@ import torch
 from lacuna_kernels import Backend, Options, Precision, Value, parse_graph, random_weights
 from lacuna_kernels.cuda.blueprint import draw
 from lacuna_kernels.cuda.capacity import Capacity
-from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.few_rows import CHAIN_WAYS
 from lacuna_kernels.cuda.kronecker.problem import Problem
@@ -18,9 +18,9 @@ from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.kronecker_linear import KSPattern
+from tests.kernels.factors import H200
 from tests.kernels.networks import document, node
 
-H200 = DeviceLimits(multiprocessors=132, shared_bytes=232_448, architecture="sm_90")
 MONARCH = [[16, 16, 16, 1], [1, 16, 16, 16]]
 
 

@@ -119,46 +119,42 @@ inline void copy_in(uint32_t to, const void* from, int bytes, uint32_t barrier) 
     machine::send(bytes, machine::barrier_at(barrier), [=] { memcpy(there, from, bytes); });
 }
 
-inline void copy_in(uint32_t to, const TensorMap& map, const Coordinates& at, uint32_t barrier) {
-    const int bytes = map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element_bytes;
-    unsigned char* start = machine::at(to, bytes, 128);
-    const TensorMap m = map;
+// For each element of a box: how far from `shared`, where the box begins, and where in memory it lies, and whether it
+// is there.
+template <class Do>
+inline void each_element(const TensorMap& m, const Coordinates& at, uint32_t shared, Do what) {
     const long first[4] = {at.x, at.y, at.z, at.w};
-    machine::send(bytes, machine::barrier_at(barrier), [=] {
-        for (int element = 0; element < bytes / m.element_bytes; ++element) {
-            const unsigned char* from = m.from;
-            bool inside = true;
-            for (int axis = 0, rest = element; axis < 4; rest /= m.box[axis++]) {
-                const long place = first[axis] + rest % m.box[axis];
-                inside &= 0 <= place && place < m.sizes[axis];
-                from += place * (axis ? m.strides[axis - 1] : m.element_bytes);
-            }
-            uint32_t offset = to + element * m.element_bytes;
-            if (m.swizzle_bytes) offset ^= (offset >> 7 & (m.swizzle_bytes / 16 - 1)) << 4;
-            unsigned char* there = start - to + offset;
-            inside ? memcpy(there, from, m.element_bytes) : memset(there, 0, m.element_bytes);
+    for (int element = 0; element < m.box[0] * m.box[1] * m.box[2] * m.box[3]; ++element) {
+        unsigned char* memory = m.from;
+        bool inside = true;
+        for (int axis = 0, rest = element; axis < 4; rest /= m.box[axis++]) {
+            const long place = first[axis] + rest % m.box[axis];
+            inside &= 0 <= place && place < m.sizes[axis];
+            memory += place * (axis ? m.strides[axis - 1] : m.element_bytes);
         }
+        uint32_t offset = shared + element * m.element_bytes;
+        if (m.swizzle_bytes) offset ^= (offset >> 7 & (m.swizzle_bytes / 16 - 1)) << 4;
+        what(long(offset) - long(shared), memory, inside);
+    }
+}
+inline int box_bytes(const TensorMap& m) { return m.box[0] * m.box[1] * m.box[2] * m.box[3] * m.element_bytes; }
+
+inline void copy_in(uint32_t to, const TensorMap& map, const Coordinates& at, uint32_t barrier) {
+    unsigned char* start = machine::at(to, box_bytes(map), 128);
+    machine::send(box_bytes(map), machine::barrier_at(barrier), [=, m = map] {
+        each_element(m, at, to, [&](long offset, const unsigned char* from, bool inside) {
+            inside ? memcpy(start + offset, from, m.element_bytes) : memset(start + offset, 0, m.element_bytes);
+        });
     });
 }
 
 // What a copy out reads, it reads late: when the thread waits for it.
 inline void copy_out(const TensorMap& map, const Coordinates& at, uint32_t from) {
-    const int bytes = map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element_bytes;
-    const unsigned char* start = machine::at(from, bytes, 128);
-    const long first[4] = {at.x, at.y, at.z, at.w};
+    const unsigned char* start = machine::at(from, box_bytes(map), 128);
     machine::current->copies_out.push_back([=, m = map] {
-        for (int element = 0; element < bytes / m.element_bytes; ++element) {
-            unsigned char* to = m.from;
-            bool inside = true;
-            for (int axis = 0, rest = element; axis < 4; rest /= m.box[axis++]) {
-                const long place = first[axis] + rest % m.box[axis];
-                inside &= 0 <= place && place < m.sizes[axis];
-                to += place * (axis ? m.strides[axis - 1] : m.element_bytes);
-            }
-            uint32_t offset = from + element * m.element_bytes;
-            if (m.swizzle_bytes) offset ^= (offset >> 7 & (m.swizzle_bytes / 16 - 1)) << 4;
-            if (inside) memcpy(to, start - from + offset, m.element_bytes);
-        }
+        each_element(m, at, from, [&](long offset, unsigned char* to, bool inside) {
+            if (inside) memcpy(to, start + offset, m.element_bytes);
+        });
     });
 }
 inline void copies_out_commit() {
@@ -245,15 +241,20 @@ inline void multiply_add(float (&sums)[N / 2], uint64_t x, uint64_t y, int add, 
     start_product<N, T>(sums, rows_of, y, add);
 }
 
+// [word][lane] of the four lanes that have rows r and r + 8.
+inline std::array<uint32_t, 16> of_four_lanes(const std::array<uint32_t, 4>& words) {
+    std::array<uint32_t, 16> all;
+    for (int word = 0; word < 4; ++word)
+        for (int lane = 0; lane < 4; ++lane)
+            all[word * 4 + lane] = shuffled(words[word], machine::current->index / 4 * 4 + lane);
+    return all;
+}
+
 // It reads the registers at once: that they must not change before the products are done is not seen.
 template <int N, int CROSS, class T>
 inline void multiply_add_registers(float (&sums)[N / 2], const uint4& x, uint64_t y, int add, T) {
     static_assert(CROSS == 0, "rows along k");
-    std::array<uint32_t, 16> mine;  // of the four lanes that have rows r and r + 8
-    const uint32_t words[4] = {x.x, x.y, x.z, x.w};
-    for (int word = 0; word < 4; ++word)
-        for (int lane = 0; lane < 4; ++lane)
-            mine[word * 4 + lane] = shuffled(words[word], machine::current->index / 4 * 4 + lane);
+    const auto mine = of_four_lanes({x.x, x.y, x.z, x.w});
     const auto rows_of = [mine](float (&rows)[2][16]) {
         for (int h = 0; h < 2; ++h)
             for (int k = 0; k < 16; ++k) {

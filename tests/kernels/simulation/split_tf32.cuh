@@ -13,10 +13,7 @@ inline void pin(uint32_t&) {}
 template <int COLUMNS>
 struct Wgmma {
     static void run(float* sums, const uint32_t (&a)[4], uint64_t b, int accumulate) {
-        std::array<uint32_t, 16> mine;  // of the four lanes that have rows r and r + 8
-        for (int word = 0; word < 4; ++word)
-            for (int lane = 0; lane < 4; ++lane)
-                mine[word * 4 + lane] = shuffled(a[word], machine::current->index / 4 * 4 + lane);
+        const auto mine = of_four_lanes({a[0], a[1], a[2], a[3]});
         const auto& shared = machine::cluster->blocks[machine::current->block].shared;
         const int thread = machine::current->index % machine::WARPGROUP;
         const auto tf32 = [](uint32_t bits) { return __uint_as_float(bits & ~0x1fffu); };

@@ -124,5 +124,6 @@ __device__ __forceinline__ void add_products(float (&sums)[SUMS], const Scaled& 
     meanwhile();
     x.add(sums, t, 1);
 }
+
 using Operand = Scaled;
 #endif
