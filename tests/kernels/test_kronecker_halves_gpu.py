@@ -24,6 +24,7 @@ PATTERNS = [
     (2, 49, 17, 4),
     (4, 130, 40, 2),
     (5, 64, 20, 3),
+    (2, 52, 33, 3),
     (2, 60, 100, 6),
     (2, 33, 35, 5),
     (3, 7, 3, 2),
@@ -72,7 +73,7 @@ def test_a_factor_agrees_with_float64(hopper, way, pattern):
         assert relative_error(y, product(x, values)) < LIMIT[way.precision], rows
 
 
-@pytest.mark.parametrize("pattern", [(2, 100, 72, 24), (1, 64, 64, 2), (2, 33, 35, 5)], ids=str)
+@pytest.mark.parametrize("pattern", [(2, 100, 72, 24), (1, 64, 64, 2), (2, 52, 33, 3), (2, 33, 35, 5)], ids=str)
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.TF32], ids=str)
 def test_every_tile_gives_the_same_bits(hopper, precision, pattern):
     x, values = operands(pattern, 300, precision)

@@ -45,8 +45,13 @@ class Halves:
 
     @property
     def packing(self) -> str:
-        """How many halves of the values there are."""
-        return f"halves {self._halves}"
+        """How many halves of the values there are, and how many columns are put in order together."""
+        return f"halves {self._halves}{' by fours' if self._fours else ''}"
+
+    @property
+    def _fours(self) -> bool:
+        """Whether a lane has four neighbouring columns, which with three l are whole vectors of y."""
+        return self.run == 3
 
     @property
     def rows(self) -> int:
@@ -198,22 +203,28 @@ class Halves:
     def pack(self, values: Tensor) -> Tensor:
         """Return uint8: the halves, [a][d][steps of 16 k][eights of j][half][8 k][j][k], then the scales, fp32 [a*b*d].
 
-        Within the eights j and k lie as 0 4 1 5 2 6 3 7, as the kernel's lanes take them. The values of one (i, j, l)
-        share a scale, see halves_of.
+        Within the eights j and k lie as 0 4 1 5 2 6 3 7, as the kernel's lanes take them; or else, by fours, 16 j as
+        0 1 4 5 8 9 12 13 and 2 3 6 7 10 11 14 15. The values of one (i, j, l) share a scale, see halves_of.
         """
         a, b, c, d = values.shape
         split, scales = halves_of(values, self._halves)
-        eights, steps = ceil(b / 8), ceil(c / _STEP)
+        eights, steps = self._eights(b), ceil(c / _STEP)
         padded = split.new_zeros(self._halves, a, eights * 8, steps * _STEP, d)
         padded[:, :, :b, :c] = split
-        parts = padded.view(self._halves, a, eights, 2, 4, steps, 2, 2, 4, d)  # half i eight j j step k k k l
-        packed = parts.permute(1, 9, 5, 2, 0, 6, 4, 3, 8, 7).contiguous()
+        columns = (eights // 2, 4, 2, 2) if self._fours else (eights, 2, 4, 1)
+        parts = padded.view(self._halves, a, *columns, steps, 2, 2, 4, d)  # half i j j j j step k k k l
+        inner = (4, 0, 7, 3, 5) if self._fours else (0, 7, 4, 3, 5)
+        packed = parts.permute(1, 10, 6, 2, *inner, 9, 8).contiguous()
         return torch.cat([packed.view(torch.uint8).flatten(), scales.view(torch.uint8).flatten()])
 
     def _scales_at(self, pattern: KSPattern) -> int:
         """Where the scales start among what `pack` returns."""
         a, b, c, d = pattern.values
-        return prod((a, d, ceil(c / _STEP), ceil(b / 8), self._halves, 8 * _STEP * 2))
+        return prod((a, d, ceil(c / _STEP), self._eights(b), self._halves, 8 * _STEP * 2))
+
+    def _eights(self, b: int) -> int:
+        """Of columns, as they are packed."""
+        return 2 * ceil(b / 16) if self._fours else ceil(b / 8)
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
@@ -256,6 +267,7 @@ WAYS = tuple(
         ((2, 1, 1), 2, 64, 2),
         ((2, 1, 1), 2, 48, 2),
         ((3, 1, 1), 1, 64, 2),
+        ((2, 1, 1), 1, 96, 2),
         ((1, 1, 3), 1, 32, 4),
     )
 )

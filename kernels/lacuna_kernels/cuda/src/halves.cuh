@@ -28,6 +28,7 @@ constexpr int W_AT = X_BYTES, SCALE_AT = W_AT + L * RUN_BYTES, BIAS_AT = SCALE_A
 constexpr int STAGE_BYTES = (BIAS_AT + 4 * J * L + 127) / 128 * 128;
 constexpr int TEAM = 32 * GROUPS_D;  // warps that share rows and j: they write all l together, 8 EIGHTS j at a time
 constexpr int EIGHTS = L < 4 ? 2 : 1;  // of j that are laid out at once
+constexpr bool FOURS = L == 3;  // whether a lane has four neighbouring j of 16, or else every fourth
 constexpr int PITCH_Y = 8 * EIGHTS * L, Y_PASS = 16 * PITCH_Y, Y_BUFFER = PASSES * Y_PASS;  // floats
 constexpr bool SWIZZLED_Y = PITCH_Y == 32;  // as the copy engine does, against bank conflicts
 constexpr int STAGES_AT = 128, Y_AT = (STAGES_AT + STAGES * STAGE_BYTES + 1023) / 1024 * 1024;
@@ -90,7 +91,7 @@ struct Work {
 
     __device__ static int parts(int size, int by) { return (size + by - 1) / by; }
     __device__ int steps() const { return parts(p.c, K); }
-    __device__ int eights() const { return parts(p.b, 8); }
+    __device__ int eights() const { return FOURS ? 2 * parts(p.b, 16) : parts(p.b, 8); }
     __device__ int tiles() const { return parts(rows, R) * p.a * parts(p.b, J) * parts(p.d, L); }
 
     __device__ Tile tile(int index) const {

@@ -11,8 +11,9 @@
 // 16 k: x as it lies, [row][k][l], by copies of 16 bytes that leave gaps against bank conflicts, and the factor, packed
 // by the host as wgmma wants it. The other warps, in groups of four, read x and split it in registers: the vector of
 // neighbouring l that a lane reads is one element of the A operand of each l, so that nothing is ever transposed. The
-// order of k within a step and of j within 8 is such that lanes read different banks; the host packs alike. y is laid
-// out without gaps, as the copy engine takes it.
+// order of k within a step and of j within 8 is such that lanes read different banks; the host packs alike. Where a
+// lane's sums are whole vectors of y (l of 2, 3 and 4) it writes them; otherwise y is laid out without gaps, as the copy
+// engine takes it.
 //
 // Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
 #ifndef PASSES
@@ -34,11 +35,16 @@
 #include "fp16_halves.cuh"
 #include "halves.cuh"
 
-// Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two), column
-// lane % 4 (+ 4 for the second of two).
+// Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two) and the
+// j of `column_of`, the first or the second of two.
 struct Sums {
     float of[UNITS][N / 2];
 };
+
+// Which j a lane has among the n-th 8 columns: those that the host has put there.
+__device__ __forceinline__ int column_of(int lane, int n, int second) {
+    return FOURS ? n / 2 * 16 + lane % 4 * 4 + n % 2 * 2 + second : n * 8 + second * 4 + lane % 4;
+}
 
 // What one lane holds of a stage of x, and the powers of two by which it is scaled, and scaled back.
 struct Rows {
@@ -142,13 +148,14 @@ __device__ __forceinline__ void accumulate(Sums& sums, const float* x_lane, uint
 }
 
 // Take the factor's scale back and add the bias; both lie as [j][l] in shared memory.
-__device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, bool has_bias) {
+__device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, int lane, bool has_bias) {
+    scale += column_of(lane, 0, 0) * L;
 #pragma unroll
     for (int v = 0; v < N / 2; ++v)
 #pragma unroll
         for (int l = 0; l < RUN; ++l) {
             if (v % 4 >= 2) continue;
-            const float* at = scale + (v / 4 * 8 + v % 2 * 4) * L + l;
+            const float* at = scale + column_of(0, v / 4, v % 2) * L + l;
             const float by = at[0], plus = has_bias ? at[(BIAS_AT - SCALE_AT) / 4] : 0.0f;
 #pragma unroll
             for (int pass = 0; pass < PASSES; ++pass) {
@@ -188,7 +195,7 @@ __device__ __forceinline__ void spread(const Sums& sums, int part, float* buffer
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
-                const int j = n % EIGHTS * 8 + v % 2 * 4 + lane % 4;
+                const int j = column_of(lane, n % EIGHTS, v % 2);
                 float* to = buffer + pass * Y_PASS + v / 2 * 8 * PITCH_Y + place_of_y(lane / 4, j * L + l);
                 const int unit = pass * RUN, at = n * 4 + v;
                 if constexpr (RUN == 4) {
@@ -202,6 +209,17 @@ __device__ __forceinline__ void spread(const Sums& sums, int part, float* buffer
                 }
             }
     }
+}
+
+// Whether a lane's sums are whole vectors of y, or become so once two lanes have exchanged some.
+constexpr bool DIRECT = GROUPS_D == 1 && RUN <= 4 && RUN > 1;
+
+__device__ __forceinline__ uint4 from_other_lane(const uint4& v) {
+    const auto from_other = [](uint32_t word) { return __shfl_xor_sync(0xffffffff, word, 1); };
+    return make_uint4(from_other(v.x), from_other(v.y), from_other(v.z), from_other(v.w));
+}
+__device__ __forceinline__ uint4 choose(bool first, const uint4& v, const uint4& w) {
+    return make_uint4(first ? v.x : w.x, first ? v.y : w.y, first ? v.z : w.z, first ? v.w : w.w);
 }
 
 // What a team has of a tile: its first row, and the first j of a part; and which of it a lane laid out.
@@ -222,7 +240,7 @@ struct Share : Tile {
 #pragma unroll 1
         for (int v = 0; v < PASSES * EIGHTS * 4; ++v) {
             const int pass = v / (EIGHTS * 4), row = v / 2 % 2 * 8 + lane / 4;
-            const int j = v / 4 % EIGHTS * 8 + v % 2 * 4 + lane % 4;
+            const int j = column_of(lane, v / 4 % EIGHTS, v % 2);
             float* sums = from + pass * Y_PASS + place_of_y(row, j * L + l_of_lane);
 #pragma unroll
             for (int l = 0; l < RUN; ++l) {
@@ -230,6 +248,58 @@ struct Share : Tile {
                 if (out.residual && is_there(pass * 64 + row, j, l_of_lane + l))
                     sum += out.residual[at(pass * 64 + row, j, l_of_lane + l)];
                 sums[l] = activate(sum, out.activation, out.negative_slope);
+            }
+        }
+    }
+
+    // Write the sums as they are, so that lanes beside each other write whole sectors. Whole fours of j are there.
+    __device__ __forceinline__ void write_directly(const Sums& sums) const {
+        const Index pitch = Index(work.p.a) * work.p.b * work.p.d;
+        float* to = out.y + at(lane / 4, 0, 0);
+#pragma unroll
+        for (int pass = 0; pass < PASSES; ++pass)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = pass * 64 + half * 8;
+                const int left = this->row + lane / 4 + row < work.rows ? work.p.b - j : 0;
+                write_row(sums, pass * RUN, half * 2, to + row * pitch, left);
+            }
+    }
+
+    // One row of a lane's, `first` of its sums of a unit on; `left` of its j are there.
+    __device__ __forceinline__ void write_row(const Sums& sums, int unit, int first, float* to, int left) const {
+        const auto bits = [&](int n, int second, int l) { return __float_as_uint(sums.of[unit + l][n * 4 + first + second]); };
+        const bool odd = lane % 2;
+        if constexpr (RUN == 4) {
+#pragma unroll
+            for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+                for (int second = 0; second < 2; ++second) {
+                    const int j = column_of(lane, n, second);
+                    const auto l = [&](int l) { return bits(n, second, l); };
+                    if (j < left) write_out(to + j * L, make_uint4(l(0), l(1), l(2), l(3)));
+                }
+        } else if constexpr (RUN == 2) {  // of every two lanes the even one gets both lanes' first j, the other the second
+#pragma unroll
+            for (int n = 0; n < N / 8; ++n) {
+                const uint4 mine = make_uint4(bits(n, 0, 0), bits(n, 0, 1), bits(n, 1, 0), bits(n, 1, 1));
+                const uint4 other = from_other_lane(mine);
+                const int j = column_of(lane & ~1, n, odd);
+                if (j < left)
+                    write_out(to + j * L, odd ? make_uint4(other.z, other.w, mine.z, mine.w)
+                                              : make_uint4(mine.x, mine.y, other.x, other.y));
+            }
+        } else if constexpr (RUN == 3) {  // a lane has three vectors: it gives the second for the other's
+#pragma unroll
+            for (int n = 0; n < N / 8; n += 2) {
+                const auto word = [&](int w) { return bits(n + w / 6, w / 3 % 2, w % 3); };
+                const auto vector = [&](int v) { return make_uint4(word(v), word(v + 1), word(v + 2), word(v + 3)); };
+                const uint4 own = vector(0), last = vector(8), other = from_other_lane(vector(4));
+                const int even_j = column_of(lane & ~1, n, 0), odd_j = even_j + 4;
+                float* both = to + even_j * L + odd * 4;
+                if (even_j < left) write_out(both, choose(odd, other, own));
+                if ((odd ? odd_j : even_j) < left) write_out(both + 8, choose(odd, own, last));
+                if (odd_j < left) write_out(both + 16, choose(odd, last, other));
             }
         }
     }
@@ -263,7 +333,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     const int steps = work.steps(), tiles = work.tiles();
     const int x_lane = STAGES_AT + 4 * (row * PITCH_X + lane % 4 * L + l);
     const int weights = STAGES_AT + W_AT + l * RUN_BYTES + group_j * (N / 8) * EIGHT_BYTES;
-    const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + lane % 4) * L + l);
+    const int columns = STAGES_AT + SCALE_AT + 4 * (group_j * N * L + l);
     const Team team{group / GROUPS_D * 4 + warp, group % GROUPS_D * 32 + lane};
     float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * BUFFERS * Y_BUFFER;
     int turn = 0;  // of the buffers
@@ -275,12 +345,16 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             wait(ring.filled(), ring.parity);
             const char* stage = shared + ring.slot * STAGE_BYTES;
             accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
-            if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), has_bias);
+            if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), lane, has_bias);
             barrier_arrive(ring.emptied());
             ring.next();
         }
         Share mine{work.tile(index), work, out, lane, l};
         mine.row += row - lane / 4, mine.j += group_j * N;
+        if (DIRECT && out.vectors && work.p.d == L && !out.residual && out.activation == ACTIVATION_NONE) {
+            mine.write_directly(sums);
+            continue;
+        }
 #pragma unroll 1
         for (int part = 0; part < N / (8 * EIGHTS); ++part, mine.j += 8 * EIGHTS) {
             float* buffer = team_tile + turn * Y_BUFFER;
@@ -289,7 +363,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             team.wait();
             spread(sums, part, buffer, lane, l);
             if (out.residual || out.activation != ACTIVATION_NONE) mine.amend(buffer);
-            publish_shared();
+            if (out.vectors && work.p.d == L) publish_shared();  // for the copy engine
             team.wait();
 #pragma unroll
             for (int pass = 0; pass < PASSES; ++pass) mine.write(buffer + pass * Y_PASS, pass, team);
