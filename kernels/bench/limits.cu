@@ -34,6 +34,7 @@ struct Traffic {
     int together;  // bytes of what is sent that lie side by side, of neighbouring threads, or of a copy
     bool bulk;     // whether the copy engine sends
     bool send, write, read;
+    bool abreast;  // whether all blocks read the same at the same time, or else from different places on
 };
 
 // Every block sends as much as it gets, to all others of its cluster in turn.
@@ -79,9 +80,9 @@ __device__ void write(char* y, int thread) {
                       make_uint4(round, part, thread, 0));
 }
 
-// Every block reads the same CACHED bytes, from different places on.
-__device__ void read(const char* x, uint32_t memory, uint32_t barriers) {
-    size_t at = blockIdx.x * 37 % 64 * PIECE;
+// Every block reads the same CACHED bytes.
+__device__ void read(const char* x, bool abreast, uint32_t memory, uint32_t barriers) {
+    size_t at = abreast ? 0 : blockIdx.x * 37 % 64 * PIECE;
     constexpr int count = ROUNDS * (SENT / PIECE);
     for (int i = 0; i < count + PIECES; ++i) {
         const int s = i % PIECES;
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(2 * SENDERS + 32, 1) moved(Traffic traffic, co
     } else if (threadIdx.x < 2 * SENDERS) {
         if (traffic.write) write(y, threadIdx.x - SENDERS);
     } else if (threadIdx.x == 2 * SENDERS) {
-        if (traffic.read) read(x, got, barriers + AHEAD * 8);
+        if (traffic.read) read(x, traffic.abreast, got, barriers + AHEAD * 8);
     }
     __syncwarp();
     meet_team();
@@ -150,7 +151,8 @@ int main() {
     const auto char_x = reinterpret_cast<const char*>(x);
     const auto char_y = reinterpret_cast<char*>(y);
     const Traffic all[] = {
-        {0, false, false, false, true},    {0, false, false, true, false},   {0, false, false, true, true},
+        {0, false, false, false, true},    {0, false, false, false, true, true},
+        {0, false, false, true, false},    {0, false, false, true, true},
         {512, false, true, false, false},  {128, false, true, false, false}, {64, false, true, false, false},
         {16, false, true, false, false},   {512, true, true, false, false},  {1024, true, true, false, false},
         {8192, true, true, false, false},  {128, false, true, true, false},  {128, false, true, false, true},
@@ -169,7 +171,8 @@ int main() {
             config.gridDim = blocks, config.blockDim = 2 * SENDERS + 32, config.dynamicSmemBytes = room;
             config.attrs = &cluster, config.numAttrs = 1;
             const float ms = best_ms([&] { CHECK(cudaLaunchKernelEx(&config, moved, traffic, char_x, char_y)); });
-            printf("%u multiprocessors, clusters of %u:%s%s", blocks, size, traffic.read ? " read" : "",
+            printf("%u multiprocessors, clusters of %u:%s%s", blocks, size,
+                   traffic.abreast ? " read abreast" : traffic.read ? " read" : "",
                    traffic.write ? " write" : "");
             if (traffic.send) printf(" send %d bytes together%s", traffic.together, traffic.bulk ? " by copies" : "");
             printf("   %.2f TB/s each\n", double(blocks) * ROUNDS * SENT * 1e-9 / ms);

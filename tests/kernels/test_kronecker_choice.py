@@ -12,11 +12,9 @@ from lacuna_kernels.cuda.kronecker.chain import CHAIN_WAYS as TEAMS
 from lacuna_kernels.cuda.kronecker.choose import VARIANTS, candidates, stages, sums_of
 from lacuna_kernels.cuda.kronecker.halves import WAYS as HALVES_WAYS
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.tf32 import Tf32
 from lacuna_kernels.cuda.kronecker.tiles import WAYS as TILE_WAYS
 from lacuna_kernels.cuda.kronecker.tiles import Method, Tile, tensor_cores_pay
 from lacuna_kernels.cuda.kronecker.tma import WAYS as TMA_WAYS
-from lacuna_kernels.cuda.kronecker.turned import Turned
 from lacuna_kernels.cuda.kronecker.way import Sums
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.ops.kronecker_linear import KSPattern
@@ -49,16 +47,6 @@ def test_there_is_a_way_for_every_pattern_any_number_of_rows_and_any_alignment(
     assert found
     assert all(way.fits(problem, limits) for way in found)
     assert len({way.name for way in found}) == len(found)
-
-
-@pytest.mark.parametrize("rows", [1, 64, 512, 25_088])
-@pytest.mark.parametrize("layout", Layout, ids=str)
-@pytest.mark.parametrize("pattern", [(1, 768, 768, 8), (2, 512, 512, 4), (1, 96, 384, 3), (12, 512, 512, 1)], ids=str)
-def test_what_was_not_measured_is_not_chosen(pattern, layout, rows):
-    for way in candidates(Problem(KSPattern(*pattern), rows, Precision.FP32, layout), H200):
-        inner = way.inner if isinstance(way, Turned) else way
-
-        assert not (isinstance(inner, Tf32) and inner.halves)
 
 
 @settings(deadline=None)

@@ -84,6 +84,16 @@ def test_many_tiles_a_block_agree_with_float64(hopper, way):
 
 
 @ways
+def test_no_copy_overtakes_loads_that_wait_for_the_stores_of_a_ragged_tile(hopper, way):
+    case = Case(way, (192, 384, 384, 1), 910)
+    first = case.run(hopper)
+
+    assert relative_error(first, case.expected) < LIMIT[way.precision]
+    for _ in range(20):
+        assert torch.equal(case.run(hopper), first)
+
+
+@ways
 @pytest.mark.parametrize("used", [0, 1, 191, 431])
 def test_rows_past_the_count_are_not_written_whatever_the_epilogue(hopper, way, used):
     case = Case(way, (2, 44, 40, 1), 700)

@@ -95,6 +95,10 @@ inline void barrier_init(uint32_t barrier, int arrivals) {
 }
 inline void barriers_are_ready() {}
 inline void barrier_arrive(uint32_t barrier) { machine::arrive(machine::barrier_at(barrier)); }
+template <class... Words>
+inline uint32_t nothing_after(Words...) {
+    return 0;
+}
 inline void barrier_expect(uint32_t address, int bytes) {
     machine::Barrier& barrier = machine::barrier_at(address);
     barrier.bytes += bytes;

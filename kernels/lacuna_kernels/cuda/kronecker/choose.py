@@ -30,7 +30,7 @@ from lacuna_kernels.graph import Precision
 
 INNER: tuple[Way, ...] = (
     *(way for way in tma.WAYS if way.layout is Layout.FIRST),
-    *(way for way in tf32.WAYS if way.layout is Layout.FIRST and not way.halves),  # TODO: halves, once measured
+    *(way for way in tf32.WAYS if way.layout is Layout.FIRST),
     tiles.MMA_TILES[0],
 )
 """Those for d = 1 that are worth turning rows for."""

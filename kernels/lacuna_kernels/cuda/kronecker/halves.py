@@ -191,7 +191,7 @@ class Halves:
         traffic = self._x_bytes / rate + self._w_bytes / 50
         written = 4 * self.rows * self.columns * self.run / (22 if pattern.d % self.run == 0 else 12)
         if self.copies_vectors(problem):
-            slow = {2: 0.89 if self.groups[0] == 3 else 0.78, 3: 0.84, 4: 0.82, 6: 1.05}.get(self.run, 1.0)
+            slow = {2: 0.89 if self.groups[0] == 3 else 0.78, 3: 0.84, 4: 0.78, 6: 1.05}.get(self.run, 1.0)
         else:
             slow = 3.0
         return 1500 + slow * (ceil(pattern.c / _STEP) * max(arithmetic, traffic) * 1.1 + written)

@@ -118,18 +118,20 @@ class Tf32:
         )
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """The slower of the tensor cores and of the memory, and a little of the other, fitted to measurements."""
-        pattern = problem.pattern
-        steps = ceil(pattern.c / STEP)
-        products = steps * STEP // 8 * (3 if self.parts == 2 else 1) * self.warpgroups
-        clocks = ceil(self._tiles(problem) / limits.multiprocessors) * (products * (20 + 0.42 * self.columns) + 600)
-        values = pattern.a * pattern.d * self._across(pattern) * self.columns * steps * STEP * self._value_bytes
-        moved = problem.bytes - pattern.nonzeros * 4 + values
+        """The slower of the tensor cores and of the memory, and a little of the other."""
+        pattern, rates = problem.pattern, _RATES[self.layout, self.parts, self.halves]
+        steps, across = ceil(pattern.c / STEP), self._across(pattern)
+        products = steps * STEP // (16 if self.halves else 8) * (3 if self.parts == 2 else 1)
+        product, part = rates.product + rates.column * self.columns, rates.part * self.columns
+        tile = rates.tile + self.warpgroups * (products * product + part)
+        clocks = ceil(self._tiles(problem) / limits.multiprocessors) * tile
+        values = pattern.a * pattern.d * across * self.columns * steps * STEP * self._value_bytes
+        x_again = problem.rows * pattern.width_in * 4 * (across - 1)
+        moved = problem.bytes - pattern.nonzeros * 4 + values + rates.again * x_again
         if not _aligned(problem):
             moved += 2 * self.scratch_bytes(problem)
-        slow, fast = sorted((moved / _BYTES_PER_SECOND, clocks / _CLOCKS_PER_SECOND), reverse=True)
-        seconds = 4e-6 + slow + 0.1 * fast
-        return 1.05 * seconds if self.halves else seconds  # TODO: a rate of their own, once measured
+        slow, fast = sorted((moved / rates.bytes_per_second, clocks / _CLOCKS_PER_SECOND), reverse=True)
+        return 4e-6 + slow + rates.shown * fast
 
     def scratch_bytes(self, problem: Problem) -> int:
         """A copy of x with rows that start at multiples of 16 bytes, as the copy engine wants them, if they do not."""
@@ -207,7 +209,35 @@ class Tf32:
 
 _LEAST_WIDTH = 8
 _CLOCKS_PER_SECOND = 1.7e9
-_BYTES_PER_SECOND = 3.7e12
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """How long parts of a launch take, fitted to runs of an H200.
+
+    product, column  clocks of an instruction of the tensor cores, and for each of its columns
+    tile, part       clocks of a tile, and for 64 rows of each of its columns
+    again            share of x that comes from memory again for every further tile of columns
+    shown            share of what is faster, arithmetic or memory, that the slower one does not hide
+    """
+
+    product: float
+    column: float
+    tile: float
+    part: float
+    bytes_per_second: float
+    again: float
+    shown: float
+
+
+_RATES = {  # by layout, parts, and whether they are halves
+    (Layout.LAST, 1, False): _Rates(49, 0.41, 70, 5.8, 3.93e12, 0.23, 0.03),
+    (Layout.LAST, 2, False): _Rates(11.3, 0.44, 250, 3.0, 4.27e12, 0.35, 0.17),
+    (Layout.LAST, 2, True): _Rates(8.7, 0.85, 70, 7.2, 4.7e12, 0.68, 0.3),
+    (Layout.FIRST, 1, False): _Rates(20, 0.42, 600, 0, 3.7e12, 0, 0.1),
+    (Layout.FIRST, 2, False): _Rates(6.4, 0.47, 830, 0.8, 4.44e12, 0, 0.2),
+    (Layout.FIRST, 2, True): _Rates(8.3, 0.92, 0, 12.4, 3.84e12, 0.04, 0.05),
+}
 
 
 def _pitch(problem: Problem) -> int:
@@ -233,13 +263,26 @@ def round_to_tf32(x: Tensor) -> Tensor:
     return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-WAYS = tuple(
-    Tf32(layout, *tile)
-    for layout in Layout
-    for tile in (
+_TILES = {
+    Layout.LAST: (
+        (2, 48, 4, 4, 4, 48),
+        (2, 64, 3, 4, 5, 64),
+        (2, 96, 3, 4, 3, 48),
+        (2, 128, 2, 4, 4, 64),
+        (2, 64, 3, 4, 10, 64, True),
+        (2, 96, 3, 4, 6, 48, True),
+        (2, 128, 2, 5, 7, 64, True),
+        (1, 48, 3, 5, 8, 48),
+        (1, 64, 4, 4, 4, 64),
+        (1, 96, 4, 4, 4, 48),
+        (1, 128, 2, 6, 6, 64),
+        (1, 128, 3, 4, 4, 64),
+        (1, 256, 2, 4, 4, 64),
+    ),
+    Layout.FIRST: (
         (2, 48, 3, 4, 6, 48),
         (2, 64, 3, 4, 5, 64),
-        (2, 96, 2, 6, 3, 96),
+        (2, 96, 3, 3, 3, 96),
         (2, 128, 2, 4, 4, 64),
         (2, 64, 3, 4, 10, 64, True),
         (2, 96, 2, 6, 6, 96, True),
@@ -249,6 +292,7 @@ WAYS = tuple(
         (1, 96, 2, 7, 5, 96),
         (1, 128, 2, 6, 6, 64),
         (1, 256, 2, 4, 4, 64),
-    )
-)
+    ),
+}
+WAYS = tuple(Tf32(layout, *tile) for layout, tiles in _TILES.items() for tile in tiles)
 """Narrow tiles waste less of b, wide ones keep the tensor cores busier; as many stages as the shared memory holds."""

@@ -156,10 +156,11 @@ struct Consumer {
     __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
 
     // Give back a stage of planes, to all blocks that fill it, and of weights, after all warps of the group have read
-    // them. One thread says first how much is to come.
-    __device__ __forceinline__ void give_back(const Work& w, const Pass& pass, int x_stage, int w_stage) const {
+    // them; `read` is words that this thread itself has read. One thread says first how much is to come.
+    __device__ __forceinline__ void give_back(const Work& w, const Pass& pass, int x_stage, int w_stage,
+                                              uint32_t read = 0) const {
         if (!pass.free_x && !pass.free_w) return;
-        barrier_of_warpgroup(1 + who);
+        barrier_of_warpgroup(1 + who + nothing_after(read));
         if (warp != 0) return;
         if (pass.free_w && lane == 0) barrier_arrive(w.empty_w(w_stage));
         if (!pass.free_x) return;

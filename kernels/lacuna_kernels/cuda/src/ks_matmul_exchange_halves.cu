@@ -113,22 +113,26 @@ __device__ __forceinline__ void clear(Sums& sums) {
 // Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
 constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= MULTIPLY_REGISTERS - 32;
 
-// Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side.
-__device__ __forceinline__ void scale_back(Sums& sums, uint32_t first, const Consumer& me) {
+// Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns all that
+// was read, as one word.
+__device__ __forceinline__ uint32_t scale_back(Sums& sums, uint32_t first, const Consumer& me) {
     const uint32_t scales = first +
                             (me.first_l() * PASS_COLUMNS + (BY_COLUMNS ? me.who * COLUMNS : 0) + me.lane % 4 * 4) * 4;
+    uint32_t read = 0;
 #pragma unroll
     for (int l = 0; l < MINE; ++l)
 #pragma unroll
         for (int q = 0; q < COLUMNS / 16; ++q) {
             const uint4 four = read_16_bytes(scales + (l * PASS_COLUMNS + 16 * q) * 4);
             const uint32_t by[4] = {four.x, four.y, four.z, four.w};
+            read ^= four.x;
 #pragma unroll
             for (int v = 0; v < 4; ++v) {
                 float* sum = sums[l] + 8 * q + v / 2 * 4 + v % 2;
                 sum[0] *= __uint_as_float(by[v]), sum[2] *= __uint_as_float(by[v]);
             }
         }
+    return read;
 }
 
 __device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer& me, const Pass& of) {
@@ -209,6 +213,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
     int awaited = pass.await_x ? w.stages : 1, left = w.stages, x_stage = 0, w_stage = 0;
+    uint32_t read = 0;  // of what lies in the stages
     const auto stage = [&](int part) {  // the first that is sent
         if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
         x_stage = xs.stage, w_stage = ws.stage;
@@ -219,6 +224,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
             start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
             const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
             back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
+            read ^= __float_as_uint(back[set][0]) ^ __float_as_uint(back[set][1]);
             if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
             if (!KEEPS && part + u == 0) {
                 send_all(sums, parts, w, rings.y, me);
@@ -232,7 +238,7 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
         }
         constexpr int LAST = UNITS - 1;
         if (SETS == 2) add<0>(sums[LAST % MINE], t[LAST % SETS], back[LAST % SETS]);
-        if (--left > 0) me.give_back(w, pass, x_stage, w_stage);
+        if (--left > 0) me.give_back(w, pass, x_stage, w_stage, read);
     };
     if (pass.await_x) await_planes(w, xs);
     constexpr int SENDING = KEEPS ? (PARTS + UNITS - 1) / UNITS : 1;  // stages
@@ -248,8 +254,8 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     }
 #pragma unroll 1
     for (int s = SENDING; s < w.stages; ++s) stage(PARTS);
-    scale_back(sums, w.scales_at + w_stage * W_SCALES, me);
-    me.give_back(w, pass, x_stage, w_stage);
+    read ^= scale_back(sums, w.scales_at + w_stage * W_SCALES, me);
+    me.give_back(w, pass, x_stage, w_stage, read);
 }
 
 __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {

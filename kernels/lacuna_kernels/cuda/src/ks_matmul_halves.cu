@@ -147,9 +147,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, const float* x_lane, uint
     }
 }
 
-// Take the factor's scale back and add the bias; both lie as [j][l] in shared memory.
-__device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, int lane, bool has_bias) {
-    scale += column_of(lane, 0, 0) * L;
+// Take the factor's scale back and add the bias; both lie as [j][l] in shared memory. Returns 0 once they have been read.
+__device__ __forceinline__ uint32_t finish_columns(Sums& sums, const float* scale, bool has_bias) {
 #pragma unroll
     for (int v = 0; v < N / 2; ++v)
 #pragma unroll
@@ -163,6 +162,13 @@ __device__ __forceinline__ void finish_columns(Sums& sums, const float* scale, i
                 of[v] = fmaf(of[v], by, plus), of[v + 2] = fmaf(of[v + 2], by, plus);
             }
         }
+    uint32_t made = 0;
+#pragma unroll
+    for (int v = 0; v < N / 2; ++v)
+#pragma unroll
+        for (int l = 0; l < RUN; ++l)
+            if (v % 4 < 2) made ^= __float_as_uint(sums.of[l][v]);
+    return nothing_after(made);
 }
 
 struct Output {
@@ -333,7 +339,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
     const int steps = work.steps(), tiles = work.tiles();
     const int x_lane = STAGES_AT + 4 * (row * PITCH_X + lane % 4 * L + l);
     const int weights = STAGES_AT + W_AT + l * RUN_BYTES + group_j * (N / 8) * EIGHT_BYTES;
-    const int columns = STAGES_AT + SCALE_AT + 4 * (group_j * N * L + l);
+    const int columns = STAGES_AT + SCALE_AT + 4 * ((group_j * N + column_of(lane, 0, 0)) * L + l);
     const Team team{group / GROUPS_D * 4 + warp, group % GROUPS_D * 32 + lane};
     float* team_tile = reinterpret_cast<float*>(shared + Y_AT) + team.number * BUFFERS * Y_BUFFER;
     int turn = 0;  // of the buffers
@@ -345,8 +351,10 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
             wait(ring.filled(), ring.parity);
             const char* stage = shared + ring.slot * STAGE_BYTES;
             accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
-            if (step == steps - 1) finish_columns(sums, reinterpret_cast<const float*>(stage + columns), lane, has_bias);
-            barrier_arrive(ring.emptied());
+            uint32_t done = 0;
+            if (step == steps - 1)
+                done = finish_columns(sums, reinterpret_cast<const float*>(stage + columns), has_bias);
+            barrier_arrive(ring.emptied() + done);
             ring.next();
         }
         Share mine{work.tile(index), work, out, lane, l};

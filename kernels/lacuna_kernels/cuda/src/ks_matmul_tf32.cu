@@ -165,8 +165,9 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
 #pragma unroll 1
         for (int step = 0; step < work.steps; ++step) {
             const Operand x_operand(x);
-            // Only now is x known to be in registers: neither the arrival nor the copy engine would wait for the loads.
-            barrier_arrive(x_ring.empty());
+            const auto word = [&](int s, int v) { return __float_as_uint(x[s][v]); };  // of each load of a lane
+            barrier_arrive(x_ring.empty() + nothing_after(word(0, 0), word(0, 3), word(1, 0), word(1, 3), word(2, 0),
+                                                          word(2, 3), word(3, 0), word(3, 3)));
             x_ring.next();
             w_ring.wait_full();
             add_products(sums, x_operand, operand(shared + W_AT + w_ring.stage * W_BYTES, W_PLANE, 128),
@@ -228,7 +229,7 @@ ks_matmul_tf32(const __grid_constant__ TensorMap x_map, const __grid_constant__ 
     }
     __syncthreads();
     if (warp_of_block() / 4 == WARPGROUPS) {
-        take_registers<40, START_REGISTERS>();
+        take_registers<PRODUCER_REGISTERS, START_REGISTERS>();
         if (threadIdx.x % 128 == 0) produce(x_map, values, work, x_ring, w_ring, shared, tiles_taken + counter);
     } else {
         take_registers<CONSUMER_REGISTERS, START_REGISTERS>();

@@ -23,11 +23,13 @@ constexpr int Y_AT = X_STAGES * X_BYTES;
 constexpr int W_AT = Y_AT + WARPGROUPS * Y_BYTES;
 constexpr int PLACES_AT = W_AT + W_STAGES * W_BYTES, BARRIERS_AT = PLACES_AT + 16 * X_STAGES;
 constexpr int THREADS = 128 * (WARPGROUPS + 1), START_REGISTERS = 65536 / THREADS / 8 * 8;
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : 152;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : WARPGROUPS == 3 ? 152 : 112;
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 4 ? 32 : 40;
 constexpr int SUMS = TILE_B / 2;  // of a lane
 constexpr int W_PLANE = PARTS * TILE_B * 16;  // values of 4 k, or 8 in fp16: big, then small ones
 static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
-static_assert(WARPGROUPS == 2 || WARPGROUPS == 3, "else other numbers of registers");
+static_assert(WARPGROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (WARPGROUPS + 1) * START_REGISTERS,
+              "or else they would wait for registers forever");
 
 // The barriers of stages that are used in turn: `full` when a copy has arrived, `empty` when all `readers` have read
 // it.
