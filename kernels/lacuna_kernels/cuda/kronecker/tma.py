@@ -18,6 +18,7 @@ from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
+_THREADS = 384
 STEP = 64
 """k of a stage, and rows and columns of a panel of y."""
 PANEL_BYTES = STEP * STEP * 2
@@ -33,14 +34,13 @@ MANY = 30
 class Tma:
     """Tiles of y as it lies, rows by columns: j by n batch-size-last, n by j batch-size-first.
 
-    groups   warpgroups along the rows of a tile, of all; the others lie along its columns
+    groups   warpgroups along the rows of a tile, of two; the others lie along its columns
     runs     runs of 64 rows of a warpgroup
     width    columns of a warpgroup
     stages   steps of 64 k under way
     batch    panels of 64 x 64 that a warpgroup finishes before it writes them
     kept     batches in shared memory
     pair     blocks, 1 or 2, that share columns n, of which each brings its share to both; batch-size-last
-    warpgroups  that multiply
     """
 
     layout: Layout
@@ -51,15 +51,13 @@ class Tma:
     batch: int
     kept: int
     pair: int = 1
-    warpgroups: int = 2
     packing = "planes"
     sparse = False
 
     @property
     def name(self) -> str:
         """Layout and tile."""
-        more = f" by {self.warpgroups}" if self.warpgroups > 2 else ""
-        return f"tma {self.layout} {self._rows}x{self._columns}{' by pairs' if self.pair == 2 else ''}{more}"
+        return f"tma {self.layout} {self._rows}x{self._columns}{' by pairs' if self.pair == 2 else ''}"
 
     @property
     def _rows(self) -> int:
@@ -67,7 +65,7 @@ class Tma:
 
     @property
     def _columns(self) -> int:
-        return self.warpgroups // self.groups * self.width
+        return 2 // self.groups * self.width
 
     @property
     def _tile_n(self) -> int:
@@ -81,10 +79,9 @@ class Tma:
     def shared_bytes(self) -> int:
         """Stages with their barriers and corners of tiles, panels, barriers of residuals, letters, and the bias."""
         stage = (self._rows + self._columns) * STEP * 2
-        biases = self.warpgroups * (self.runs * 64 if self.layout is Layout.LAST else self.width)
+        biases = 2 * self.runs * 64 if self.layout is Layout.LAST else 2 * self.width
         letters = _LETTERS_BYTES if self.pair == 2 else 0
-        panels = self.warpgroups * (self.batch * self.kept * PANEL_BYTES + 8)
-        return self.stages * (stage + 48) + panels + letters + 4 * biases
+        return self.stages * (stage + 48) + 2 * self.batch * self.kept * PANEL_BYTES + 16 + letters + 4 * biases
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """One for fp16, one for bf16."""
@@ -94,7 +91,6 @@ class Tma:
             "ELEMENT": ELEMENTS[dtype],
             "LAST": int(self.layout is Layout.LAST),
             "SPARSE": int(self.sparse),
-            "GROUPS": self.warpgroups,
             "GROUPS_ROWS": self.groups,
             "TILES_ROWS": self.runs,
             "WIDTH": self.width,
@@ -184,7 +180,7 @@ class Tma:
         y_map = self._map(y, problem, p.b, pitch, STEP)
         device.kernel(self.variants(problem.precision)[0])(
             (self.pair * min(self._pairs(problem), device.limits.multiprocessors // self.pair), 1, 1),
-            (128 * (self.warpgroups + 1), 1, 1),
+            (_THREADS, 1, 1),
             self._map(x, problem, p.c, pitch, STEP if last else self._tile_n),
             values_map,
             y_map,
@@ -248,9 +244,6 @@ WAYS = (
     Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1),
     Tma(Layout.LAST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1, pair=2),
     Tma(Layout.LAST, groups=1, runs=3, width=128, stages=3, batch=3, kept=1),
-    Tma(Layout.LAST, groups=2, runs=1, width=128, stages=4, batch=1, kept=1, warpgroups=4),
-    Tma(Layout.LAST, groups=1, runs=1, width=64, stages=4, batch=1, kept=2, warpgroups=4),
-    Tma(Layout.LAST, groups=2, runs=1, width=128, stages=4, batch=1, kept=1, pair=2, warpgroups=4),
     Tma(Layout.FIRST, groups=2, runs=2, width=64, stages=4, batch=2, kept=2),
     Tma(Layout.FIRST, groups=2, runs=1, width=128, stages=5, batch=2, kept=2),
     Tma(Layout.FIRST, groups=2, runs=1, width=256, stages=4, batch=2, kept=1),

@@ -106,13 +106,9 @@ __device__ __forceinline__ void copy_in_all(uint32_t to, const TensorMap& map, c
         : "memory");
 }
 
-// What is written is not read again soon: it need not stay in the second-level cache.
 __device__ __forceinline__ void copy_out(const TensorMap& map, const Coordinates& at, uint32_t from) {
-    uint64_t written_once;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(written_once));
-    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint "
-                 "[%0, {%1, %2, %3, %4}], [%5], %6;"
-                 ::"l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(from), "l"(written_once)
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+                 ::"l"(&map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.w), "r"(from)
                  : "memory");
 }
 

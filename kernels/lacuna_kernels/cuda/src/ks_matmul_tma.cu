@@ -7,7 +7,7 @@
 //   SPARSE FIRST again, rows j, columns n, for a factor with a small d as if d were 1: its j are (j, l) and its k are
 //          (k, l), and w is 0 where their l differ. Of every 4 neighbours along k at most two are not, and only those
 //          are stored and multiplied (2:4 structured sparsity)
-// One thread keeps STAGES steps of 64 k under way; warpgroups multiply, finish their sums by panels of 64 x 64 in
+// One thread keeps STAGES steps of 64 k under way; two warpgroups multiply, finish their sums by panels of 64 x 64 in
 // shared memory, and copy these out. Blocks stay and take tile after tile, so that copies in and out never pause.
 //
 // LAST with PAIR blocks (a cluster): each takes other rows of the same columns. Their steps come together: a block
@@ -17,8 +17,7 @@
 #define ELEMENT __half
 #define LAST 1         // layout
 #define SPARSE 0       // or 1, with LAST 0
-#define GROUPS 2       // warpgroups that multiply
-#define GROUPS_ROWS 2  // of them along the rows of a tile; the others lie along its columns
+#define GROUPS_ROWS 2  // warpgroups along the rows of a tile; the others lie along its columns
 #define TILES_ROWS 1   // runs of 64 rows of a warpgroup
 #define WIDTH 256      // columns of a warpgroup
 #define STAGES 4
@@ -335,12 +334,13 @@ ks_matmul_tma(const __grid_constant__ TensorMap x_map, const __grid_constant__ T
     if (PAIR > 1) meet_team();
 
     if (threadIdx.x < WARPGROUP) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(BRING_REGISTERS));
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");  // 24 + 2 * 240 is what three warpgroups have: 3 * 168
         if (threadIdx.x == 0) load_tiles(x_map, w_map, shape, together, counter, ring);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
-        const int row = group % GROUPS_ROWS * TILES_ROWS * 64, column = group / GROUPS_ROWS * WIDTH;
+        const int row = (GROUPS_ROWS == 2 ? group : 0) * TILES_ROWS * 64;
+        const int column = (GROUPS_ROWS == 2 ? 0 : group) * WIDTH;
         Outlet outlet{y_map, residual_map, bias, residual, y, activation, negative_slope,
                       shared + PANELS_AT + group * KEPT * BATCH * SQUARE_BYTES,
                       reinterpret_cast<float*>(shared + BIAS_AT) + group * BIASED,

@@ -8,10 +8,7 @@
 #include "team.cuh"
 #include "tile_counters.cuh"
 
-constexpr int WARPGROUP = 128, THREADS = (1 + GROUPS) * WARPGROUP;
-constexpr int REGISTERS = GROUPS == 2 ? 240 : 112, BRING_REGISTERS = GROUPS == 2 ? 24 : 32;
-static_assert(GROUPS * REGISTERS + BRING_REGISTERS <= (1 + GROUPS) * (65536 / THREADS / 8 * 8),
-              "or else they would wait for registers forever");
+constexpr int WARPGROUP = 128, GROUPS = 2, THREADS = (1 + GROUPS) * WARPGROUP;
 constexpr int ROWS = GROUPS_ROWS * TILES_ROWS * 64, COLUMNS = GROUPS / GROUPS_ROWS * WIDTH;
 constexpr int STEP = 64;  // k of a stage: 128 bytes
 constexpr bool ROWS_J = LAST || SPARSE;
@@ -28,7 +25,6 @@ constexpr int LETTERS = 8, LETTER = 16;  // of a pair: more than the first block
 constexpr int BIAS_AT = LETTERS_AT + (PAIR > 1 ? LETTERS * (LETTER + 8) : 0);
 constexpr int BIASED = ROWS_J ? TILES_ROWS * 64 : WIDTH;  // j of a warpgroup
 static_assert(PANELS_OF_TILE % BATCH == 0, "whole batches");
-static_assert(CORNERS_AT % 16 == 0, "whole vectors");
 static_assert(PAIR == 1 || (PAIR == 2 && LAST && STAGES + 2 < LETTERS), "columns are shared");
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= BIAS_AT + GROUPS * BIASED * 4, "too little memory");
