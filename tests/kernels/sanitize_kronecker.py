@@ -79,7 +79,8 @@ def main() -> None:
                     for way in WAYS:
                         kind = (way.name, precision, layout)
                         if ran[kind] < ENOUGH and way.fits(problem, device.limits):
-                            multiply(device, way, problem, plain=ran[kind] >= ENOUGH // 2)
+                            for plain in (False, True):
+                                multiply(device, way, problem, plain)
                             ran[kind] += 1
         for tall in tf32.WAYS:  # whole tiles leave otherwise than those that rows end in
             problem = Problem(KSPattern(2, 40, 72, 1), tall.rows + 8, tall.precision, tall.layout)

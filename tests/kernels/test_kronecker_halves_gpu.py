@@ -94,7 +94,9 @@ def test_a_row_gives_the_same_bits_alone_and_among_others(hopper, way):
 
 
 @pytest.mark.parametrize("activation", [None, *Activation], ids=str)
-@pytest.mark.parametrize("pattern", [(2, 32, 40, 8), (2, 32, 40, 2), (2, 9, 7, 3), (1, 40, 24, 12)], ids=str)
+@pytest.mark.parametrize(
+    "pattern", [(2, 32, 40, 8), (2, 32, 40, 2), (2, 9, 7, 3), (2, 52, 33, 3), (2, 49, 17, 4), (1, 40, 24, 12)], ids=str
+)
 @every_way
 def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(hopper, way, pattern, activation):
     x, values = operands(pattern, 65, way.precision)

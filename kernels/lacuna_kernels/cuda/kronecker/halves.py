@@ -203,8 +203,8 @@ class Halves:
     def pack(self, values: Tensor) -> Tensor:
         """Return uint8: the halves, [a][d][steps of 16 k][eights of j][half][8 k][j][k], then the scales, fp32 [a*b*d].
 
-        Within the eights j and k lie as 0 4 1 5 2 6 3 7, as the kernel's lanes take them; or else, by fours, 16 j as
-        0 1 4 5 8 9 12 13 and 2 3 6 7 10 11 14 15. The values of one (i, j, l) share a scale, see halves_of.
+        Within the eights k lies as 0 4 1 5 2 6 3 7, as the kernel's lanes take it, and so does j; but by fours 16 j lie
+        as 0 1 4 5 8 9 12 13 and 2 3 6 7 10 11 14 15. The values of one (i, j, l) share a scale, see halves_of.
         """
         a, b, c, d = values.shape
         split, scales = halves_of(values, self._halves)

@@ -83,6 +83,17 @@ __device__ __forceinline__ int place_of_y(int row, int at) {
     return row * PITCH_Y + (SWIZZLED_Y ? at ^ row % 8 * 4 : at);
 }
 
+// Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two) and the
+// j of `column_of`, the first or the second of two.
+struct Sums {
+    float of[UNITS][N / 2];
+};
+
+// Which j a lane has among the n-th 8 columns: those that the host has put there.
+__device__ __forceinline__ int column_of(int lane, int n, int second) {
+    return FOURS ? n / 2 * 16 + lane % 4 * 4 + n % 2 * 2 + second : n * 8 + second * 4 + lane % 4;
+}
+
 // What is multiplied, and how it is cut into tiles: neighbouring blocks read the same x for other j, and then that of
 // neighbouring l, so that whole lines are read and written at about the same time.
 struct Work {

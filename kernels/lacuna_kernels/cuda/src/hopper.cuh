@@ -36,10 +36,9 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// 0, which is there once words that this thread reads from shared memory have come. An arrival overtakes loads under way,
-// so that a copy may overwrite what they are to read, and the compiler neither waits for them before it nor leaves there
-// what is done with them; unless what arrives depends on them. Only the host knows that it does not: a launch has one
-// row of blocks.
+// 0, which is there once words that this thread reads from shared memory have come. An arrival overtakes loads under
+// way, so that a copy may overwrite what they are to read, and the compiler may move what is done with the words behind
+// the arrival. So its address is made to depend on them, by gridDim.y - 1, which is 0 though the compiler cannot know.
 template <class... Words>
 __device__ __forceinline__ uint32_t nothing_after(Words... words) {
     return (... ^ words) & (gridDim.y - 1);

@@ -113,8 +113,8 @@ __device__ __forceinline__ void clear(Sums& sums) {
 // Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
 constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= MULTIPLY_REGISTERS - 32;
 
-// Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns all that
-// was read, as one word.
+// Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns a word
+// that depends on all that was read.
 __device__ __forceinline__ uint32_t scale_back(Sums& sums, uint32_t first, const Consumer& me) {
     const uint32_t scales = first +
                             (me.first_l() * PASS_COLUMNS + (BY_COLUMNS ? me.who * COLUMNS : 0) + me.lane % 4 * 4) * 4;

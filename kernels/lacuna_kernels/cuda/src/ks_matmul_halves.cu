@@ -11,9 +11,8 @@
 // 16 k: x as it lies, [row][k][l], by copies of 16 bytes that leave gaps against bank conflicts, and the factor, packed
 // by the host as wgmma wants it. The other warps, in groups of four, read x and split it in registers: the vector of
 // neighbouring l that a lane reads is one element of the A operand of each l, so that nothing is ever transposed. The
-// order of k within a step and of j within 8 is such that lanes read different banks; the host packs alike. Where a
-// lane's sums are whole vectors of y (l of 2, 3 and 4) it writes them; otherwise y is laid out without gaps, as the copy
-// engine takes it.
+// order of k within a step and of j within 8 is such that lanes read different banks; the host packs alike. How y is
+// written: halves_out.cuh.
 //
 // Sums of one (row, j) run over k upwards, 16 at a time: the bits depend neither on the tile nor on the other rows.
 #ifndef PASSES
@@ -34,17 +33,7 @@
 
 #include "fp16_halves.cuh"
 #include "halves.cuh"
-
-// Sums of one group, by unit, as wgmma hands them out: for each 8 columns, row lane / 4 (+ 8 for the last two) and the
-// j of `column_of`, the first or the second of two.
-struct Sums {
-    float of[UNITS][N / 2];
-};
-
-// Which j a lane has among the n-th 8 columns: those that the host has put there.
-__device__ __forceinline__ int column_of(int lane, int n, int second) {
-    return FOURS ? n / 2 * 16 + lane % 4 * 4 + n % 2 * 2 + second : n * 8 + second * 4 + lane % 4;
-}
+#include "halves_out.cuh"
 
 // What one lane holds of a stage of x, and the powers of two by which it is scaled, and scaled back.
 struct Rows {
@@ -147,7 +136,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, const float* x_lane, uint
     }
 }
 
-// Take the factor's scale back and add the bias; both lie as [j][l] in shared memory. Returns 0 once they have been read.
+// Take the factor's scale back and add the bias; both lie as [j][l] in shared memory. Returns 0, once they have been
+// read.
 __device__ __forceinline__ uint32_t finish_columns(Sums& sums, const float* scale, bool has_bias) {
 #pragma unroll
     for (int v = 0; v < N / 2; ++v)
@@ -170,167 +160,6 @@ __device__ __forceinline__ uint32_t finish_columns(Sums& sums, const float* scal
             if (v % 4 < 2) made ^= __float_as_uint(sums.of[l][v]);
     return nothing_after(made);
 }
-
-struct Output {
-    const TensorMap& map;  // of y, if vectors and d is L: boxes of 16 rows of 8 EIGHTS j
-    const float* residual;
-    float* y;
-    int activation;
-    float negative_slope;
-    bool vectors;  // whether y can be written 16 bytes at once
-};
-
-// A warp and those that have the neighbouring l of the same rows and j.
-struct Team {
-    int number, thread;
-
-    __device__ __forceinline__ void wait() const {
-        if constexpr (GROUPS_D > 1)
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + number), "n"(TEAM) : "memory");
-        else
-            __syncwarp();
-    }
-};
-
-// Lay out a part, 8 EIGHTS columns, as [row][j][l]; `l` is the first of this lane's.
-__device__ __forceinline__ void spread(const Sums& sums, int part, float* buffer, int lane, int l) {
-#pragma unroll
-    for (int n = 0; n < N / 8; ++n) {
-        if (n / EIGHTS != part) continue;
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass)
-#pragma unroll
-            for (int v = 0; v < 4; ++v) {
-                const int j = column_of(lane, n % EIGHTS, v % 2);
-                float* to = buffer + pass * Y_PASS + v / 2 * 8 * PITCH_Y + place_of_y(lane / 4, j * L + l);
-                const int unit = pass * RUN, at = n * 4 + v;
-                if constexpr (RUN == 4) {
-                    *reinterpret_cast<float4*>(to) = make_float4(sums.of[unit][at], sums.of[unit + 1][at],
-                                                                 sums.of[unit + 2][at], sums.of[unit + 3][at]);
-                } else if constexpr (RUN == 2) {
-                    *reinterpret_cast<float2*>(to) = make_float2(sums.of[unit][at], sums.of[unit + 1][at]);
-                } else {
-#pragma unroll
-                    for (int l = 0; l < RUN; ++l) to[l] = sums.of[unit + l][at];
-                }
-            }
-    }
-}
-
-// Whether a lane's sums are whole vectors of y, or become so once two lanes have exchanged some.
-constexpr bool DIRECT = GROUPS_D == 1 && RUN <= 4 && RUN > 1;
-
-__device__ __forceinline__ uint4 from_other_lane(const uint4& v) {
-    const auto from_other = [](uint32_t word) { return __shfl_xor_sync(0xffffffff, word, 1); };
-    return make_uint4(from_other(v.x), from_other(v.y), from_other(v.z), from_other(v.w));
-}
-__device__ __forceinline__ uint4 choose(bool first, const uint4& v, const uint4& w) {
-    return make_uint4(first ? v.x : w.x, first ? v.y : w.y, first ? v.z : w.z, first ? v.w : w.w);
-}
-
-// What a team has of a tile: its first row, and the first j of a part; and which of it a lane laid out.
-struct Share : Tile {
-    const Work& work;
-    const Output& out;
-    int lane, l_of_lane;  // the first of those of the lane
-
-    __device__ __forceinline__ Index at(int row, int j, int l) const {
-        return (((this->row + row) * Index(work.p.a) + i) * work.p.b + this->j + j) * work.p.d + this->l + l;
-    }
-    __device__ __forceinline__ bool is_there(int row, int j, int l) const {
-        return this->row + row < work.rows && this->j + j < work.p.b && this->l + l < work.p.d;
-    }
-
-    // Add the residual to what this lane laid out, and activate.
-    __device__ __forceinline__ void amend(float* from) const {
-#pragma unroll 1
-        for (int v = 0; v < PASSES * EIGHTS * 4; ++v) {
-            const int pass = v / (EIGHTS * 4), row = v / 2 % 2 * 8 + lane / 4;
-            const int j = column_of(lane, v / 4 % EIGHTS, v % 2);
-            float* sums = from + pass * Y_PASS + place_of_y(row, j * L + l_of_lane);
-#pragma unroll
-            for (int l = 0; l < RUN; ++l) {
-                float sum = sums[l];
-                if (out.residual && is_there(pass * 64 + row, j, l_of_lane + l))
-                    sum += out.residual[at(pass * 64 + row, j, l_of_lane + l)];
-                sums[l] = activate(sum, out.activation, out.negative_slope);
-            }
-        }
-    }
-
-    // Write the sums as they are, so that lanes beside each other write whole sectors. Whole fours of j are there.
-    __device__ __forceinline__ void write_directly(const Sums& sums) const {
-        const Index pitch = Index(work.p.a) * work.p.b * work.p.d;
-        float* to = out.y + at(lane / 4, 0, 0);
-#pragma unroll
-        for (int pass = 0; pass < PASSES; ++pass)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = pass * 64 + half * 8;
-                const int left = this->row + lane / 4 + row < work.rows ? work.p.b - j : 0;
-                write_row(sums, pass * RUN, half * 2, to + row * pitch, left);
-            }
-    }
-
-    // One row of a lane's, `first` of its sums of a unit on; `left` of its j are there.
-    __device__ __forceinline__ void write_row(const Sums& sums, int unit, int first, float* to, int left) const {
-        const auto bits = [&](int n, int second, int l) { return __float_as_uint(sums.of[unit + l][n * 4 + first + second]); };
-        const bool odd = lane % 2;
-        if constexpr (RUN == 4) {
-#pragma unroll
-            for (int n = 0; n < N / 8; ++n)
-#pragma unroll
-                for (int second = 0; second < 2; ++second) {
-                    const int j = column_of(lane, n, second);
-                    const auto l = [&](int l) { return bits(n, second, l); };
-                    if (j < left) write_out(to + j * L, make_uint4(l(0), l(1), l(2), l(3)));
-                }
-        } else if constexpr (RUN == 2) {  // of every two lanes the even one gets both lanes' first j, the other the second
-#pragma unroll
-            for (int n = 0; n < N / 8; ++n) {
-                const uint4 mine = make_uint4(bits(n, 0, 0), bits(n, 0, 1), bits(n, 1, 0), bits(n, 1, 1));
-                const uint4 other = from_other_lane(mine);
-                const int j = column_of(lane & ~1, n, odd);
-                if (j < left)
-                    write_out(to + j * L, odd ? make_uint4(other.z, other.w, mine.z, mine.w)
-                                              : make_uint4(mine.x, mine.y, other.x, other.y));
-            }
-        } else if constexpr (RUN == 3) {  // a lane has three vectors: it gives the second for the other's
-#pragma unroll
-            for (int n = 0; n < N / 8; n += 2) {
-                const auto word = [&](int w) { return bits(n + w / 6, w / 3 % 2, w % 3); };
-                const auto vector = [&](int v) { return make_uint4(word(v), word(v + 1), word(v + 2), word(v + 3)); };
-                const uint4 own = vector(0), last = vector(8), other = from_other_lane(vector(4));
-                const int even_j = column_of(lane & ~1, n, 0), odd_j = even_j + 4;
-                float* both = to + even_j * L + odd * 4;
-                if (even_j < left) write_out(both, choose(odd, other, own));
-                if ((odd ? odd_j : even_j) < left) write_out(both + 8, choose(odd, own, last));
-                if (odd_j < left) write_out(both + 16, choose(odd, last, other));
-            }
-        }
-    }
-
-    // Write 16 rows of what was laid out. Whole runs are for the copy engine, if all rows are there, as it would write
-    // those past the count; parts of runs are too short for it.
-    __device__ __forceinline__ void write(const float* from, int pass, const Team& team) const {
-        if (out.vectors && work.p.d == L && row + pass * 64 + 16 <= work.rows) {
-            if (team.thread == 0) copy_out(out.map, {j * L, i, row + pass * 64, 0}, shared_address(from));
-        } else if (L % 4 == 0 && out.vectors) {
-#pragma unroll 4
-            for (int e = team.thread * 4; e < Y_PASS; e += TEAM * 4) {
-                const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-                const float* vector = from + place_of_y(e / PITCH_Y, e % PITCH_Y);
-                if (is_there(row, j, l)) write_out(out.y + at(row, j, l), *reinterpret_cast<const uint4*>(vector));
-            }
-        } else {
-#pragma unroll 1
-            for (int e = team.thread; e < Y_PASS; e += TEAM) {
-                const int row = pass * 64 + e / PITCH_Y, j = e % PITCH_Y / L, l = e % L;
-                if (is_there(row, j, l)) out.y[at(row, j, l)] = from[place_of_y(e / PITCH_Y, e % PITCH_Y)];
-            }
-        }
-    }
-};
 
 __device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, char* shared, Ring ring) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
@@ -359,7 +188,7 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
         }
         Share mine{work.tile(index), work, out, lane, l};
         mine.row += row - lane / 4, mine.j += group_j * N;
-        if (DIRECT && out.vectors && work.p.d == L && !out.residual && out.activation == ACTIVATION_NONE) {
+        if (mine.goes_directly()) {
             mine.write_directly(sums);
             continue;
         }

@@ -165,7 +165,8 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
 #pragma unroll 1
         for (int step = 0; step < work.steps; ++step) {
             const Operand x_operand(x);
-            const auto word = [&](int s, int v) { return __float_as_uint(x[s][v]); };  // of each load of a lane
+            static_assert(STEPS == 4, "a word of each load");
+            const auto word = [&](int s, int v) { return __float_as_uint(x[s][v]); };
             barrier_arrive(x_ring.empty() + nothing_after(word(0, 0), word(0, 3), word(1, 0), word(1, 3), word(2, 0),
                                                           word(2, 3), word(3, 0), word(3, 3)));
             x_ring.next();
