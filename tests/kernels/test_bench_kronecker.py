@@ -212,6 +212,13 @@ def test_an_existing_way_that_is_wrong_is_not_the_best(error: float):
     assert best[0] == "bmm"
 
 
+@pytest.mark.parametrize(("bmm", "rival"), [(1.85, "bmm"), (2.15, "bmm"), (1.8, None), (2.3, None)])
+def test_an_existing_way_that_is_as_fast_but_for_the_clocks_is_a_rival(bmm: float, rival: str | None):
+    data = record(Problem(SMALL[0], ROWS, Precision.FP16), 2.0, bmm=bmm, einsum=5.0)
+
+    assert Record.from_json(data).rival == rival
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     """Ten patterns, batch-size-first in fp16 with ours at 1/1, 1/2 ... 1/10 of the roof and bmm four times slower."""
