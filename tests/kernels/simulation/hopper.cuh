@@ -87,6 +87,10 @@ struct Coordinates {
 };
 
 inline uint32_t dynamic_shared() { return uint32_t(machine::current->block + 1) << 24; }  // as in a cluster
+inline uint32_t shared_address(const void* pointer) {
+    const auto& shared = machine::cluster->blocks[machine::current->block].shared;
+    return dynamic_shared() + uint32_t(static_cast<const unsigned char*>(pointer) - shared.data());
+}
 
 inline void barrier_init(uint32_t barrier, int arrivals) {
     auto& barriers = machine::cluster->blocks[machine::current->block].barriers;
@@ -109,10 +113,16 @@ inline void barrier_wait(uint32_t address, uint32_t parity) {
     machine::wait_until([&barrier, parity] { return barrier.phase != (parity & 1); }, "barrier " + std::to_string(address));
 }
 
+inline void barrier_wait_unseen(uint32_t address, uint32_t parity) { barrier_wait(address, parity); }
+
 inline bool barrier_is_over(uint32_t address, uint32_t parity) {
     return machine::barrier_at(address).phase != (parity & 1);
 }
 inline void __nanosleep(unsigned) { machine::idle(); }
+template <int THREADS>
+inline void barrier_of(int id) {
+    machine::meet("barrier " + std::to_string(id) + " of block " + std::to_string(machine::current->block), THREADS);
+}
 inline void barrier_of_warpgroup(int) {
     machine::meet(machine::part("barrier of warpgroup ", machine::WARPGROUP), machine::WARPGROUP);
 }
@@ -197,7 +207,7 @@ inline float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // 16 k of a row of an operand in shared memory, which is made of matrices [8][8 k], see layout.cuh.
 template <class T>
-inline void read_row(const std::vector<unsigned char>& shared, uint64_t operand, int row, float (&values)[16]) {
+inline void read_row(const machine::Memory& shared, uint64_t operand, int row, float (&values)[16]) {
     const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
     const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * 16;
     for (int k = 0; k < 16; ++k) {

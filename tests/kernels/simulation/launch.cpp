@@ -3,9 +3,13 @@
 
 #undef __shared__
 #define __shared__
+#undef __align__
+#define __align__(bytes)
 #include SOURCE
 
-alignas(128) Element tile[232448 / sizeof(Element)];  // of sources that call theirs so, if their blocks are alone
+// Of sources that call theirs so, if their blocks are alone.
+alignas(128) Element tile[232448 / sizeof(Element)];
+alignas(1024) unsigned char shared[232448];
 
 #include <tuple>
 #include <utility>
@@ -42,7 +46,7 @@ extern "C" const char* launch(int grid, int threads, int cluster, int shared_byt
     std::mt19937 random(seed);
     for (int block = 0; block < grid && machine::failure.empty(); block += cluster) {
         machine::first_block = block;
-        machine::run_cluster(cluster, shared_bytes, random);
+        machine::run_cluster(cluster, shared_bytes, shared, random);
     }
     return machine::failure.empty() ? nullptr : machine::failure.c_str();
 }

@@ -49,8 +49,28 @@ struct Thread {
     std::deque<std::vector<Action>> committed_out;
 };
 
+// A block's shared memory: its own, or an array that a source declares, whose blocks are alone.
+class Memory {
+    std::vector<unsigned char> own;
+    unsigned char* start = nullptr;
+    size_t bytes = 0;
+
+public:
+    void open(size_t size, unsigned char* array) {
+        if (!array) own.resize(size);
+        start = array ? array : own.data(), bytes = size;
+        memset(start, 0xff, size);  // not a number
+    }
+    unsigned char* data() const { return start; }
+    size_t size() const { return bytes; }
+    unsigned char& at(size_t place) const {
+        if (place >= bytes) throw std::out_of_range("shared memory");
+        return start[place];
+    }
+};
+
 struct Block {
-    std::vector<unsigned char> shared;
+    Memory shared;
     std::map<uint32_t, Barrier> barriers;
     std::map<int, uint32_t> shuffled;
 };
@@ -179,11 +199,11 @@ inline std::string stuck() {
     return text;
 }
 
-inline void run_cluster(int blocks, int shared_bytes, std::mt19937& random) {
+inline void run_cluster(int blocks, int shared_bytes, unsigned char* array, std::mt19937& random) {
     Cluster mine;
     cluster = &mine;
     mine.blocks.resize(blocks);
-    for (Block& block : mine.blocks) block.shared.assign(shared_bytes, 0xff);  // not a number
+    for (Block& block : mine.blocks) block.shared.open(shared_bytes, blocks == 1 ? array : nullptr);
     mine.threads.resize(blocks * block_threads);
     for (int t = 0; t < blocks * block_threads; ++t) {
         Thread& thread = mine.threads[t];

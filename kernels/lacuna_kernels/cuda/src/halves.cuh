@@ -4,6 +4,7 @@
 
 #include "hopper.cuh"
 #include "ks_matmul.cuh"
+#include "lane_copies.cuh"
 #include "layout.cuh"
 #include "team.cuh"
 
@@ -35,32 +36,6 @@ constexpr int STAGES_AT = 128, Y_AT = (STAGES_AT + STAGES * STAGE_BYTES + 1023) 
 #ifdef SHARED_BYTES
 static_assert(SHARED_BYTES >= Y_AT + 4 * (CONSUMERS / TEAM) * BUFFERS * Y_BUFFER, "too little memory");
 #endif
-
-// Start copying; zeros instead of what is not there.
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool there) {
-    const int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void copy_4_bytes(uint32_t to, const float* from, bool there) {
-    const int bytes = there ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-// Arrive once all copies that this thread has started are done.
-__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-// As barrier_wait, but the compiler does not see the loop.
-__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{.reg .pred done;\n"
-        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
 
 // Which stage of the ring is next; `full` and `empty` are its barriers.
 struct Ring {
@@ -190,7 +165,7 @@ __device__ __forceinline__ void produce(const Work& work, const Sources& from, u
         const int bytes = min(J / 8, eights - tile.j / 8) * EIGHT_BYTES, runs = min(L, work.p.d - tile.l);
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            wait(ring.emptied(), ring.parity);
+            barrier_wait_unseen(ring.emptied(), ring.parity);
             const uint32_t stage = stages + ring.slot * STAGE_BYTES;
             if (threadIdx.x == CONSUMERS) {
                 barrier_expect(ring.filled(), bytes * runs);

@@ -20,7 +20,7 @@ struct Team {
 
     __device__ __forceinline__ void wait() const {
         if constexpr (GROUPS_D > 1)
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + number), "n"(TEAM) : "memory");
+            barrier_of<TEAM>(1 + number);
         else
             __syncwarp();
     }

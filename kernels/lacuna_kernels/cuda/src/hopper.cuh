@@ -63,6 +63,16 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
     }
 }
 
+// The same, but the compiler does not see the loop.
+__device__ __forceinline__ void barrier_wait_unseen(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
 // Whether the phase of this parity is over, without waiting.
 __device__ __forceinline__ bool barrier_is_over(uint32_t barrier, uint32_t parity) {
     uint32_t done;
@@ -122,9 +132,12 @@ __device__ __forceinline__ void copies_out_have_read() {
 // What threads stored in shared memory becomes visible to the copies and products that follow.
 __device__ __forceinline__ void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ __forceinline__ void barrier_of_warpgroup(int id) {
-    asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+// Where so many threads meet; `id` is one of 1 to 15.
+template <int THREADS>
+__device__ __forceinline__ void barrier_of(int id) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
+__device__ __forceinline__ void barrier_of_warpgroup(int id) { barrier_of<128>(id); }
 
 // An operand tile in shared memory.
 // Rows of 64 elements along k: groups of 8 rows lie 1024 bytes apart, k16 steps 32.

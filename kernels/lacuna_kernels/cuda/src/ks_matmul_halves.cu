@@ -161,7 +161,8 @@ __device__ __forceinline__ uint32_t finish_columns(Sums& sums, const float* scal
     return nothing_after(made);
 }
 
-__device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, char* shared, Ring ring) {
+__device__ __forceinline__ void consume(const Work& work, const Output& out, bool has_bias, unsigned char* shared,
+                                        Ring ring) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
     const int l = group % GROUPS_D * RUN, group_j = group / GROUPS_D % GROUPS_B;
     const int row = group / (GROUPS_D * GROUPS_B) * 64 * PASSES + warp * 16 + lane / 4;
@@ -177,8 +178,8 @@ __device__ __forceinline__ void consume(const Work& work, const Output& out, boo
         Sums sums = {};
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            wait(ring.filled(), ring.parity);
-            const char* stage = shared + ring.slot * STAGE_BYTES;
+            barrier_wait_unseen(ring.filled(), ring.parity);
+            const unsigned char* stage = shared + ring.slot * STAGE_BYTES;
             accumulate(sums, reinterpret_cast<const float*>(stage + x_lane), shared_address(stage) + weights);
             uint32_t done = 0;
             if (step == steps - 1)
@@ -215,7 +216,7 @@ ks_matmul_halves(const __grid_constant__ TensorMap y_map, const float* __restric
                  const char* __restrict__ packed, const float* __restrict__ scale,
                  const float* __restrict__ bias, const float* residual, float* y, const int* __restrict__ count,
                  int rows, int a, int b, int c, int d, int activation, float negative_slope, int vectors_out) {
-    extern __shared__ __align__(1024) char shared[];
+    extern __shared__ __align__(1024) unsigned char shared[];
     const Work work{{a, b, c, d}, rows_in_use(count, rows)};
     const uint32_t full = shared_address(shared), empty = full + 8 * STAGES;
     if (threadIdx.x == 0) {
