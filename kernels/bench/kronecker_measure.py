@@ -146,19 +146,24 @@ def measure(device: Device, problem: Problem, wanted: Collection[str] = (), with
             best = inf if name.startswith(OURS) or record.best is None else record.best[1]
             record.ways[name] = _measure(prepare, operands, judge, _HOPELESS * best)
     if rival := record.rival:
-        for name, ms in _in_turns({name: ways[name](operands) for name in (OURS, rival)}, len(operands.xs)).items():
+        for name, ms in _in_turns({name: ways[name] for name in (OURS, rival)}, operands).items():
             record.ways[name]["ms"] = _rounded(ms)
     if OURS in record.ways:
         record.ways[OURS]["way"] = candidates(problem, device.limits)[0].name
     return record
 
 
-def _in_turns(contest: dict[str, Multiply], copies: int) -> dict[str, float]:
-    """Median milliseconds of each, timed one after the other again and again."""
-    times: dict[str, list[float]] = {name: [] for name in contest}
-    for _ in range(_TURNS):
-        for name, multiply in contest.items():
-            times[name].append(milliseconds(multiply, copies))
+def _in_turns(contest: dict[str, Callable[[Operands], Multiply]], operands: Operands) -> dict[str, float]:
+    """Median milliseconds of each, timed one after the other again and again; none if there is no memory for all."""
+    try:
+        prepared = {name: prepare(operands) for name, prepare in contest.items()}
+        times: dict[str, list[float]] = {name: [] for name in contest}
+        for _ in range(_TURNS):
+            for name, multiply in prepared.items():
+                times[name].append(milliseconds(multiply, len(operands.xs)))
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {}
     return {name: median(each) for name, each in times.items()}
 
 
