@@ -38,7 +38,8 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 
 // 0, which is there once words that this thread reads from shared memory have come. An arrival overtakes loads under
 // way, so that a copy may overwrite what they are to read, and the compiler may move what is done with the words behind
-// the arrival. So its address is made to depend on them, by gridDim.y - 1, which is 0 though the compiler cannot know.
+// the arrival. So the barrier it is at is made to depend on them, by gridDim.y - 1, which is 0 though the compiler cannot
+// know.
 template <class... Words>
 __device__ __forceinline__ uint32_t nothing_after(Words... words) {
     return (... ^ words) & (gridDim.y - 1);
