@@ -30,7 +30,7 @@ class Tf32:
 
     parts     2: big and small parts of x and values, three products, fp32's accuracy; 1: rounded to tf32, one product
     x_stages  steps of 32 k of x under way in shared memory; w_stages of values
-    y_columns  of a tile that go out at once
+    y_columns  of a tile that go out at once, through y_buffers
     halves    whether the parts are scaled fp16, two of them, instead of tf32
     """
 
@@ -42,6 +42,7 @@ class Tf32:
     w_stages: int
     y_columns: int
     halves: bool = False
+    y_buffers: int = 1
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Tf32:
     def shared_bytes(self) -> int:
         """Of a block: stages of x, tiles of y on their way out, stages of values, where tiles are, and barriers."""
         y_lines = 2 * self.y_columns if self.layout is Layout.LAST else 64 * ceil(self.y_columns / STEP)
-        lines = self.x_stages * self.rows + self.warpgroups * y_lines
+        lines = self.x_stages * self.rows + self.warpgroups * self.y_buffers * y_lines
         values = self.w_stages * self._value_bytes * self.columns * STEP
         return lines * _LINE_BYTES + values + 32 * self.x_stages + 16 * self.w_stages
 
@@ -88,6 +89,7 @@ class Tf32:
             "X_STAGES": self.x_stages,
             "W_STAGES": self.w_stages,
             "Y_COLUMNS": self.y_columns,
+            "Y_BUFFERS": self.y_buffers,
             "COUNTERS": COUNTERS,
         }
         name = "ks_matmul_tf32"
@@ -272,12 +274,12 @@ _TILES = {
         (2, 64, 3, 4, 10, 64, True),
         (2, 96, 3, 4, 6, 48, True),
         (2, 128, 2, 5, 7, 64, True),
-        (1, 48, 3, 5, 8, 48),
-        (1, 64, 4, 4, 4, 64),
-        (1, 96, 4, 4, 4, 48),
+        (1, 48, 3, 5, 8, 24, False, 2),
+        (1, 64, 4, 4, 4, 32, False, 2),
+        (1, 96, 4, 4, 4, 24, False, 2),
         (1, 128, 2, 6, 6, 64),
-        (1, 128, 3, 4, 4, 64),
-        (1, 256, 2, 4, 4, 64),
+        (1, 128, 3, 4, 4, 32, False, 2),
+        (1, 256, 2, 4, 4, 32, False, 2),
     ),
     Layout.FIRST: (
         (2, 48, 3, 4, 6, 48),
@@ -291,7 +293,7 @@ _TILES = {
         (1, 64, 3, 5, 6, 64),
         (1, 96, 2, 7, 5, 96),
         (1, 128, 2, 6, 6, 64),
-        (1, 256, 2, 4, 4, 64),
+        (1, 256, 2, 4, 4, 32, False, 2),
     ),
 }
 WAYS = tuple(Tf32(layout, *tile) for layout, tiles in _TILES.items() for tile in tiles)

@@ -10,7 +10,8 @@
 //   second  two warpgroups: 64 columns j of y at a time, for one l of the block, 8 of them for each block, which
 //           interleaves all l of its columns, and writes them
 // Barriers run over the team: a buffer of z or y is full once all bytes are there, which blocks store in each other's
-// memory, and empty once its readers have told all blocks that write it.
+// memory, and the warps have arrived that store in their own; it is empty once its readers have told all blocks that
+// write it.
 #ifndef FIRST_M
 #define ELEMENT __nv_bfloat16
 #define FIRST_M 4    // pieces of 64 features of z of a warpgroup
@@ -49,6 +50,8 @@ constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  //
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
 constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side in a piece
 constexpr int Y_COLUMN = 2 * TILE, Y_L = 8 * PARTS * Y_COLUMN, Y_BYTES = WIDTH_L * Y_L;  // [l][j][row]
+constexpr int HERE = 2 * 32;  // threads that store in their own block
+constexpr int Z_SENT = Z_BYTES / TEAM * (TEAM - 1), Y_SENT = Y_BYTES / TEAM * (TEAM - 1);  // bytes that others store
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + Z_BUFFERS * Z_BYTES;
 constexpr int AT_X_FULL = AT_Y + Y_BUFFERS * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
 constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 8 * Z_BUFFERS;
@@ -88,6 +91,14 @@ struct Place {
     uint32_t shared;
     int rank, tile, tiles, step;
 };
+
+// From this block's places to those of another.
+__device__ __forceinline__ uint32_t away(const Place& at, int rank) { return in_block(at.shared, rank) - at.shared; }
+
+// The warp of each warpgroup that stores in its own block says so, lane by lane.
+__device__ __forceinline__ void stored_here(const Place& at, uint32_t full) {
+    if (threadIdx.x / 32 % 4 == at.rank / 2) barrier_arrive(at.shared + full);
+}
 
 // ---- the first factor ----
 // The slots of a warpgroup; full and empty barriers lie AT_X_EMPTY - AT_X_FULL apart.
@@ -131,10 +142,8 @@ __device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], 
     const uint32_t place = AT_Z + buffer * Z_BYTES + lane / 4 / PIECE_K * (SECOND_K * Z_LINE) +
                            swizzled<Z_LINE>(k * Z_LINE + lane % 4 * 16);
 #pragma unroll
-    for (int high = 0; high < 2; ++high) {
-        const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 features
-        store_there(owner + place, eight_rows(d, high), owner + AT_Z_FULL + 8 * buffer);
-    }
+    for (int high = 0; high < 2; ++high)  // owners of 8 features each
+        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high), at.shared + AT_Z_FULL + 8 * buffer);
 }
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
@@ -181,6 +190,8 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
             if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * z.stage, z.phase ^ 1);
             send_z(at, d, first + m, z.stage);
         }
+        publish_shared();
+        stored_here(at, AT_Z_FULL + 8 * z.stage);
         z.next(Z_BUFFERS);
     }
 }
@@ -219,12 +230,10 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const 
         }
     }
     if (!e.residual && e.activation != ACTIVATION_NONE) activate_all(d, e);
+    const uint32_t place = AT_Y + buffer * Y_BYTES + y_offset(at.rank * OWN_L + l, part * 8 + lane / 4, lane % 4);
 #pragma unroll
-    for (int high = 0; high < 2; ++high) {
-        const uint32_t owner = in_block(at.shared, 2 * warp + high);  // of 8 columns
-        store_there(owner + AT_Y + buffer * Y_BYTES + y_offset(at.rank * OWN_L + l, part * 8 + lane / 4, lane % 4),
-                    eight_rows(d, high), owner + AT_Y_FULL + 8 * buffer);
-    }
+    for (int high = 0; high < 2; ++high)  // owners of 8 columns each
+        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high), at.shared + AT_Y_FULL + 8 * buffer);
 }
 
 // ---- write ----
@@ -266,7 +275,7 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
     const int thread = threadIdx.x % WRITERS;
     const uint32_t full = at.shared + AT_Y_FULL + 8 * y.stage, empty = at.shared + AT_Y_EMPTY + 8 * y.stage;
     barrier_wait(full, y.phase);
-    if (thread == 0) barrier_expect(full, Y_BYTES);
+    if (thread == 0) barrier_expect(full, Y_SENT);
 #pragma unroll 1
     for (int unit = thread; unit < UNITS; unit += WRITERS) {
         const int run = unit % RUNS, column = unit / 16 % (RUNS * PARTS) * (8 / RUNS) + unit % 8 / RUNS;
@@ -286,7 +295,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
     const uint32_t full = at.shared + AT_Z_FULL + 8 * from.stage, empty = at.shared + AT_Z_EMPTY + 8 * from.stage;
     barrier_wait(full, from.phase);
-    if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_BYTES);
+    if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_SENT);
     publish_shared();
 #pragma unroll
     for (int m = 0; m < SECOND_M; ++m) {
@@ -303,6 +312,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
         if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.stage, y.phase ^ 1);
         send_y(at, d, e, l, part, y.stage);
     }
+    stored_here(at, AT_Y_FULL + 8 * y.stage);
 }
 
 __device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e,
@@ -329,16 +339,16 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
         barrier_init(shared + AT_X_EMPTY + 8 * slot, WARPGROUP / 32);
     }
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) {
-        barrier_init(shared + AT_Z_FULL + 8 * buffer, 1);
+        barrier_init(shared + AT_Z_FULL + 8 * buffer, 1 + HERE);
         barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
     }
     for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) {
-        barrier_init(shared + AT_Y_FULL + 8 * buffer, 1);
+        barrier_init(shared + AT_Y_FULL + 8 * buffer, 1 + HERE);
         barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * WRITERS / 32);
     }
     barriers_are_ready();
-    for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_BYTES);
-    for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) barrier_expect(shared + AT_Y_FULL + 8 * buffer, Y_BYTES);
+    for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_SENT);
+    for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) barrier_expect(shared + AT_Y_FULL + 8 * buffer, Y_SENT);
 }
 
 // first, second: the weights of the factors in pieces of 64 rows, see read_weights.

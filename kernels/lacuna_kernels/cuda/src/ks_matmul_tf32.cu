@@ -22,6 +22,7 @@
 #define X_STAGES 4
 #define W_STAGES 5
 #define Y_COLUMNS 64  // of a tile go out at once
+#define Y_BUFFERS 1   // of those, for each warpgroup
 #endif
 
 #include "tf32_operands.cuh"
@@ -152,7 +153,8 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
     const int warpgroup = threadIdx.x / 128;
     const bool short_end = (p.c - 1) % TILE_K < TILE_K / 2;  // then half of the last step is enough
     const bool warp_leads = threadIdx.x % 32 == 0, leads = threadIdx.x % 128 == 0;
-    const uint32_t y_stage = shared + Y_AT + warpgroup * Y_BYTES;
+    const uint32_t y_stages = shared + Y_AT + warpgroup * Y_BUFFERS * Y_BYTES;
+    int turn = 0;  // of them
     float x[STEPS][4];
     const auto load = [&] {
         x_ring.wait_full();
@@ -187,7 +189,9 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
 #pragma unroll
             for (int done = 0; done < TILE_B; done += Y_COLUMNS) {
                 const int across = at.across * TILE_B + done;
-                if (leads) copies_out_have_read<0>();
+                const uint32_t y_stage = y_stages + turn * Y_BYTES;
+                turn = (turn + 1) % Y_BUFFERS;
+                if (leads) copies_out_have_read<Y_BUFFERS - 1>();
                 barrier_of_warpgroup(1 + warpgroup);
                 stage_y(sums, done / 2, y_stage, lane);
                 publish_shared();

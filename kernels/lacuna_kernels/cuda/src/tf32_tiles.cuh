@@ -20,7 +20,7 @@ constexpr int Y_BOXES = LAST ? 2 : (Y_COLUMNS + 31) / 32;  // of a warpgroup
 constexpr int Y_BOX_BYTES = (LAST ? Y_COLUMNS : 64) * LINE;
 constexpr int Y_BYTES = Y_BOXES * Y_BOX_BYTES;
 constexpr int Y_AT = X_STAGES * X_BYTES;
-constexpr int W_AT = Y_AT + WARPGROUPS * Y_BYTES;
+constexpr int W_AT = Y_AT + WARPGROUPS * Y_BUFFERS * Y_BYTES;
 constexpr int PLACES_AT = W_AT + W_STAGES * W_BYTES, BARRIERS_AT = PLACES_AT + 16 * X_STAGES;
 constexpr int THREADS = 128 * (WARPGROUPS + 1), START_REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : WARPGROUPS == 3 ? 152 : 112;
