@@ -165,6 +165,6 @@ def _fragments(weights: Tensor) -> Tensor:
 CHAIN_WAYS = (
     Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 256, 16), batch=2, stages=4, z=3, y=3),
     Team(KSPattern(16, 64, 256, 1), KSPattern(1, 64, 64, 16), batch=1, stages=4, z=2, y=2),
-    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), batch=2, stages=4, z=2, y=3),
+    Team(KSPattern(64, 64, 64, 1), KSPattern(1, 64, 64, 64), batch=1, stages=8, z=2, y=3),
 )
 """The two factors of GPT-2-medium's second linear layer, either way, and of a Monarch matrix of 4096."""

@@ -285,8 +285,8 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
         const uint32_t from = at.shared + AT_Y + y.stage * Y_BYTES + place;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
-    __syncwarp();
-    if (thread % 32 < TEAM) arrive_there(in_block(empty, thread % 32));
+    barrier_of_warpgroup(1 + thread / WARPGROUP);
+    if (thread % WARPGROUP < TEAM) arrive_there(in_block(empty, thread % 32));
 }
 
 // Multiply what the block got of z, and send it on.
@@ -308,7 +308,10 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
             multiply_add_registers<TILE, 1>(d, w[m][k], z + k * Z_LINE, k, Element());
         products_commit();
         finish_products(d);
-        if (m == SECOND_M - 1 && lane < TEAM) arrive_there(in_block(empty, lane));
+        if (m == SECOND_M - 1) {
+            barrier_of_warpgroup(1 + group);
+            if (threadIdx.x % WARPGROUP < TEAM) arrive_there(in_block(empty, lane));
+        }
         if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.stage, y.phase ^ 1);
         send_y(at, d, e, l, part, y.stage);
     }
@@ -340,11 +343,11 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
     }
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1 + HERE);
-        barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 8);
+        barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 2);
     }
     for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1 + HERE);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * WRITERS / 32);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * 2);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_SENT);
