@@ -1,5 +1,9 @@
-"""Run every way to multiply by Kronecker-sparse factors on small sizes that miss the tile; for compute-sanitizer."""
+"""Run every way to multiply by Kronecker-sparse factors on small sizes that miss the tile; for compute-sanitizer.
 
+Its argument says which of the PARTS that share the ways out this is, from 0 on.
+"""
+
+import sys
 from collections import Counter
 
 import torch
@@ -13,7 +17,7 @@ from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import PLAIN, ChainWay, Epilogue, Operands, Way
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
-from tests.kernels.sanitized import every_variant_of
+from tests.kernels.sanitized import noted
 
 SOURCES = {
     "ks_chain.cu",
@@ -38,6 +42,8 @@ PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
 ENOUGH = 8
 """Patterns of a way: the tools take minutes."""
+PARTS = 12
+"""Processes that share the ways out."""
 ROWS = 72
 CHAINS = [[(3, 40, 24, 1), (1, 24, 40, 3)], [(16, 64, 256, 1), (1, 64, 64, 16)]]
 CHAINS += [[(64, 64, 64, 1), second] for second in ((1, 64, 256, 16), (1, 64, 64, 64))]
@@ -68,28 +74,28 @@ def multiply_chain(device: Device, way: ChainWay, problems: list[Problem], kind:
     way.launch(device, problems, packed, Operands(x, y, epilogue, count, scratch))
 
 
-def main() -> None:
-    """Launch each way on patterns that it fits, in each precision and layout, and each chain."""
+def main(part: int) -> None:
+    """Launch each way of a part on patterns that it fits, in each precision and layout, and each chain."""
     ran: Counter[tuple[str, Precision, Layout]] = Counter()
-    with every_variant_of(SOURCES) as device:
+    with noted() as device:
         for pattern in PATTERNS:
             for precision in Precision:
                 for layout in Layout:
                     problem = Problem(KSPattern(*pattern), ROWS, precision, layout)
-                    for way in WAYS:
+                    for way in WAYS[part::PARTS]:
                         kind = (way.name, precision, layout)
                         if ran[kind] < ENOUGH and way.fits(problem, device.limits):
                             for plain in (False, True):
                                 multiply(device, way, problem, plain)
                             ran[kind] += 1
-        for tall in tf32.WAYS:  # whole tiles leave otherwise than those that rows end in
+        for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in
             problem = Problem(KSPattern(2, 40, 72, 1), tall.rows + 8, tall.precision, tall.layout)
             if tall.fits(problem, device.limits):
                 multiply(device, tall, problem)
         for precision in Precision:
             for patterns in CHAINS:
                 problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
-                for chain_way in CHAIN_WAYS:
+                for chain_way in CHAIN_WAYS[part::PARTS]:
                     if chain_way.fits(problems, device.limits):
                         multiply_chain(device, chain_way, problems, problems[0].dtype)
                         if isinstance(chain_way, FewRowsChain):
@@ -97,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

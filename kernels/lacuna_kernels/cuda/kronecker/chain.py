@@ -103,7 +103,7 @@ class Team:
         """Reading the weights, then a team's tiles one after the other; from measurements on an H200."""
         tiles = ceil(ceil(problems[0].rows / _TILE) / _teams(limits))
         first, second = self.first.width_out / _PIECE, self.second.width_out / _PIECE
-        return 8e-6 + tiles * (0.45e-6 + 0.016e-6 * first + 0.021e-6 * second)
+        return 8e-6 + tiles * (0.71e-6 + 0.0083e-6 * first + 0.018e-6 * second)
 
     def scratch_bytes(self, problems: Sequence[Problem]) -> int:
         """None."""
