@@ -34,7 +34,7 @@
 #include "ring.cuh"
 #include "team.cuh"
 
-constexpr int TEAM = 8, WARPGROUP = 128, THREADS = 4 * WARPGROUP;
+constexpr int TEAM = 8, WARPGROUP = 128, GROUPS = 2, THREADS = 2 * GROUPS * WARPGROUP;  // GROUPS for each factor
 constexpr int TILE = 32;                     // rows
 constexpr int SUMS = TILE / 2;               // of a thread, for one piece
 constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
@@ -50,7 +50,7 @@ constexpr int X_PIECE = X_PLANE * (FIRST_K / 64), X_BYTES = BATCH * X_PIECE;  //
 constexpr int Z_LINE = 2 * TILE, Z_BYTES = OWN_L * SECOND_K * Z_LINE;        // [l][k][row]
 constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side in a piece
 constexpr int Y_COLUMN = 2 * TILE, Y_L = 8 * PARTS * Y_COLUMN, Y_BYTES = WIDTH_L * Y_L;  // [l][j][row]
-constexpr int HERE = 2 * 32;  // threads that store in their own block
+constexpr int HERE = GROUPS * 32;  // threads that store in their own block
 constexpr int Z_SENT = Z_BYTES / TEAM * (TEAM - 1), Y_SENT = Y_BYTES / TEAM * (TEAM - 1);  // bytes that others store
 constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + Z_BUFFERS * Z_BYTES;
 constexpr int AT_X_FULL = AT_Y + Y_BUFFERS * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
@@ -92,7 +92,7 @@ struct Place {
     int rank, tile, tiles, step;
 };
 
-// From this block's places to those of another.
+// From this block's places to those of another; 0 for its own.
 __device__ __forceinline__ uint32_t away(const Place& at, int rank) { return in_block(at.shared, rank) - at.shared; }
 
 // The warp of each warpgroup that stores in its own block says so, lane by lane.
@@ -143,7 +143,8 @@ __device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], 
                            swizzled<Z_LINE>(k * Z_LINE + lane % 4 * 16);
 #pragma unroll
     for (int high = 0; high < 2; ++high)  // owners of 8 features each
-        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high), at.shared + AT_Z_FULL + 8 * buffer);
+        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high),
+                      at.shared + AT_Z_FULL + 8 * buffer);
 }
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
@@ -233,7 +234,8 @@ __device__ __forceinline__ void send_y(const Place& at, float (&d)[SUMS], const 
     const uint32_t place = AT_Y + buffer * Y_BYTES + y_offset(at.rank * OWN_L + l, part * 8 + lane / 4, lane % 4);
 #pragma unroll
     for (int high = 0; high < 2; ++high)  // owners of 8 columns each
-        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high), at.shared + AT_Y_FULL + 8 * buffer);
+        store_in_team(at.shared + place, away(at, 2 * warp + high), eight_rows(d, high),
+                      at.shared + AT_Y_FULL + 8 * buffer);
 }
 
 // ---- write ----
@@ -343,11 +345,11 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
     }
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Z_FULL + 8 * buffer, 1 + HERE);
-        barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * 2);
+        barrier_init(shared + AT_Z_EMPTY + 8 * buffer, TEAM * GROUPS);
     }
     for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1 + HERE);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * 2);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * GROUPS);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_SENT);
