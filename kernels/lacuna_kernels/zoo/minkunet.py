@@ -1,27 +1,15 @@
 """MinkUNet: a U-shaped sparse-convolution network that gives every point of a cloud a class.
 
-Choy, Gwak and Savarese, arXiv 1904.08755; laid out as in SPVNAS (arXiv 2007.16100) and TorchSparse (arXiv 2204.10319).
+Choy, Gwak and Savarese, arXiv 1904.08755.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.zoo.draft import Draft, class_names
+from lacuna_kernels.zoo.draft import class_names
+from lacuna_kernels.zoo.unet import LEVELS, UNET_CHANNELS, Color, Shape, down, segmentation, stem, up, voxelized
 
-MINKUNET_CHANNELS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
-LEVELS = 4
-EPS = 1e-5
-Color = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A value of the draft and its channels."""
-
-    name: str
-    channels: int
+MINKUNET_CHANNELS = UNET_CHANNELS
 
 
 def minkunet(
@@ -48,49 +36,14 @@ def minkunet(
 
     Raises ValueError if there are not nine channels or eight numbers of blocks.
     """
-    if len(channels) != 2 * LEVELS + 1 or len(blocks) != 2 * LEVELS:
-        raise ValueError(f"needs {2 * LEVELS + 1} channels and {2 * LEVELS} blocks, got {channels} and {blocks}")
-    sizes = [int(width * size) for size in channels]
-    voxel = [voxel_size_m] * 3 if isinstance(voxel_size_m, float | int) else list(voxel_size_m)
-    draft = Draft(points={"axis": "point", "dtype": "fp32", "columns": list(columns)})
-    grid = draft.add("grid", "voxelize", "points", voxel_size_m=voxel, reduce=reduce)
-    finest = _unet(draft, grid, sizes, blocks)
-    count, told = class_names(classes)
-    head = draft.add("head", "linear", finest, out_features=count)
+    shape = Shape.of(channels, blocks, width)
+    draft, grid = voxelized(columns, voxel_size_m, reduce)
+    x, left = stem(draft, grid, shape), []
+    for level in range(1, LEVELS + 1):
+        left.append(x)
+        x = down(draft, level, x, shape)
+    for level in range(1, LEVELS + 1):
+        x = up(draft, level, x, left.pop(), shape)
+    head = draft.add("head", "linear", x.name, out_features=class_names(classes)[0])
     logits = draft.add("logits", "devoxelize", head, grid, mode="nearest")
-    draft.add("labels", "argmax", logits)
-    if not scores:
-        return draft.graph(labels=told | _told("colors", colors))
-    draft.add("scores", "softmax", logits)
-    return draft.graph(labels=told | _told("colors", colors), scores=told)
-
-
-def _told(key: str, values: Sequence[Color] | None) -> dict[str, list[Color]]:
-    return {} if values is None else {key: list(values)}
-
-
-def _unet(draft: Draft, grid: str, sizes: Sequence[int], blocks: Sequence[int]) -> str:
-    x = draft.conv("stem1", grid, sizes[0], EPS, kernel_size=(3, 3, 3))
-    x = draft.conv("stem2", x, sizes[0], EPS, kernel_size=(3, 3, 3))
-    here, left = _Site(x, sizes[0]), []
-    for level in range(1, LEVELS + 1):
-        left.append(here)
-        x = draft.conv(f"down{level}", here.name, here.channels, EPS, **_halving())
-        here = _blocks(draft, f"down{level}", _Site(x, here.channels), sizes[level], blocks[level - 1])
-    for level in range(1, LEVELS + 1):
-        size, skip = sizes[LEVELS + level], left.pop()
-        x = draft.conv(f"up{level}", here.name, size, EPS, mode="inverse", of=f"down{LEVELS + 1 - level}")
-        x = draft.add(f"up{level}_joined", "concat", x, skip.name)
-        here = _blocks(draft, f"up{level}", _Site(x, size + skip.channels), size, blocks[LEVELS + level - 1])
-    return here.name
-
-
-def _halving() -> dict[str, Any]:
-    return {"mode": "strided", "kernel_size": (2, 2, 2), "stride": (2, 2, 2)}
-
-
-def _blocks(draft: Draft, name: str, x: _Site, channels: int, count: int) -> _Site:
-    for index in range(1, count + 1):
-        y = draft.residual(f"{name}_block{index}", x.name, channels, EPS, shortcut=x.channels != channels)
-        x = _Site(y, channels)
-    return x
+    return segmentation(draft, logits, classes, colors, scores=scores)
