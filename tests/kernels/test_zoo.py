@@ -7,7 +7,7 @@ from lacuna_kernels import Axis, DType, Graph, Value, collate, random_weights, s
 from lacuna_kernels.errors import GraphError
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.sparse_conv import SparseConv
-from lacuna_kernels.zoo import centerpoint_encoder, dense_mlp, kronecker_mlp, minkunet
+from lacuna_kernels.zoo import centerpoint_encoder, dense_mlp, kronecker_mlp, minkunet, spvcnn
 
 SMALL = (4, 4, 6, 8, 8, 8, 6, 4, 4)
 
@@ -88,6 +88,37 @@ def test_minkunet_on_a_ragged_batch_equals_each_cloud_alone():
 def test_minkunet_takes_other_columns():
     graph = minkunet(3, SMALL, columns=("x", "y", "z", "red", "green", "blue"), voxel_size_m=(0.02, 0.02, 0.02))
     assert walk(graph, random_weights(graph, 0), cloud(20, 1, columns=6))["labels"].data.shape == (20,)
+
+
+def test_default_spvcnn_has_49_convolutions_and_21_8_million_parameters():
+    graph = spvcnn(19)
+    assert len(convolutions(graph)) == 49
+    assert round(parameters(graph) / 1e6, 1) == 21.8  # as SPVNAS reports for SPVCNN
+    assert graph.output_types["labels"].axis is Axis.POINT
+
+
+def test_spvcnn_goes_through_the_points_four_times():
+    graph = spvcnn(19)
+    points = [graph.types[f"points{turn}"] for turn in range(4)]
+    assert [kind.axis for kind in points] == [Axis.POINT] * 4
+    assert [kind.channels for kind in points] == [32, 256, 128, 96]
+    assert [graph.types[f"voxels{turn}"].level.stride[0] for turn in range(3)] == [1, 16, 4]
+
+
+def test_points_of_one_voxel_differ_in_spvcnn_and_not_in_minkunet():
+    near = {"points": Value(torch.tensor([[0.01, 0.01, 0.01, 0.2], [0.09, 0.02, 0.01, 0.2], [0.15, 0.05, 0.05, 0.4]]),
+                            torch.tensor([0, 3]))}  # fmt: skip
+    differ = {}
+    for build in (minkunet, spvcnn):
+        graph = build(5, SMALL, voxel_size_m=0.1, scores=True)
+        first, second, _ = walk(graph, random_weights(graph, seed=1), near)["scores"].data
+        differ[build] = not torch.equal(first, second)
+    assert differ == {minkunet: False, spvcnn: True}
+
+
+def test_spvcnn_on_a_ragged_batch_equals_each_cloud_alone():
+    graph = spvcnn(5, SMALL, (1,) * 8, voxel_size_m=0.1, scores=True)
+    assert_batch_equals_each_alone(graph, [cloud(200, seed=4), cloud(0, seed=5), cloud(1, seed=6), cloud(90, seed=7)])
 
 
 def test_centerpoint_encoder_shrinks_the_grid_as_the_original_does():

@@ -4,6 +4,7 @@ from lacuna_kernels.zoo.centerpoint import centerpoint_encoder
 from lacuna_kernels.zoo.gpt2 import GPT2_MEDIUM_CHAINS, gpt2
 from lacuna_kernels.zoo.minkunet import MINKUNET_CHANNELS, minkunet
 from lacuna_kernels.zoo.mlp import dense_mlp, kronecker_mlp
+from lacuna_kernels.zoo.spvcnn import spvcnn
 from lacuna_kernels.zoo.transformer import Chains, Part
 from lacuna_kernels.zoo.vit import VIT_S16_CHAINS, vit
 
@@ -18,5 +19,6 @@ __all__ = [
     "gpt2",
     "kronecker_mlp",
     "minkunet",
+    "spvcnn",
     "vit",
 ]
