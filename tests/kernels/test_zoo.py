@@ -5,9 +5,10 @@ import torch
 
 from lacuna_kernels import Axis, DType, Graph, Value, collate, random_weights, split, walk
 from lacuna_kernels.errors import GraphError
+from lacuna_kernels.ops.image import Conv2d
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.sparse_conv import SparseConv
-from lacuna_kernels.zoo import centerpoint_encoder, dense_mlp, kronecker_mlp, minkunet, spvcnn
+from lacuna_kernels.zoo import NECK_CHANNELS, centerpoint_encoder, dense_mlp, kronecker_mlp, minkunet, spvcnn
 
 SMALL = (4, 4, 6, 8, 8, 8, 6, 4, 4)
 
@@ -135,6 +136,27 @@ def test_centerpoint_encoder_on_a_ragged_batch_equals_each_cloud_alone():
     graph = centerpoint_encoder(channels=(4, 6, 8, 8), range_m=(-6.0, -6.0, -5.0, 6.0, 6.0, 3.0))
     clouds = [cloud(150, seed=seed, columns=5, spread_m=14.0) for seed in (1, 2)]
     assert_batch_equals_each_alone(graph, clouds)
+
+
+def test_centerpoint_neck_joins_two_scales_of_the_birds_eye_view():
+    graph = centerpoint_encoder(neck=NECK_CHANNELS)
+    assert graph.types["bev"].shape == (256, 180, 180)
+    assert graph.types["scale2_conv6"].shape == (256, 90, 90)
+    assert graph.output_types["neck"].shape == (512, 180, 180)
+    assert sum(isinstance(node, Conv2d) for node in graph.nodes) == 2 * (1 + 5) + 2
+
+
+def test_centerpoint_neck_on_a_ragged_batch_equals_each_cloud_alone():
+    range_m = (-4.8, -4.8, -5.0, 4.8, 4.8, 3.0)
+    graph = centerpoint_encoder(channels=(4, 6, 8, 8), range_m=range_m, neck=(4, 6))
+    clouds = [cloud(150, seed=1, columns=5, spread_m=9.0), cloud(0, seed=2, columns=5)]
+    assert graph.output_types["neck"].shape == (12, 16, 16)
+    assert_batch_equals_each_alone(graph, clouds)
+
+
+def test_centerpoint_neck_of_a_view_that_does_not_halve_is_refused():
+    with pytest.raises(GraphError, match="neck"):
+        centerpoint_encoder(range_m=(-4.5, -4.5, -5.0, 4.5, 4.5, 3.0), neck=(4, 6))
 
 
 def test_kronecker_mlp_has_the_widths_and_a_fraction_of_the_parameters_of_its_dense_twin():

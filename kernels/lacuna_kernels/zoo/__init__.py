@@ -1,6 +1,6 @@
 """Builders of known networks, as graphs without weights: the widths and depths are yours."""
 
-from lacuna_kernels.zoo.centerpoint import centerpoint_encoder
+from lacuna_kernels.zoo.centerpoint import NECK_CHANNELS, centerpoint_encoder
 from lacuna_kernels.zoo.gpt2 import GPT2_MEDIUM_CHAINS, gpt2
 from lacuna_kernels.zoo.minkunet import MINKUNET_CHANNELS, minkunet
 from lacuna_kernels.zoo.mlp import dense_mlp, kronecker_mlp
@@ -11,6 +11,7 @@ from lacuna_kernels.zoo.vit import VIT_S16_CHAINS, vit
 __all__ = [
     "GPT2_MEDIUM_CHAINS",
     "MINKUNET_CHANNELS",
+    "NECK_CHANNELS",
     "VIT_S16_CHAINS",
     "Chains",
     "Part",
