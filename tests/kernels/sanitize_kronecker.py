@@ -1,6 +1,6 @@
 """Run every way to multiply by Kronecker-sparse factors on small sizes that miss the tile; for compute-sanitizer.
 
-Its argument says which of the PARTS that share the ways out this is, from 0 on.
+Its argument says which of the PARTS that share the ways out this is, from 0 on: sanitize_kronecker.py 0.
 """
 
 import sys
@@ -11,6 +11,7 @@ import torch
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
+from lacuna_kernels.cuda.kronecker.chain import Team
 from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
 from lacuna_kernels.cuda.kronecker.few_rows import FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
@@ -47,7 +48,8 @@ PARTS = 12
 ROWS = 72
 CHAINS = [[(3, 40, 24, 1), (1, 24, 40, 3)], [(16, 64, 256, 1), (1, 64, 64, 16)]]
 CHAINS += [[(64, 64, 64, 1), second] for second in ((1, 64, 256, 16), (1, 64, 64, 64))]
-CHAIN_ROWS = 20
+CHAIN_ROWS, TEAM_ROWS = 20, 150
+"""Of few rows, and so many that a team uses all its buffers again."""
 
 
 def multiply(device: Device, way: Way, problem: Problem, plain: bool = False) -> None:
@@ -64,11 +66,11 @@ def multiply(device: Device, way: Way, problem: Problem, plain: bool = False) ->
 
 def multiply_chain(device: Device, way: ChainWay, problems: list[Problem], kind: torch.dtype) -> None:
     """As `multiply`, for two factors in one launch, from and to elements of a kind."""
-    dtype, width = problems[0].dtype, problems[-1].pattern.width_out
-    x, y = (torch.ones(CHAIN_ROWS, w, dtype=kind, device="cuda") for w in (problems[0].pattern.width_in, width))
+    dtype, width, rows = problems[0].dtype, problems[-1].pattern.width_out, problems[0].rows
+    x, y = (torch.ones(rows, w, dtype=kind, device="cuda") for w in (problems[0].pattern.width_in, width))
     residual = y if kind is dtype else y.to(dtype)
     epilogue = Epilogue(torch.ones(width, device="cuda"), residual, Activation.RELU)
-    count = torch.tensor([CHAIN_ROWS - 1], dtype=torch.int32, device="cuda")
+    count = torch.tensor([rows - 1], dtype=torch.int32, device="cuda")
     packed = way.pack([torch.ones(p.pattern.values, dtype=dtype, device="cuda") for p in problems])
     scratch = torch.zeros(way.scratch_bytes(problems), dtype=torch.uint8, device="cuda")
     way.launch(device, problems, packed, Operands(x, y, epilogue, count, scratch))
@@ -88,14 +90,15 @@ def main(part: int) -> None:
                             for plain in (False, True):
                                 multiply(device, way, problem, plain)
                             ran[kind] += 1
-        for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in
-            problem = Problem(KSPattern(2, 40, 72, 1), tall.rows + 8, tall.precision, tall.layout)
+        for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in, here two a block
+            problem = Problem(KSPattern(2, 40, 72, 1), 12 * tall.rows + 8, tall.precision, tall.layout)
             if tall.fits(problem, device.limits):
                 multiply(device, tall, problem)
         for precision in Precision:
             for patterns in CHAINS:
-                problems = [Problem(KSPattern(*pattern), CHAIN_ROWS, precision) for pattern in patterns]
                 for chain_way in CHAIN_WAYS[part::PARTS]:
+                    rows = TEAM_ROWS if isinstance(chain_way, Team) else CHAIN_ROWS
+                    problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in patterns]
                     if chain_way.fits(problems, device.limits):
                         multiply_chain(device, chain_way, problems, problems[0].dtype)
                         if isinstance(chain_way, FewRowsChain):

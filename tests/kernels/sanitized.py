@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -11,13 +12,16 @@ from lacuna_kernels.cuda.device import Device, Kernel
 from lacuna_kernels.cuda.variants import SHIPPED
 
 RAN = "ran "
+MULTIPROCESSORS = 16
+"""So few that blocks take several tiles of small matrices, and use what they have in turns again."""
 
 
 class Noted(Device):
-    """A device that notes which kernels were asked for."""
+    """A small device that notes which kernels were asked for."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.limits = replace(self.limits, multiprocessors=MULTIPROCESSORS)
         self.asked: set[Variant] = set()
 
     def kernel(self, variant: Variant) -> Kernel:

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -25,7 +24,7 @@ WHOLE_ALLOCATIONS = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """So that a step past a tensor is a step past memory."""
 
 
-def test_the_scripts_cover_every_shipped_source_once() -> None:
+def test_every_shipped_source_is_on_the_list_of_one_script() -> None:
     covered = [source for script in {script for script, _ in SCRIPTS} for source in script.SOURCES]
     assert sorted(covered) == sorted({kernel.source for kernel in SHIPPED})
 
@@ -46,13 +45,17 @@ def test_the_sanitizer_finds_nothing(tool: str) -> None:
 
     def run(script: tuple[ModuleType, list[str]]) -> "subprocess.CompletedProcess[str]":
         module, arguments = script
-        program = [sys.executable, str(Path(str(module.__file__))), *arguments]
+        program = [sys.executable, str(module.__file__), *arguments]
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = list(pool.map(run, SCRIPTS))
 
-    for (script, arguments), done in zip(SCRIPTS, runs, strict=True):
-        assert done.returncode == 0, f"{script.__name__} {arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+    failed = [
+        f"{script.__name__} {arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+        for (script, arguments), done in zip(SCRIPTS, runs, strict=True)
+        if done.returncode
+    ]
+    assert not failed, "\n".join(failed)
     assert left_out([line for done in runs for line in done.stdout.splitlines()]) == []

@@ -19,7 +19,7 @@ from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _TEAM = 8  # blocks of a cluster
 _THREADS = 512
-_GROUPS = 2 * _TEAM  # warpgroups of a team for each factor
+_TEAM_GROUPS = 2 * _TEAM  # warpgroups of a team for each factor
 _TILE = 32  # rows that a team takes at a time
 _PIECE = 64  # outputs that one product makes, and columns of x that one copy brings
 _SIZE = 2  # bytes of an element
@@ -71,10 +71,10 @@ class Team:
             return ()
         constants: dict[str, int | str] = {
             "ELEMENT": ELEMENTS[dtype],
-            "FIRST_M": self.first.width_out // _PIECE // _GROUPS,
+            "FIRST_M": self.first.width_out // _PIECE // _TEAM_GROUPS,
             "FIRST_K": self.first.c,
             "FIRST_B": self.first.b,
-            "SECOND_M": self.second.width_out // _PIECE // _GROUPS,
+            "SECOND_M": self.second.width_out // _PIECE // _TEAM_GROUPS,
             "SECOND_K": self.second.c,
             "WIDTH_L": self.second.d,
             "BATCH": self.batch,

@@ -30,7 +30,7 @@ class Tf32:
 
     parts     2: big and small parts of x and values, three products, fp32's accuracy; 1: rounded to tf32, one product
     x_stages  steps of 32 k of x under way in shared memory; w_stages of values
-    y_columns  of a tile that go out at once, through y_buffers
+    y_columns  of a tile that go out at once; y_buffers of them for each warpgroup
     halves    whether the parts are scaled fp16, two of them, instead of tf32
     """
 

@@ -38,11 +38,11 @@ constexpr int TEAM = 8, WARPGROUP = 128, GROUPS = 2, THREADS = 2 * GROUPS * WARP
 constexpr int TILE = 32;                     // rows
 constexpr int SUMS = TILE / 2;               // of a thread, for one piece
 constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
-constexpr int PARTS = 2 * SECOND_M / OWN_L;  // pieces of one l
+constexpr int PARTS = GROUPS * SECOND_M / OWN_L;  // pieces of one l
 constexpr int RUNS = WIDTH_L / 8;            // of 8 neighbouring l
 constexpr int WIDTH_OUT = 64 * PARTS * WIDTH_L;
-static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && 2 * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
-static_assert(SECOND_K * WIDTH_L == 64 * 2 * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
+static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && GROUPS * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
+static_assert(SECOND_K * WIDTH_L == 64 * GROUPS * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
 static_assert(FIRST_M % BATCH == 0 && (BATCH == 1 || FIRST_B == 64), "pieces of a slot have columns side by side");
 
 constexpr int X_PLANE = TILE * 128;  // 64 columns of x
@@ -52,9 +52,9 @@ constexpr int PIECE_K = 64 / WIDTH_L;  // neighbouring k of one l, side by side 
 constexpr int Y_COLUMN = 2 * TILE, Y_L = 8 * PARTS * Y_COLUMN, Y_BYTES = WIDTH_L * Y_L;  // [l][j][row]
 constexpr int HERE = GROUPS * 32;  // threads that store in their own block
 constexpr int Z_SENT = Z_BYTES / TEAM * (TEAM - 1), Y_SENT = Y_BYTES / TEAM * (TEAM - 1);  // bytes that others store
-constexpr int AT_Z = 2 * STAGES * X_BYTES, AT_Y = AT_Z + Z_BUFFERS * Z_BYTES;
-constexpr int AT_X_FULL = AT_Y + Y_BUFFERS * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 16 * STAGES;
-constexpr int AT_Z_FULL = AT_X_EMPTY + 16 * STAGES, AT_Z_EMPTY = AT_Z_FULL + 8 * Z_BUFFERS;
+constexpr int AT_Z = GROUPS * STAGES * X_BYTES, AT_Y = AT_Z + Z_BUFFERS * Z_BYTES;
+constexpr int AT_X_FULL = AT_Y + Y_BUFFERS * Y_BYTES, AT_X_EMPTY = AT_X_FULL + 8 * GROUPS * STAGES;
+constexpr int AT_Z_FULL = AT_X_EMPTY + 8 * GROUPS * STAGES, AT_Z_EMPTY = AT_Z_FULL + 8 * Z_BUFFERS;
 constexpr int AT_Y_FULL = AT_Z_EMPTY + 8 * Z_BUFFERS, AT_Y_EMPTY = AT_Y_FULL + 8 * Y_BUFFERS;
 constexpr int USED_BYTES = AT_Y_EMPTY + 8 * Y_BUFFERS;
 #ifdef SHARED_BYTES
@@ -98,6 +98,13 @@ __device__ __forceinline__ uint32_t away(const Place& at, int rank) { return in_
 // The warp of each warpgroup that stores in its own block says so, lane by lane.
 __device__ __forceinline__ void stored_here(const Place& at, uint32_t full) {
     if (threadIdx.x / 32 % 4 == at.rank / 2) barrier_arrive(at.shared + full);
+}
+
+// A warpgroup has read a buffer: all blocks are told, once for all its warps, as each time goes through the cluster.
+__device__ __forceinline__ void tell_all(uint32_t empty) {
+    barrier_of_warpgroup(1 + threadIdx.x / WARPGROUP);
+    const int thread = threadIdx.x % WARPGROUP;
+    if (thread < TEAM) arrive_there(in_block(empty, thread));
 }
 
 // ---- the first factor ----
@@ -149,7 +156,7 @@ __device__ __forceinline__ void send_z(const Place& at, const float (&d)[SUMS], 
 
 __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, const uint4* __restrict__ packed) {
     const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
-    const int first = (at.rank * 2 + group) * FIRST_M;
+    const int first = (at.rank * GROUPS + group) * FIRST_M;
     uint4 w[FIRST_M][FIRST_K / 16];
     read_weights(w, packed, first);
     const Slots slots{at.shared + group * STAGES * X_BYTES, at.shared + AT_X_FULL + 8 * group * STAGES, x, first};
@@ -191,7 +198,7 @@ __device__ __forceinline__ void run_first(const Place& at, const TensorMap& x, c
             if (m == 0) barrier_wait(at.shared + AT_Z_EMPTY + 8 * z.stage, z.phase ^ 1);
             send_z(at, d, first + m, z.stage);
         }
-        publish_shared();
+        publish_shared();  // products read it; what others send, those who multiply publish
         stored_here(at, AT_Z_FULL + 8 * z.stage);
         z.next(Z_BUFFERS);
     }
@@ -245,7 +252,7 @@ __device__ __forceinline__ uint32_t pair_of(uint32_t first, uint32_t second, int
 }
 
 // A thread writes 8 neighbouring l of one column for AT_ONCE rows; 8 threads write 128 bytes of a row.
-constexpr int WRITERS = 2 * WARPGROUP, AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
+constexpr int WRITERS = GROUPS * WARPGROUP, AT_ONCE = 4, UNITS = TILE / AT_ONCE * RUNS * 8 * PARTS;
 static_assert(8 % RUNS == 0, "8 threads have all runs of a column");
 
 __device__ __forceinline__ void write_unit(const Epilogue& e, uint32_t from, Index to, int rows) {
@@ -287,17 +294,16 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
         const uint32_t from = at.shared + AT_Y + y.stage * Y_BYTES + place;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
-    barrier_of_warpgroup(1 + thread / WARPGROUP);
-    if (thread % WARPGROUP < TEAM) arrive_there(in_block(empty, thread % 32));
+    tell_all(empty);
 }
 
 // Multiply what the block got of z, and send it on.
 __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[SECOND_M][SECOND_K / 16],
                                               const Epilogue& e, const Ring& from, const Ring& y) {
-    const int lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP - 2;
+    const int group = threadIdx.x / WARPGROUP - GROUPS;
     const uint32_t full = at.shared + AT_Z_FULL + 8 * from.stage, empty = at.shared + AT_Z_EMPTY + 8 * from.stage;
     barrier_wait(full, from.phase);
-    if (threadIdx.x == 2 * WARPGROUP) barrier_expect(full, Z_SENT);
+    if (threadIdx.x == GROUPS * WARPGROUP) barrier_expect(full, Z_SENT);
     publish_shared();
 #pragma unroll
     for (int m = 0; m < SECOND_M; ++m) {
@@ -310,10 +316,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
             multiply_add_registers<TILE, 1>(d, w[m][k], z + k * Z_LINE, k, Element());
         products_commit();
         finish_products(d);
-        if (m == SECOND_M - 1) {
-            barrier_of_warpgroup(1 + group);
-            if (threadIdx.x % WARPGROUP < TEAM) arrive_there(in_block(empty, lane));
-        }
+        if (m == SECOND_M - 1) tell_all(empty);
         if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.stage, y.phase ^ 1);
         send_y(at, d, e, l, part, y.stage);
     }
@@ -323,7 +326,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
 __device__ __forceinline__ void run_second(const Place& at, const uint4* __restrict__ packed, const Epilogue& e,
                                            int rows) {
     uint4 w[SECOND_M][SECOND_K / 16];
-    read_weights(w, packed, (at.rank * 2 + threadIdx.x / WARPGROUP - 2) * SECOND_M);
+    read_weights(w, packed, (at.rank * GROUPS + threadIdx.x / WARPGROUP - GROUPS) * SECOND_M);
     Ring z, sent, written;
 #pragma unroll 1
     for (int tile = at.tile; tile < at.tiles + at.step; tile += at.step) {
@@ -339,7 +342,7 @@ __device__ __forceinline__ void run_second(const Place& at, const uint4* __restr
 }
 
 __device__ __forceinline__ void init_barriers(uint32_t shared) {
-    for (int slot = 0; slot < 2 * STAGES; ++slot) {
+    for (int slot = 0; slot < GROUPS * STAGES; ++slot) {
         barrier_init(shared + AT_X_FULL + 8 * slot, 1);
         barrier_init(shared + AT_X_EMPTY + 8 * slot, WARPGROUP / 32);
     }
@@ -370,7 +373,7 @@ ks_chain(const __grid_constant__ TensorMap x, const uint4* __restrict__ first, c
     if (threadIdx.x == 0) init_barriers(shared);
     __syncthreads();
     meet_team();
-    if (threadIdx.x < 2 * WARPGROUP)
+    if (threadIdx.x < GROUPS * WARPGROUP)
         run_first(at, x, first);
     else
         run_second(at, second, epilogue, rows);

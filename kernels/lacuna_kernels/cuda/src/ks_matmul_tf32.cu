@@ -154,7 +154,7 @@ __device__ __forceinline__ void consume(const TensorMap& y_map, const float* sca
     const bool short_end = (p.c - 1) % TILE_K < TILE_K / 2;  // then half of the last step is enough
     const bool warp_leads = threadIdx.x % 32 == 0, leads = threadIdx.x % 128 == 0;
     const uint32_t y_stages = shared + Y_AT + warpgroup * Y_BUFFERS * Y_BYTES;
-    int turn = 0;  // of them
+    int turn = 0;  // which of them is filled next
     float x[STEPS][4];
     const auto load = [&] {
         x_ring.wait_full();

@@ -27,6 +27,7 @@ constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 232 : WARPGROUPS == 3 ? 152
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 4 ? 32 : 40;
 constexpr int SUMS = TILE_B / 2;  // of a lane
 constexpr int W_PLANE = PARTS * TILE_B * 16;  // values of 4 k, or 8 in fp16: big, then small ones
+static_assert(Y_BOX_BYTES % 1024 == 0, "where the copy engine's swizzle begins anew");
 static_assert(TILE_B % Y_COLUMNS == 0 && (LAST || Y_COLUMNS % 32 == 0 || Y_COLUMNS == TILE_B), "whole boxes");
 static_assert(WARPGROUPS * CONSUMER_REGISTERS + PRODUCER_REGISTERS <= (WARPGROUPS + 1) * START_REGISTERS,
               "or else they would wait for registers forever");
