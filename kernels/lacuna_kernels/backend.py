@@ -1,5 +1,6 @@
 """Opening a device."""
 
+import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,16 +15,23 @@ from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.program import Backend, DeviceInfo, Options
 
+log = logging.getLogger(__name__)
+
 DeviceKind = Literal["auto", "cpu", "cuda"]
 ObjectiveName = Literal["latency", "energy"]
+
+_NO_PYCUDA = "no CUDA device is used without pycuda (pip install '.[gpu]' in a checkout of Lacuna)"
 
 
 def open_backend(kind: DeviceKind = "auto", index: int = 0) -> Backend:
     """Open a device on the calling thread, which owns it from then on.
 
-    auto takes a GPU if there is one that can be used, else the CPU. Raises DeviceError with the reason.
+    auto takes a GPU if there is one that can be used, else the CPU, and warns if there is one that cannot. Raises
+    DeviceError with the reason.
     """
     if kind == "cpu" or (kind == "auto" and not gpu_count()):
+        if kind == "auto" and torch.cuda.device_count():
+            log.warning("%s: the CPU is used, though there is a GPU", _NO_PYCUDA)
         return CpuBackend()
     check_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  pycuda needs a driver to be imported
@@ -76,7 +84,7 @@ def check_gpu() -> None:
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
         raise DeviceError(f"no CUDA device: torch {torch.__version__} (built for {build}) finds none")
     if not find_spec("pycuda"):
-        raise DeviceError("no CUDA device is used without pycuda (pip install '.[gpu]' in a checkout of Lacuna)")
+        raise DeviceError(_NO_PYCUDA)
 
 
 def gpu_count() -> int:
