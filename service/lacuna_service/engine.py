@@ -101,7 +101,11 @@ class Engine:
 
     async def _load_all(self, names: list[str] | tuple[str, ...]) -> None:
         for name in names:
-            for reason in await self._alone(name, self._load):
+            reasons = await self._alone(name, self._load)
+            if self._stopping:
+                log.info("stopped while model %r was loaded", name)
+                return
+            for reason in reasons:
                 log.error("model %r is unavailable: %s", name, reason)
 
     async def stop(self, drain_s: float) -> None:

@@ -216,7 +216,7 @@ async def test_stopping_gives_up_what_does_not_end_in_time(tmp_path):
     assert stage.device_closed
 
 
-async def test_stopping_before_or_during_the_start_is_harmless(tmp_path):
+async def test_stopping_before_or_during_the_start_is_harmless(tmp_path, caplog):
     write_model(tmp_path, "a")
     write_model(tmp_path, "b")
     await make_engine(tmp_path).stop(1.0)
@@ -233,6 +233,7 @@ async def test_stopping_before_or_during_the_start_is_harmless(tmp_path):
     await stopping
 
     assert stage.programs == 1 and stage.closed == [1] and stage.device_closed
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_missing_repository_and_a_missing_device_stop_the_start(tmp_path):
