@@ -1,5 +1,6 @@
 """What tests of kernels share: the GPU that some are for, and a package that others are held against."""
 
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -29,8 +30,11 @@ def hopper(device: Device) -> Device:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Where kernels are that were compiled for the CPU."""
-    return tmp_path_factory.mktemp("simulated")
+    """Where kernels are that were compiled for the CPU, for all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    (shared / "simulated").mkdir(exist_ok=True)
+    return shared / "simulated"
 
 
 @pytest.fixture(scope="module")

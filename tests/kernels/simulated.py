@@ -5,7 +5,9 @@ sums are right to a few roundings. It knows nothing of speed, of the memory mode
 """
 
 import ctypes
+import hashlib
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ class SimulatedDevice:
         self.tile_counter = 0
 
     def kernel(self, variant: Variant) -> "SimulatedKernel":
-        library = self.folder / f"{abs(hash(variant))}.so"
+        library = self.folder / f"{hashlib.sha256(str(variant).encode()).hexdigest()[:16]}.so"
         if not library.exists():
             compile_for_the_cpu(variant, library)
         return SimulatedKernel(ctypes.CDLL(str(library)), variant, self.seed)
@@ -92,20 +94,20 @@ class SimulatedKernel:
 
 
 def compile_for_the_cpu(variant: Variant, library: Path) -> None:
-    """By nvcc, which knows where CUDA's headers are, as C++."""
+    """By nvcc, which knows where CUDA's headers are, as C++; written beside and renamed, as others may do the same."""
     nvcc = Compiler().nvcc
     if nvcc is None:
         pytest.skip("no nvcc")
-    folder = library.with_suffix("")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=library.parent))
     for source in (SOURCES / variant.source, *SOURCES.glob("*.cuh"), *SIMULATION.iterdir()):  # the last of a name stays
         (folder / source.name).write_text(source.read_text())
     defines = [f"-D{name}={value}" for name, value in variant.constants]
     defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']
     options = ["-x", "c++", "-std=c++17", "-O2", "-shared", "-Xcompiler=-fPIC,-w"]
-    command = [str(nvcc), *options, *defines, "-o", str(library), str(folder / "launch.cpp")]
+    command = [str(nvcc), *options, *defines, "-o", str(folder / library.name), str(folder / "launch.cpp")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    (folder / library.name).rename(library)
 
 
 def _value(arg: Argument) -> Any:
