@@ -2,10 +2,11 @@
 
 from lacuna_kernels.zoo.centerpoint import NECK_CHANNELS, centerpoint_encoder
 from lacuna_kernels.zoo.gpt2 import GPT2_MEDIUM_CHAINS, gpt2
-from lacuna_kernels.zoo.minkunet import MINKUNET_CHANNELS, minkunet
+from lacuna_kernels.zoo.minkunet import minkunet
 from lacuna_kernels.zoo.mlp import dense_mlp, kronecker_mlp
 from lacuna_kernels.zoo.spvcnn import spvcnn
 from lacuna_kernels.zoo.transformer import Chains, Part
+from lacuna_kernels.zoo.unet import MINKUNET_CHANNELS
 from lacuna_kernels.zoo.vit import VIT_S16_CHAINS, vit
 
 __all__ = [

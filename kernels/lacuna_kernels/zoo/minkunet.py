@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.zoo.draft import class_names
-from lacuna_kernels.zoo.unet import LEVELS, UNET_CHANNELS, Color, Shape, down, segmentation, stem, up, voxelized
-
-MINKUNET_CHANNELS = UNET_CHANNELS
+from lacuna_kernels.zoo.unet import LEVELS, MINKUNET_CHANNELS, Color, Shape, down, segmentation, stem, up, voxelized
 
 
 def minkunet(
@@ -44,6 +42,7 @@ def minkunet(
         x = down(draft, level, x, shape)
     for level in range(1, LEVELS + 1):
         x = up(draft, level, x, left.pop(), shape)
-    head = draft.add("head", "linear", x.name, out_features=class_names(classes)[0])
+    count, told = class_names(classes)
+    head = draft.add("head", "linear", x.name, out_features=count)
     logits = draft.add("logits", "devoxelize", head, grid, mode="nearest")
-    return segmentation(draft, logits, classes, colors, scores=scores)
+    return segmentation(draft, logits, told, colors, scores=scores)

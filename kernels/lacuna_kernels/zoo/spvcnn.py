@@ -10,7 +10,7 @@ from lacuna_kernels.zoo.draft import Draft, class_names
 from lacuna_kernels.zoo.unet import (
     EPS,
     LEVELS,
-    UNET_CHANNELS,
+    MINKUNET_CHANNELS,
     Color,
     Shape,
     Site,
@@ -24,7 +24,7 @@ from lacuna_kernels.zoo.unet import (
 
 def spvcnn(
     classes: int | Sequence[str],
-    channels: Sequence[int] = UNET_CHANNELS,
+    channels: Sequence[int] = MINKUNET_CHANNELS,
     blocks: Sequence[int] = (2,) * 2 * LEVELS,
     *,
     columns: Sequence[str] = ("x", "y", "z", "intensity"),
@@ -57,8 +57,9 @@ def spvcnn(
             points = _to_points(draft, 2, x, grid, points)
             x = _on_sites(draft, 2, points, x)
     points = _to_points(draft, 3, x, grid, points)
-    logits = draft.add("logits", "linear", points, out_features=class_names(classes)[0])
-    return segmentation(draft, logits, classes, colors, scores=scores)
+    count, told = class_names(classes)
+    logits = draft.add("logits", "linear", points, out_features=count)
+    return segmentation(draft, logits, told, colors, scores=scores)
 
 
 def _on_sites(draft: Draft, turn: int, points: str, sites: Site) -> Site:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.zoo.draft import Draft, class_names
+from lacuna_kernels.zoo.draft import Draft
 
-UNET_CHANNELS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
+MINKUNET_CHANNELS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
 """Of the stem, of the four levels on the way down, of the four on the way up."""
 LEVELS = 4
 EPS = 1e-5
@@ -78,10 +78,12 @@ def _blocks(draft: Draft, name: str, x: Site, channels: int, count: int) -> Site
 
 
 def segmentation(
-    draft: Draft, logits: str, classes: int | Sequence[str], colors: Sequence[Color] | None, *, scores: bool
+    draft: Draft, logits: str, told: dict[str, Any], colors: Sequence[Color] | None, *, scores: bool
 ) -> Graph:
-    """The finished graph, whose outputs are the labels of the points and, if asked for, their scores."""
-    _, told = class_names(classes)
+    """The finished graph, whose outputs are the labels of the points and, if asked for, their scores.
+
+    told  what outputs say of the classes, see class_names
+    """
     draft.add("labels", "argmax", logits)
     outputs: dict[str, dict[str, Any]] = {"labels": told | ({} if colors is None else {"colors": list(colors)})}
     if scores:

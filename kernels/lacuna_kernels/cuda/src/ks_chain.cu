@@ -35,11 +35,11 @@
 #include "team.cuh"
 
 constexpr int TEAM = 8, WARPGROUP = 128, GROUPS = 2, THREADS = 2 * GROUPS * WARPGROUP;  // GROUPS for each factor
-constexpr int TILE = 32;                     // rows
-constexpr int SUMS = TILE / 2;               // of a thread, for one piece
-constexpr int OWN_L = WIDTH_L / TEAM;        // l of a block
+constexpr int TILE = 32;                          // rows
+constexpr int SUMS = TILE / 2;                    // of a thread, for one piece
+constexpr int OWN_L = WIDTH_L / TEAM;             // l of a block
 constexpr int PARTS = GROUPS * SECOND_M / OWN_L;  // pieces of one l
-constexpr int RUNS = WIDTH_L / 8;            // of 8 neighbouring l
+constexpr int RUNS = WIDTH_L / 8;                 // of 8 neighbouring l
 constexpr int WIDTH_OUT = 64 * PARTS * WIDTH_L;
 static_assert(64 % WIDTH_L == 0 && WIDTH_L % 16 == 0 && GROUPS * SECOND_M % OWN_L == 0, "pieces hold whole runs of l");
 static_assert(SECOND_K * WIDTH_L == 64 * GROUPS * TEAM * FIRST_M && SECOND_K % 16 == 0 && FIRST_K % 64 == 0, "a chain");
