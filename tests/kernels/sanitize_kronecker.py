@@ -4,7 +4,8 @@ Its argument says which of the PARTS that share the ways out this is, from 0 on:
 """
 
 import sys
-from collections import Counter
+from itertools import product
+from math import ceil
 
 import torch
 
@@ -41,8 +42,8 @@ PATTERNS += [(1, 48, 32, d) for d in (12, 8, 6, 4, 3, 2, 16, 32)]
 PATTERNS += [(2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8)]
 PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
-ENOUGH = 8
-"""Patterns of a way: the tools take minutes."""
+ENOUGH = 4
+"""Patterns of a way, spread over all that it fits, with an epilogue and without in turns: the tools take minutes."""
 PARTS = 12
 """Processes that share the ways out."""
 ROWS = 72
@@ -78,18 +79,13 @@ def multiply_chain(device: Device, way: ChainWay, problems: list[Problem], kind:
 
 def main(part: int) -> None:
     """Launch each way of a part on patterns that it fits, in each precision and layout, and each chain."""
-    ran: Counter[tuple[str, Precision, Layout]] = Counter()
     with noted() as device:
-        for pattern in PATTERNS:
-            for precision in Precision:
-                for layout in Layout:
-                    problem = Problem(KSPattern(*pattern), ROWS, precision, layout)
-                    for way in WAYS[part::PARTS]:
-                        kind = (way.name, precision, layout)
-                        if ran[kind] < ENOUGH and way.fits(problem, device.limits):
-                            for plain in (False, True):
-                                multiply(device, way, problem, plain)
-                            ran[kind] += 1
+        for way, precision, layout in product(WAYS[part::PARTS], Precision, Layout):
+            problems = [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in PATTERNS]
+            fitting = [problem for problem in problems if way.fits(problem, device.limits)]
+            chosen = fitting[:: ceil(len(fitting) / ENOUGH) or 1]
+            for number in range(max(2, len(chosen)) if chosen else 0):
+                multiply(device, way, chosen[number % len(chosen)], plain=number % 2 == 1)
         for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in, here two a block
             problem = Problem(KSPattern(2, 40, 72, 1), 12 * tall.rows + 8, tall.precision, tall.layout)
             if tall.fits(problem, device.limits):

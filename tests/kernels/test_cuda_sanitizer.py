@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import ModuleType
 
 import pytest
@@ -14,6 +16,8 @@ from lacuna_kernels.cuda.variants import SHIPPED
 from tests.kernels import sanitize_dense, sanitize_kronecker, sanitize_sparse
 from tests.kernels.sanitized import RAN, left_out
 
+TOOLS = ("racecheck", "initcheck", "memcheck")
+"""From the slowest to the fastest."""
 SCRIPTS: list[tuple[ModuleType, list[str]]] = [
     (sanitize_sparse, []),
     (sanitize_dense, []),
@@ -37,25 +41,25 @@ def test_a_variant_that_did_not_run_is_told() -> None:
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
-def test_the_sanitizer_finds_nothing(tool: str) -> None:
+def test_the_sanitizers_find_nothing() -> None:
     if shutil.which("compute-sanitizer") is None or not torch.cuda.is_available():
         pytest.skip("no compute-sanitizer on PATH, or no CUDA device")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | WHOLE_ALLOCATIONS
 
-    def run(script: tuple[ModuleType, list[str]]) -> "subprocess.CompletedProcess[str]":
-        module, arguments = script
+    def run(job: tuple[str, tuple[ModuleType, list[str]]]) -> "subprocess.CompletedProcess[str]":
+        tool, (module, arguments) = job
         program = [sys.executable, str(module.__file__), *arguments]
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *program]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        started = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        print(f"{tool} {module.__name__} {' '.join(arguments)}: {time.monotonic() - started:.0f} s")
+        return done
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = list(pool.map(run, SCRIPTS))
+        runs = list(pool.map(run, product(TOOLS, SCRIPTS)))
 
-    failed = [
-        f"{script.__name__} {arguments}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
-        for (script, arguments), done in zip(SCRIPTS, runs, strict=True)
-        if done.returncode
-    ]
+    failed = [f"{done.args}: {done.stdout[-4000:]}{done.stderr[-4000:]}" for done in runs if done.returncode]
     assert not failed, "\n".join(failed)
-    assert left_out([line for done in runs for line in done.stdout.splitlines()]) == []
+    for tool in TOOLS:
+        printed = [line for done in runs if tool in done.args for line in done.stdout.splitlines()]
+        assert left_out(printed) == [], tool

@@ -71,7 +71,7 @@ class Exchange:
         passes, k_stages, chunks = teams.passes(pattern), teams.k_stages(pattern), ceil(d / teams.depth)
         padded = values.new_zeros(a, passes * teams.pass_columns, k_stages * teams.k, chunks * teams.depth)
         padded[:, :b, :c, :d] = values
-        columns, (m, t, e) = ((4, 2, 4), (4, 6, 5)) if teams.depth % 8 == 0 else ((4, 4, 2), (5, 4, 6))
+        columns, (m, t, e) = ((4, 2, 4), (4, 6, 5)) if teams.strided else ((4, 4, 2), (5, 4, 6))
         # i pass part share (columns) step eight k chunk block l
         sides = (a, passes, teams.columns // teams.part, teams.shares, *columns, teams.steps * k_stages, 2, 8)
         order = (0, 10, 11, 1, 7, 12, 8, 3, 2, m, t, e, 9)

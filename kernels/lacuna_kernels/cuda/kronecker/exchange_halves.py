@@ -70,8 +70,8 @@ class ExchangeHalves:
         """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
 
         Padded with zeros; see ks_matmul_exchange_halves.cu. Within 16 j, places 8 m + 2 t + e of the product are
-        j = 8 m + 4 e + t; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e are k = t + 4 e.
-        Scales are by chunk, block, columns, l, 16 j and t, m, e.
+        j = 8 m + 4 e + t, or 4 t + 2 m + e; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e
+        are k = t + 4 e. Scales are by chunk, block, columns, l, 16 j and t, m, e.
         """
         teams, (a, b, c, d) = self.teams, values.shape
         pattern = KSPattern(a, b, c, d)
@@ -82,12 +82,13 @@ class ExchangeHalves:
         padded[:, :, :b, :c, :d] = halves
         padded_scales = scales.new_zeros(a, b_padded, d_padded)
         padded_scales[:, :b, :d] = scales
-        # half i pass part share m e t step eight e t chunk block l
-        columns = (a, passes, teams.columns // teams.part, teams.shares, 2, 2, 4)
+        sixteen, (m, t, e) = ((2, 2, 4), (5, 7, 6)) if teams.strided else ((4, 2, 2), (6, 5, 7))
+        # half i pass part share (sixteen) step eight e t chunk block l
+        columns = (a, passes, teams.columns // teams.part, teams.shares, *sixteen)
         owners = (chunks, teams.blocks, teams.own)
         split = padded.view(teams.halves, *columns, teams.steps * k_stages, 2, 2, 4, *owners)
-        split = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 4, 3, 5, 7, 6, 11, 10)
-        by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 3, 2, 6, 4, 5)
+        split = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 4, 3, m, t, e, 11, 10)
+        by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 3, 2, t - 1, m - 1, e - 1)
         return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in (split, by_place)])
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:

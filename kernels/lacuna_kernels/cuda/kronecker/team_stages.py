@@ -17,7 +17,7 @@ _MOST_STAGES = 36
 
 
 def fits(teams: Teams, problem: Problem, limits: DeviceLimits) -> bool:
-    """Of their depth; aligned rows of whole pieces, in 16 bits b of whole vectors, on Hopper."""
+    """Of their depth; aligned rows of whole pieces, b of as many j as are written together, on Hopper."""
     p = problem.pattern
     return (
         limits.hopper
@@ -25,7 +25,7 @@ def fits(teams: Teams, problem: Problem, limits: DeviceLimits) -> bool:
         and problem.layout is Layout.FIRST
         and problem.aligned
         and (p.d == teams.depth if teams.whole else p.d >= teams.depth)
-        and (teams.halves > 0 or p.b % 8 == 0)
+        and p.b % teams.columns_together == 0
         and teams.boxes.fits(p, p.c)
         and ceil(problem.rows / ROWS) * teams.chunks(p) < LARGEST_TILES
         and stages_of(teams, p) is not None

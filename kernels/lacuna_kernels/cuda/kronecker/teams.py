@@ -11,6 +11,8 @@ SHARED_BYTES = 227 * 1024
 ROWS = 64
 """Of a tile: for all of them weights are read once."""
 _VECTOR_BYTES = 16
+_MOST_ALONE = 4
+"""Vectors of 4 j that threads do not deal out in pairs: DEALT of exchange_roles.cuh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,18 @@ class Teams:
         return 1 if stages.x >= self.k_stages(pattern) else self.passes(pattern)
 
     @property
+    def strided(self) -> bool:
+        """Whether a thread's columns are every fourth, or else neighbours: STRIDED of exchange.cuh."""
+        return self.depth % (_VECTOR_BYTES // self.size) == 0
+
+    @property
+    def columns_together(self) -> int:
+        """Which b must be a multiple of: what threads write as vectors, alone or in pairs."""
+        if not self.halves:
+            return 8
+        return 1 if self.strided else 8 if self.depth > _MOST_ALONE else 4
+
+    @property
     def writers(self) -> int:
         """Warps that write y."""
         return 7 - self.takers // 32
@@ -185,7 +199,9 @@ class Teams:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
         if self.groups == 3:  # 480 for five warpgroups
             apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
-        else:  # 512 for four
+        elif self.halves and self.own == 3:  # 512 for four
+            apart, bring, multiply = 88, 88, 168
+        else:
             apart, bring, multiply = (80, 80, 176) if self.sums > 64 else (112, 96, 152)
         return {
             "TEAM": self.blocks,

@@ -19,9 +19,9 @@ constexpr int MINE = BY_COLUMNS ? OWN_L : OWN_L / GROUPS;          // l of a war
 constexpr int SHARES = BY_COLUMNS ? GROUPS : 1, PASS_COLUMNS = SHARES * COLUMNS;  // j of a pass over the planes
 constexpr int SIZE = sizeof(Element), VECTOR = 16 / SIZE;
 // l that a thread writes at once, and how often; and takes.
-constexpr int RUN = L % VECTOR == 0 ? VECTOR : !SPLIT ? L : L % 2 ? 1 : 2, RUNS = L / RUN, TAKES = L / TAKEN;
+constexpr int RUN = L % VECTOR == 0 ? VECTOR : L, RUNS = L / RUN, TAKES = L / TAKEN;
 // Which j of a part a thread has: every fourth, so that those who write have whole lines of memory, or neighbours.
-constexpr bool STRIDED = SPLIT || RUN == 8;
+constexpr bool STRIDED = RUN == VECTOR;
 constexpr int STAGE_K = 16 * STEPS;                                // of a stage of x and of weights
 constexpr int RAW_STAGE = STAGE_K * OWN_ROWS * L * SIZE;           // bytes
 constexpr int EIGHT = L * SIZE / 2;                                // vectors of 16 bytes in 8 k of a row

@@ -34,7 +34,6 @@
 #endif
 
 #include "exchange_roles.cuh"
-#include "residual.cuh"
 
 // ---- take apart ----
 // A word of elements e and f of what vectors of 8 hold: side by side, whichever half of a word they are in.
@@ -209,45 +208,11 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
 }
 
 // ---- write ----
-constexpr int VECTORS = RUN / 2;  // of 8 elements: 4 j of RUN l
+// What a thread that writes has of a part: half of one of its eights of j, 4 that lie side by side or are every fourth.
+struct Share {
+    int l, j, eight, half;
 
-// Two neighbouring threads have VECTORS each of what lies side by side. Deal them out again, one to each in turn, so
-// that they write whole sectors together.
-constexpr bool DEALT = VECTORS > 4;  // or else it takes longer than it saves
-__device__ __forceinline__ void deal_out(uint4 (&vectors)[VECTORS], bool odd) {
-    constexpr int HALF = VECTORS / 2;
-    const auto choose = [&](const uint4& if_odd, const uint4& if_even) {
-        return make_uint4(odd ? if_odd.x : if_even.x, odd ? if_odd.y : if_even.y, odd ? if_odd.z : if_even.z,
-                          odd ? if_odd.w : if_even.w);
-    };
-    const auto exchange = [](uint32_t word) { return __shfl_xor_sync(0xffffffff, word, 1); };
-    uint4 kept[HALF], got[HALF];
-#pragma unroll
-    for (int v = 0; v < HALF; ++v) {
-        const uint4 give = choose(vectors[2 * v], vectors[2 * v + 1]);
-        got[v] = make_uint4(exchange(give.x), exchange(give.y), exchange(give.z), exchange(give.w));
-        kept[v] = choose(vectors[2 * v + 1], vectors[2 * v]);
-    }
-#pragma unroll
-    for (int v = 0; v < HALF; ++v) {
-        vectors[v] = choose(got[v], kept[v]);
-        vectors[HALF + v] = choose(kept[v], got[v]);
-    }
-}
-
-// A thread that writes: of every ROWS_APART-th row half of an eight of j of a part, of RUN neighbouring l.
-struct Writer {
-    static constexpr int FOURS = PART / 4, ROWS_APART = WRITERS * 32 / (FOURS * RUNS);
-    static_assert(WRITERS * 32 % (FOURS * RUNS) == 0, "a thread stays at one place of the rows");
-    static_assert(!DEALT || (RUNS == 1 && VECTORS % 2 == 0 && OWN_ROWS % (32 / FOURS) == 0), "warps stay together");
-    const Work& w;
-    int thread, row, eight, half, l, j;  // j in a part
-    Index start = 0;                     // the thread's first element of y of a tile
-    int rows = 0;                        // of the block's that are there
-    bool l_is_there = true;
-
-    __device__ __forceinline__ Writer(const Work& w, int thread)
-        : w(w), thread(thread), row(thread / (FOURS * RUNS)), l(8 * (thread % RUNS)) {
+    __device__ __forceinline__ explicit Share(int thread) : l(VECTOR * (thread % RUNS)) {
         const int place = thread / RUNS % FOURS;
         if (STRIDED) {  // neighbours have neighbouring j
             half = place / 4 % 2, eight = place / 8 * 4 + place % 4;
@@ -258,54 +223,24 @@ struct Writer {
         }
     }
 
-    __device__ __forceinline__ void enter(const Tile& at) {
-        const int first = at.tile * ROWS + w.rank * OWN_ROWS, i = at.i(w), l_of_tile = at.l(w);
-        start = (((first + row) * Index(w.a) + i) * w.b + j) * w.d + l_of_tile + l;
-        if (DEALT && half) start -= 4 * L - VECTOR;
-        rows = w.rows - first, l_is_there = WHOLE || l_of_tile + l < w.d;
-    }
-
-    // Write a part, from j = `part` on.
-    __device__ __forceinline__ void write(int part, int stage) const {
-        const int left = w.b - part - j;  // a multiple of 8 j is there
-        const Index apart = STRIDED ? 4 * w.d : DEALT ? 2 * VECTOR : VECTOR, pitch = Index(w.a) * w.b * w.d;
-        const bool wanted = left > 0 && l_is_there;
-        if (!DEALT && !wanted) return;
-        const int there = STRIDED ? min(VECTORS, (left + 3) / 4) : VECTORS;
-        Index to = start + Index(part) * w.d;
-#pragma unroll 1
-        for (int mine = row; mine < OWN_ROWS && (DEALT || mine < rows); mine += ROWS_APART, to += ROWS_APART * pitch) {
-            const uint32_t at = w.y_at + stage * Y_STAGE + y_offset(l, mine, eight) + half * 8;
-            uint32_t words[RUN * 2];
+    // Read a row, in the order (j, l), from where parts lie.
+    __device__ __forceinline__ void read(uint4 (&vectors)[VECTORS], uint32_t from, int row) const {
+        const uint32_t at = from + y_offset(l, row, eight) + half * 8;
+        uint32_t words[RUN * 2];
 #pragma unroll
-            for (int r = 0; r < RUN; ++r) {
-                const uint2 both = read_8_bytes(at + r * Y_L);
-                words[2 * r] = both.x, words[2 * r + 1] = both.y;
+        for (int r = 0; r < RUN; ++r) {
+            const uint2 both = read_8_bytes(at + r * Y_L);
+            words[2 * r] = both.x, words[2 * r + 1] = both.y;
+        }
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const int e = 8 * v + 2 * m, f = e + 1;
+                pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
             }
-            uint4 vectors[VECTORS];
-#pragma unroll
-            for (int v = 0; v < VECTORS; ++v) {
-                uint32_t pairs[4];
-#pragma unroll
-                for (int m = 0; m < 4; ++m) {
-                    const int e = 8 * v + 2 * m, f = e + 1;  // in the order (j, l)
-                    pairs[m] = pair_of(words, e % RUN * 4 + e / RUN, f % RUN * 4 + f / RUN);
-                }
-                vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-            }
-            if (DEALT) {
-                deal_out(vectors, half);
-                if (!wanted || mine >= rows) continue;
-            }
-            if (w.out.residual)
-                add_residual(vectors, w.out.residual + to, apart, there, [&](float (&sums)[8]) {
-#pragma unroll
-                    for (int v = 0; v < 8; ++v) sums[v] = activate(sums[v], w.out.activation, w.out.negative_slope);
-                });
-            Element* y = w.out.y + to;
-#pragma unroll
-            for (int v = 0; v < VECTORS; ++v)
-                if (v < there) write_out(y + v * apart, vectors[v]);
+            vectors[v] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         }
     }
 };
@@ -317,5 +252,5 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, nullptr, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team<Taker, Writer>(arguments, x_map, consume);
+    as_a_team<Taker, Writer<Share>>(arguments, x_map, consume);
 }

@@ -142,9 +142,9 @@ __device__ __forceinline__ void finish(Sums& sums, const Work& w, const Consumer
 
 // Where 4 j of an l and a row of the block's lie among what is exchanged, the t-th of the q-th 16 of a part: so that
 // neither those who store nor those who read meet in a bank.
-constexpr int FOURS = OWN_ROWS * 64, Y_L = PART / 16 * FOURS;  // bytes from 16 j to the next, and from an l
+constexpr int Y_SIXTEEN = OWN_ROWS * 64, Y_L = PART / 16 * Y_SIXTEEN;  // bytes from 16 j to the next, and from an l
 __device__ __forceinline__ uint32_t y_offset(int l, int row, int q, int t) {
-    return l * Y_L + q * FOURS + (row ^ ((l / 4 + q) & 1)) * 64 + t * 16;
+    return l * Y_L + q * Y_SIXTEEN + (row ^ ((l / 4 + q) & 1)) * 64 + t * 16;
 }
 
 // Send a part of all rows, each to the block that owns it, which may be this one.
@@ -279,65 +279,26 @@ __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
 }
 
 // ---- write ----
-// A thread that writes: of every ROWS_APART-th row every fourth j of 16, of RUN neighbouring l.
-struct Writer {
-    static constexpr int PLACES = PART / 4 * RUNS, ROWS_APART = WRITERS * 32 / PLACES;
-    static_assert(ROWS_APART > 0, "a thread stays at one place of the rows");
-    const Work& w;
-    int thread, row, l, j;  // j in a part
-    Index start = 0;        // the thread's first element of y of a tile
-    int rows = 0;           // of the block's that are there
-    bool l_is_there = true;
+// What a thread that writes has of a part: 4 j of 16, which lie side by side or are every fourth.
+struct Share {
+    int l, j, sixteen, fourth;
 
-    __device__ __forceinline__ Writer(const Work& w, int thread)
-        : w(w), thread(thread), row(thread / PLACES), l(thread / 4 % RUNS * RUN),
-          j(thread / (4 * RUNS) % (PART / 16) * 16 + thread % 4) {}
-
-    __device__ __forceinline__ void enter(const Tile& at) {
-        const int first = at.tile * ROWS + w.rank * OWN_ROWS, l_of_tile = at.l(w);
-        start = (((first + row) * Index(w.a) + at.i(w)) * w.b + j) * w.d + l_of_tile + l;
-        rows = row < ROWS_APART ? w.rows - first : 0;  // threads too many have none
-        l_is_there = WHOLE || l_of_tile + l < w.d;
+    __device__ __forceinline__ explicit Share(int thread)
+        : l(thread / 4 % RUNS * RUN), sixteen(thread / (4 * RUNS) % (PART / 16)), fourth(thread % 4) {
+        j = sixteen * 16 + fourth * (STRIDED ? 1 : 4);
     }
 
-    // Write a part, from j = `part` on.
-    __device__ __forceinline__ void write(int part, int stage) const {
-        const int there = (w.b - part - j + 3) / 4;
-        if (!l_is_there) return;
-        const Index apart = 4 * w.d, pitch = Index(w.a) * w.b * w.d;
-        Index to = start + Index(part) * w.d;
-#pragma unroll 1
-        for (int mine = row; mine < OWN_ROWS && mine < rows; mine += ROWS_APART, to += ROWS_APART * pitch) {
-            uint4 words[RUN];  // [l][j]
+    // Read a row, in the order (j, l), from where parts lie.
+    __device__ __forceinline__ void read(uint4 (&vectors)[VECTORS], uint32_t from, int row) const {
+        uint32_t words[4 * RUN];
 #pragma unroll
-            for (int r = 0; r < RUN; ++r)
-                words[r] = read_16_bytes(w.y_at + stage * Y_STAGE + y_offset(l + r, mine, j / 16, j % 4));
-#pragma unroll
-            for (int v = 0; v < 4; ++v) {
-                float sums[RUN];
-#pragma unroll
-                for (int r = 0; r < RUN; ++r)
-                    sums[r] = __uint_as_float(v < 2 ? (v ? words[r].y : words[r].x) : v > 2 ? words[r].w : words[r].z);
-                if (v < there) write(sums, to + v * apart);
-            }
+        for (int r = 0; r < RUN; ++r) {
+            const uint4 v = read_16_bytes(from + y_offset(l + r, row, sixteen, fourth));
+            words[r] = v.x, words[RUN + r] = v.y, words[2 * RUN + r] = v.z, words[3 * RUN + r] = v.w;
         }
-    }
-
-    // Write neighbouring l of a row and j.
-    __device__ __forceinline__ void write(float (&sums)[RUN], Index at) const {
-        if (w.out.residual) {
 #pragma unroll
-            for (int r = 0; r < RUN; ++r)
-                sums[r] = activate(sums[r] + w.out.residual[at + r], w.out.activation, w.out.negative_slope);
-        }
-        float* to = w.out.y + at;
-        if constexpr (RUN == 4)
-            write_out(to, make_uint4(__float_as_uint(sums[0]), __float_as_uint(sums[1]), __float_as_uint(sums[2]),
-                                     __float_as_uint(sums[3])));
-        else if constexpr (RUN == 2)
-            *reinterpret_cast<float2*>(to) = make_float2(sums[0], sums[1]);
-        else
-            *to = sums[0];
+        for (int v = 0; v < VECTORS; ++v)
+            vectors[v] = make_uint4(words[4 * v], words[4 * v + 1], words[4 * v + 2], words[4 * v + 3]);
     }
 };
 
@@ -349,5 +310,5 @@ ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* _
                           int together) {
     const Arguments arguments{weights, scales, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team<Taker, Writer>(arguments, x_map, consume);
+    as_a_team<Taker, Writer<Share>>(arguments, x_map, consume);
 }
