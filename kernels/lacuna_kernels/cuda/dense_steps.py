@@ -76,7 +76,7 @@ def factors_of(layer: Layer) -> list[Tensor]:
 def problems_of(layer: Layer, kind: ValueType, room: Capacity) -> list[Problem]:
     """What the choice of kernels for a layer's factors depends on; `kind` is the type of its output."""
     rows = room.of(kind) * prod(kind.shape[:-1])
-    return [Problem(KSPattern(*factor.shape), rows, layer.precision) for factor in factors_of(layer)]
+    return [Problem(KSPattern(*factor.shape), rows, layer.precision, counted=True) for factor in factors_of(layer)]
 
 
 def activation(writer: Writer, layer: Layer) -> None:

@@ -20,15 +20,6 @@ __all__ = ["VARIANTS", "Chain", "Epilogue", "ks_matmul"]
 _VECTOR_BYTES = 16
 
 
-def problem_of(
-    pattern: KSPattern, x: Tensor, y: Tensor, residual: Tensor | None, precision: Precision, layout: Layout
-) -> Problem:
-    """Return what the choice of a way needs to know of the matrices."""
-    rows = x.shape[0] if layout is Layout.FIRST else x.shape[1]
-    pointers = [tensor.data_ptr() for tensor in (x, y, residual) if tensor is not None]
-    return Problem(pattern, rows, precision, layout, aligned=all(pointer % _VECTOR_BYTES == 0 for pointer in pointers))
-
-
 def ks_matmul(
     device: Device,
     x: Tensor,
@@ -54,7 +45,15 @@ def ks_matmul(
     and `Way.launch`.
     """
     pattern = KSPattern(*values.shape)
-    problem = problem_of(pattern, x, y, epilogue.residual, precision or NATIVE[x.dtype], layout)
+    matrices = [matrix for matrix in (x, y, epilogue.residual) if matrix is not None]
+    problem = Problem(
+        pattern,
+        rows=x.shape[0] if layout is Layout.FIRST else x.shape[1],
+        precision=precision or NATIVE[x.dtype],
+        layout=layout,
+        aligned=all(matrix.data_ptr() % _VECTOR_BYTES == 0 for matrix in matrices),
+        counted=count is not None,
+    )
     way = way or candidates(problem, device.limits)[0]
     scratch = torch.empty(way.scratch_bytes(problem), dtype=torch.uint8, device=x.device)
     way.launch(device, problem, way.pack(values), Operands(x, y, epilogue, count, scratch))

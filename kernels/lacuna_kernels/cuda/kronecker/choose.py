@@ -15,6 +15,7 @@ from lacuna_kernels.cuda.kronecker import (
     halves,
     joined,
     last,
+    library,
     planes,
     semi_structured,
     tf32,
@@ -49,7 +50,7 @@ WAYS: tuple[Way, ...] = (
     *(Turned(way) for way in INNER),
     *(joined.Joined(way) for way in tf32.WAYS if way.layout is Layout.FIRST and way.precision is Precision.TF32),
 )
-"""All that are chosen among."""
+"""All kernels that are chosen among."""
 
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
@@ -73,18 +74,22 @@ _LARGEST_ENTRY = 2**30
 
 
 def candidates(problem: Problem, limits: DeviceLimits, table: Table = MEASURED_NOTHING) -> list[Way]:
-    """The ways that can do it, best first, never none; all of them add up alike.
+    """The ways that can do it, best first, never none; all kernels of them add up alike.
 
     Best is what was measured best, or else what is predicted to be fastest. How they add up depends on pattern,
     precision and device alone, so that a row's sums have the same bits whatever the number of rows; but matrices at
-    odd addresses may be left to ways that add up otherwise. Raises Unsupported for entries that the kernels cannot
-    count to.
+    odd addresses may be left to ways that add up otherwise. Where the host knows the rows, which no network does, the
+    library may be a way, whose sums are its own. Raises Unsupported for entries that the kernels cannot count to.
     """
     if max(problem.pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{problem.pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
     sums, fits = sums_of(problem, limits), [way for way in WAYS if way.fits(problem, limits)]
     alike = [way for way in fits if way.sums(problem) is sums]
-    return sorted(alike or fits, key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)))
+    fits_library = [way for way in library.WAYS if way.fits(problem, limits)]
+    return sorted(
+        [*(alike or fits), *fits_library],
+        key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)),
+    )
 
 
 def _cost(table: Table, name: str, problems: Sequence[Problem], predicted_seconds: float) -> tuple[float, float]:

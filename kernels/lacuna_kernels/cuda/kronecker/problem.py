@@ -25,6 +25,7 @@ class Problem:
 
     rows     most rows that there are: a count on the device may say fewer
     aligned  whether x, y and the residual start at multiples of 16 bytes
+    counted  whether the device counts the rows: there may be far fewer than `rows`
     """
 
     pattern: KSPattern
@@ -32,6 +33,7 @@ class Problem:
     precision: Precision
     layout: Layout = Layout.FIRST
     aligned: bool = True
+    counted: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

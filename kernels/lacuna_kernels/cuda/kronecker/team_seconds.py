@@ -86,21 +86,21 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
     planes = tile.x if both else tile.x / 2
     clocks = hypot(
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
-        (planes + tile.y) * (1 - 1 / teams.blocks) / 19.1,
-        (tile.x + tile.streamed) / 80.0,
-        tile.x / ((0.264 if both else 0.455) * _takers(teams)),
-        tile.y / (4.0 * teams.writers),
+        (planes + tile.y) * (1 - 1 / teams.blocks) / 23.4,
+        (tile.x + tile.streamed) / 85.0,
+        tile.x / ((0.23 if both else 0.455) * _takers(teams)),
+        tile.y / (4.5 * teams.writers),
     )
-    return clocks + steps * (130 + (2.95 if both else 1.94) * teams.columns) + 3.1 * passes * teams.sums
+    return clocks + steps * (130 + (3.27 if both else 1.94) * teams.columns) + 3.5 * passes * teams.sums
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
-    """Runs of 32 bytes come at up to 40, but with some numbers of stages and teams at a third of that."""
+    """As seen for the d of the grid."""
     if teams.whole or (teams.depth >= 16 and d < 32):
-        return 80.0
+        return 66.0
     if teams.depth >= 16 or (teams.depth >= 8 and d < 32):
-        return 41.0
-    return 13.0 if teams.depth >= 8 and d <= 48 else 20.0
+        return 28.7
+    return 44.7 if teams.depth >= 8 and d <= 48 else 23.8
 
 
 def _takers(teams: Teams) -> int:

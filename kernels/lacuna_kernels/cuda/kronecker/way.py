@@ -104,6 +104,8 @@ class Sums(StrEnum):
     """fp32 as three products of scaled fp16 halves on the tensor cores, gathered in fp32 every 16 of k, upwards."""
     HALF = "half"
     """tf32 as one product of scaled fp16 on the tensor cores, gathered in fp32 every 16 of k, upwards."""
+    LIBRARY = "library"
+    """As cuBLAS likes, which may depend on the number of rows."""
 
 
 class Way(Protocol):

@@ -1,0 +1,130 @@
+"""cuBLAS, on views without a copy, where blocks are wide: the host must know the rows, as the library cannot count."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands, Sums
+from lacuna_kernels.graph import Precision
+from lacuna_kernels.ops.activation import Activation
+from lacuna_kernels.ops.kronecker_linear import KSPattern
+
+_MOST_CALLS = 64
+_LEAST_SIDE = 128
+_IN_PLACE: dict[Activation, Callable[[Tensor, float], Tensor]] = {
+    Activation.RELU: lambda y, _: torch.relu_(y),
+    Activation.LEAKY_RELU: torch.nn.functional.leaky_relu_,
+    Activation.GELU: lambda y, _: torch.ops.aten.gelu_(y),
+    Activation.GELU_TANH: lambda y, _: torch.ops.aten.gelu_(y, approximate="tanh"),
+    Activation.SILU: lambda y, _: torch.nn.functional.silu(y, inplace=True),
+    Activation.SIGMOID: lambda y, _: torch.sigmoid_(y),
+    Activation.TANH: lambda y, _: torch.tanh_(y),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """torch.baddbmm: one call for all blocks if d is 1, else batch-size-last one for each i of a or each l of d.
+
+    Sums are rounded to y's type before the bias, and before the activation. In tf32 torch's switch for all its products
+    is set meanwhile: another thread of the process should not multiply in fp32 by torch at that time.
+    """
+
+    @property
+    def name(self) -> str:
+        """There is but one."""
+        return "library"
+
+    @property
+    def packing(self) -> str:
+        """There is but one."""
+        return "library"
+
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """None: nothing is to be compiled."""
+        return ()
+
+    def sums(self, problem: Problem) -> Sums:
+        """As the library likes."""
+        return Sums.LIBRARY
+
+    def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
+        """Wide blocks that few calls can view, not in fp32, which halves compute faster, nor what the device counts."""
+        p = problem.pattern
+        wide, counted = min(p.b, p.c) >= _LEAST_SIDE, problem.counted
+        views = p.d == 1 or (problem.layout is Layout.LAST and min(p.a, p.d) <= _MOST_CALLS)
+        return wide and views and not counted and problem.precision is not Precision.FP32
+
+    def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
+        """By what the other ways predict, of an H200: the fastest for wide blocks batch-size-last, else about as fast."""
+        b, c, tf32 = problem.pattern.b, problem.pattern.c, problem.precision is Precision.TF32
+        side_by_side = problem.pattern.d == 1
+        square = min(b, c) >= 768 and (tf32 or side_by_side)
+        flat = max(b, c) >= 1024 and tf32 and side_by_side
+        if problem.layout is Layout.LAST and (square or flat):
+            return problem.flop / (400e12 if tf32 else 700e12)
+        return 3e-6 * _calls(problem) + max(problem.flop / (220e12 if tf32 else 450e12), problem.bytes / 2.6e12)
+
+    def scratch_bytes(self, problem: Problem) -> int:
+        """None."""
+        return 0
+
+    def pack(self, values: Tensor) -> Tensor:
+        """As they are, by call and block: [a, d, b, c] or [d, a, b, c], the longer side inside."""
+        a, _, _, d = values.shape
+        return values.permute((0, 3, 1, 2) if a < d else (3, 0, 1, 2)).contiguous()
+
+    def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
+        """Enqueue; see Way."""
+        assert operands.count is None
+        if not problem.rows:
+            return
+        p, epilogue, y = problem.pattern, operands.epilogue, operands.y
+        before = y if epilogue.residual is None else epilogue.residual
+        views = (
+            _blocks(matrix, p, width, problem.layout) for matrix, width in ((operands.x, p.c), (y, p.b), (before, p.b))
+        )
+        with _products(problem.precision):
+            for weights, x_blocks, y_blocks, added in zip(packed, *views, strict=True):
+                torch.baddbmm(added, weights, x_blocks, beta=epilogue.residual is not None, out=y_blocks)
+        _finish(y, epilogue, problem.layout)
+
+
+def _calls(problem: Problem) -> int:
+    return min(problem.pattern.a, problem.pattern.d)
+
+
+def _blocks(matrix: Tensor, p: KSPattern, width: int, layout: Layout) -> Tensor:
+    """A view, [calls, blocks of a call, width, rows]."""
+    rows = matrix.shape[1] if layout is Layout.LAST else len(matrix)
+    if layout is Layout.FIRST:  # d is 1
+        return matrix.view(1, rows, p.a, width).permute(0, 2, 3, 1)
+    by_a = matrix.view(p.a, width, p.d, rows).transpose(1, 2)
+    return by_a if p.a < p.d else by_a.transpose(0, 1)
+
+
+@contextmanager
+def _products(precision: Precision) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.TF32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _finish(y: Tensor, epilogue: Epilogue, layout: Layout) -> None:
+    """What baddbmm left, in place."""
+    if epilogue.bias is not None:
+        y.add_(epilogue.bias if layout is Layout.FIRST else epilogue.bias.view(-1, 1))
+    if epilogue.activation is not None:
+        _IN_PLACE[epilogue.activation](y, epilogue.negative_slope)
+
+
+WAYS: Sequence[Library] = (Library(),)

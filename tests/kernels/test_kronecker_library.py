@@ -1,0 +1,69 @@
+"""The library as a way to multiply by a factor: on the CPU, as torch computes the same there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lacuna_kernels import Precision
+from lacuna_kernels.cuda.kronecker.choose import candidates
+from lacuna_kernels.cuda.kronecker.library import Library
+from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
+from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands, Sums
+from lacuna_kernels.ops.activation import Activation, activate
+from lacuna_kernels.ops.kronecker_linear import KSPattern, ks_matmul
+from tests.kernels.factors import H200, LIMIT, relative_error, turned
+
+WIDE = Problem(KSPattern(8, 1024, 1024, 4), 25088, Precision.TF32, Layout.LAST)
+CASES = [((3, 130, 128, 1), Layout.FIRST)]
+CASES += [(p, Layout.LAST) for p in ((3, 128, 130, 1), (2, 128, 129, 5), (5, 130, 128, 2))]
+
+
+def multiply(pattern, layout, precision, rows=11, epilogue=PLAIN):
+    """Return y, before which stands not a number, and the exact sums, a row a vector."""
+    p, way = KSPattern(*pattern), Library()
+    problem = Problem(p, rows, precision, layout)
+    x = torch.randn(rows, p.width_in).to(problem.dtype)
+    values = torch.randn(p.values).to(problem.dtype)
+    y = turned(torch.full((rows, p.width_out), torch.nan).to(problem.dtype), layout)
+    if epilogue.residual is not None:
+        y.copy_(turned(epilogue.residual, layout))
+        epilogue = replace(epilogue, residual=y)
+    assert way.fits(problem, H200)
+    way.launch(None, problem, way.pack(values), Operands(turned(x, layout), y, epilogue))
+    return turned(y, layout), ks_matmul(x.double(), values.double())
+
+
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("pattern, layout", CASES)
+def test_every_layout_agrees_with_float64(pattern, layout, precision):
+    for rows in (0, 1, 11):
+        y, sums = multiply(pattern, layout, precision, rows)
+        assert relative_error(y, sums) < LIMIT[precision]
+
+
+@pytest.mark.parametrize("activation", [None, *Activation])
+@pytest.mark.parametrize("pattern, layout", CASES)
+def test_the_epilogue_with_the_residual_where_y_will_be(pattern, layout, activation):
+    width = KSPattern(*pattern).width_out
+    bias, residual = torch.randn(width), torch.randn(11, width)
+    y, sums = multiply(pattern, layout, Precision.TF32, 11, Epilogue(bias, residual, activation, 0.2))
+    expected = sums + bias.double() + residual.double()
+    assert relative_error(y, expected if activation is None else activate(expected, activation, 0.2)) < 1e-6
+
+
+def test_torchs_switch_is_as_it_was():
+    before = torch.backends.cuda.matmul.allow_tf32
+    multiply((2, 128, 129, 5), Layout.LAST, Precision.TF32)
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+def test_wide_blocks_are_the_librarys_only_where_the_host_knows_the_rows():
+    chosen, counted = candidates(WIDE, H200), candidates(replace(WIDE, counted=True), H200)
+    assert chosen[0].sums(WIDE) is Sums.LIBRARY
+    assert counted == chosen[1:]
+
+
+def test_fp32_and_strides_that_no_view_has_are_not_the_librarys():
+    assert not Library().fits(replace(WIDE, precision=Precision.FP32), H200)
+    assert not Library().fits(replace(WIDE, layout=Layout.FIRST), H200)
