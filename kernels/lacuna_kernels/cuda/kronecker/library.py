@@ -62,7 +62,7 @@ class Library:
         return wide and views and not counted and problem.precision is not Precision.FP32
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """By what the other ways predict, of an H200: the fastest for wide blocks batch-size-last, else about as fast."""
+        """By what others predict for an H200: the fastest for wide blocks batch-size-last, or about as fast."""
         b, c, tf32 = problem.pattern.b, problem.pattern.c, problem.precision is Precision.TF32
         side_by_side = problem.pattern.d == 1
         square = min(b, c) >= 768 and (tf32 or side_by_side)
