@@ -42,7 +42,7 @@ def test_stages_fit_shared_memory_and_teams_are_not_more_than_run_at_once(patter
         assert schedule is not None
         stages = schedule.stages
         used = stages.raw * teams.raw_bytes + stages.x * teams.plane_bytes
-        used += teams.ring_bytes(pattern, stages.w) + stages.y * teams.y_bytes
+        used += stages.w * teams.weight_bytes + stages.y * teams.y_bytes
 
         assert used <= 225 * 1024
         assert min(stages.raw, stages.x, stages.y) >= 2
@@ -75,8 +75,8 @@ def test_every_half_and_scale_is_packed_once_and_the_rest_is_zero(way):
     packed = way.pack(given)
 
     pattern, teams = KSPattern(*given.shape), way.teams
-    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.pass_stages(pattern)
-    weights, rest = packed[: stages * teams.weight_bytes], packed[stages * teams.weight_bytes :]
+    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
+    weights, rest = packed[: stages * teams.packed_bytes], packed[stages * teams.packed_bytes :]
     for part, expected in ((weights.view(torch.float16), halves), (rest.view(torch.float32), scales)):
         assert torch.equal(part[part != 0].sort().values, expected[expected != 0].sort().values)
 
@@ -91,8 +91,6 @@ def test_exchanges_are_for_aligned_rows_and_whole_vectors_on_hopper(way):
     assert not way.fits(Problem(fitting.pattern, 100, precision, Layout.LAST), H200)
     assert not way.fits(Problem(fitting.pattern, 100, precision, aligned=False), H200)
     assert not way.fits(Problem(KSPattern(1, 128, 128, 1), 100, precision), H200)
-    for b in (129, 130, 132):
-        whole = b % way.teams.columns_together == 0
-        assert way.fits(Problem(KSPattern(1, b, 128, way.teams.depth), 100, precision), H200) is whole
+    assert way.fits(Problem(KSPattern(1, 130, 128, way.teams.depth), 100, precision), H200) is (way.teams.halves > 0)
     for halves, other in PRECISIONS.items():
         assert way.fits(Problem(fitting.pattern, 100, other), H200) is (halves == way.teams.halves)

@@ -67,7 +67,7 @@ class ExchangeHalves:
         return 0
 
     def pack(self, values: Tensor) -> Tensor:
-        """Return uint8: halves by chunk, block, columns, 16 k, l of a group, group, half, matrices [8 j][8 k]; then scales, fp32.
+        """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
 
         Padded with zeros; see ks_matmul_exchange_halves.cu. Within 16 j, places 8 m + 2 t + e of the product are
         j = 8 m + 4 e + t, or 4 t + 2 m + e; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e
@@ -83,19 +83,19 @@ class ExchangeHalves:
         padded_scales = scales.new_zeros(a, b_padded, d_padded)
         padded_scales[:, :b, :d] = scales
         sixteen, (m, t, e) = ((2, 2, 4), (5, 7, 6)) if teams.strided else ((4, 2, 2), (6, 5, 7))
-        # half i pass part share (sixteen) step eight e t chunk block group l
+        # half i pass part share (sixteen) step eight e t chunk block l
         columns = (a, passes, teams.columns // teams.part, teams.shares, *sixteen)
-        owners = (chunks, teams.blocks, teams.own // teams.l_each, teams.l_each)
+        owners = (chunks, teams.blocks, teams.own)
         split = padded.view(teams.halves, *columns, teams.steps * k_stages, 2, 2, 4, *owners)
-        split = split.permute(1, 12, 13, 2, 8, 15, 14, 0, 9, 4, 3, m, t, e, 11, 10)
-        by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 10, 3, 2, t - 1, m - 1, e - 1)
+        split = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 4, 3, m, t, e, 11, 10)
+        by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 3, 2, t - 1, m - 1, e - 1)
         return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in (split, by_place)])
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
         teams, pattern = self.teams, problem.pattern
-        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.pass_stages(pattern)
-        weights = packed, packed[stages * teams.weight_bytes :]
+        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
+        weights = packed, packed[stages * teams.packed_bytes :]
         launch_teams(device, teams, self.variants(problem.precision)[0], problem, weights, operands)
 
 

@@ -97,23 +97,14 @@ class Teams:
         return ROWS * self.own * (self.k * self.weight_size + (4 * self.steps if self.halves else 0))
 
     @property
-    def pieces(self) -> int:
-        """Stages of weights for one of x: halves have one for all that is multiplied at once."""
-        return self.steps * self.l_each if self.halves else 1
-
-    @property
     def weight_bytes(self) -> int:
-        """Of a stage of weights: a product's columns, for a block's l or some of them."""
-        return self.k * self.pass_columns * self.own * self.weight_size // self.pieces
+        """Of a stage of weights: a product's columns, for a block's l, with room for their scales if there are any."""
+        return self.packed_bytes + (4 * self.pass_columns * self.own if self.halves else 0)
 
     @property
-    def scale_bytes(self) -> int:
-        """Of the scales of the weights of a pass."""
-        return 4 * self.pass_columns * self.own if self.halves else 0
-
-    def ring_bytes(self, pattern: KSPattern, stages: int) -> int:
-        """Of so many stages of weights, and of the scales that may come with them."""
-        return stages * self.weight_bytes + ceil(stages / self.pass_stages(pattern)) * self.scale_bytes
+    def packed_bytes(self) -> int:
+        """Of the weights alone of a stage."""
+        return self.k * self.pass_columns * self.own * self.weight_size
 
     @property
     def weight_size(self) -> int:
@@ -143,12 +134,8 @@ class Teams:
         return ceil(pattern.b / self.pass_columns)
 
     def k_stages(self, pattern: KSPattern) -> int:
-        """Stages of x in a pass."""
+        """Stages of x, and of weights, in a pass."""
         return ceil(pattern.c / self.k)
-
-    def pass_stages(self, pattern: KSPattern) -> int:
-        """Stages of weights in a pass."""
-        return self.k_stages(pattern) * self.pieces
 
     def chunks(self, pattern: KSPattern) -> int:
         """Chunks of neighbouring l, of all i."""
@@ -194,26 +181,26 @@ class Teams:
         return max(1, self.takers // self.units)
 
     @property
-    def l_each(self) -> int:
+    def _l_each(self) -> int:
         """l of a warpgroup."""
         return self.own * self.shares // self.groups
 
     @property
     def _sets(self) -> int:
         """Sets of products that are no sums yet: two, so that the next are under way, if there are registers."""
-        return 0 if not self.halves else 2 if self.columns * (self.l_each + 2) <= 256 else 1
+        return 0 if not self.halves else 2 if self.columns * (self._l_each + 2) <= 256 else 1
 
     @property
     def sums(self) -> int:
         """Of a thread that multiplies, and products that are no sums yet."""
-        return (self.l_each + self._sets) * self.columns // 2
+        return (self._l_each + self._sets) * self.columns // 2
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
         if self.groups == 3:  # 480 for five warpgroups
             apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
-        elif self.halves and not self.strided:  # 512 for four
-            apart, bring, multiply = 88, 72, 176
+        elif self.halves and self.own == 3:  # 512 for four
+            apart, bring, multiply = 88, 88, 168
         else:
             apart, bring, multiply = (80, 80, 176) if self.sums > 64 else (112, 96, 152)
         return {

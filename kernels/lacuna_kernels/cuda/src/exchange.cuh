@@ -30,11 +30,8 @@ constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l, or of a half of it
 constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a step
 constexpr int STEP = OWN_L * 2 * HALVES * PLANE + SCALES, X_STAGE = STEPS * STEP;
-constexpr int W_L = 2 * HALVES * W_PLANE, W_STEP = OWN_L * W_L;     // bytes of an l in a step, and of all
-// Weights come by stages of their own, as many as PIECES for one of x: where values are split, what every warpgroup
-// multiplies by at once, an l of a step.
-constexpr int PIECES = SPLIT ? STEPS * MINE : 1, W_STAGE = STEPS * W_STEP / PIECES;
-constexpr int W_SCALES = SPLIT ? OWN_L * PASS_COLUMNS * 4 : 0;     // bytes, with the last weights of a pass
+constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int W_SCALES = SPLIT ? OWN_L * PASS_COLUMNS * 4 : 0;     // bytes, with the last stage of a pass
 constexpr int PART = (SPLIT ? 16 : 32) * SHARES, PARTS = PASS_COLUMNS / PART;  // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
 constexpr int X_FROM_OTHERS = X_STAGE / TEAM * (TEAM - 1), Y_FROM_OTHERS = Y_STAGE / TEAM * (TEAM - 1);
@@ -51,7 +48,7 @@ static_assert(SHARES <= 2 && PHASES * EIGHT % CHUNKS == 0, "y_offset, piece_of_x
 static_assert(6 * MAX_STAGES + 2 * MAX_Y_STAGES <= BARRIERS / 8, "barriers");
 
 struct Arguments {
-    const char *weights, *factor_scales;
+    const char *weights, *scales;
     Epilogue out;
     const int* count;
     int rows_max, a, b, c, d;
@@ -63,7 +60,6 @@ struct Arguments {
 // tiles.
 struct Work : Arguments {
     int rows, tiles, chunks, chunks_l, stages, passes, rank, team;
-    int pieces, scales;  // of the weights of a pass, and how many passes have scales in memory
     int step, rest;  // from a team's tile to its next: tiles, no more than there are, unless the device counts fewer
                      // rows, and chunks
     bool resident;  // whether all weights of a chunk fit
@@ -78,10 +74,9 @@ struct Work : Arguments {
         passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM;
         step = gridDim.x / TEAM / together, rest = gridDim.x / TEAM % together;
-        pieces = stages * PIECES, scales = (w_stages + pieces - 1) / pieces;
-        resident = pieces * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
+        resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
-        scales_at = w_at + w_stages * W_STAGE, y_at = scales_at + scales * W_SCALES;
+        scales_at = w_at + w_stages * W_STAGE, y_at = scales_at + w_stages * W_SCALES;
     }
 
     __device__ __forceinline__ uint32_t barrier(int kind, int stage) const {
@@ -160,20 +155,15 @@ struct Consumer {
 
     __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
 
-    // Give back a stage of weights, once this warp's products have read them; `read` is words that this thread has read
-    // beside them.
-    __device__ __forceinline__ void give_back_weights(const Work& w, const Pass& pass, int stage,
-                                                      uint32_t read = 0) const {
-        if (pass.free_w && lane == 0) barrier_arrive(w.empty_w(stage) + nothing_after(read));
-    }
-
-    // Give back a stage of planes, to all blocks that fill it, after all warps of the group have read them, and this
-    // thread `read`. One thread says first how much is to come.
-    __device__ __forceinline__ void give_back_planes(const Work& w, const Pass& pass, int x_stage,
-                                                     uint32_t read = 0) const {
-        if (!pass.free_x) return;
+    // Give back a stage of planes, to all blocks that fill it, and of weights, after all warps of the group have read
+    // them; `read` is words that this thread itself has read. One thread says first how much is to come.
+    __device__ __forceinline__ void give_back(const Work& w, const Pass& pass, int x_stage, int w_stage,
+                                              uint32_t read = 0) const {
+        if (!pass.free_x && !pass.free_w) return;
         barrier_of_warpgroup(1 + who + nothing_after(read));
         if (warp != 0) return;
+        if (pass.free_w && lane == 0) barrier_arrive(w.empty_w(w_stage));
+        if (!pass.free_x) return;
         if (who == 0 && lane == 0) barrier_expect(w.full_x(x_stage), X_FROM_OTHERS);
         __syncwarp();
         if (lane < TEAM) arrive_there(in_block(w.empty_x(x_stage), lane));
@@ -184,7 +174,7 @@ __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
     for (int s = 0; s < w.x_stages; ++s)
         barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS);
-    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), 4 * GROUPS);
+    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS);
     for (int s = 0; s < w.y_stages; ++s)
         barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8 * 32), barrier_init(w.empty_y(s), (TEAM + 31) * WRITERS);
     barriers_are_ready();

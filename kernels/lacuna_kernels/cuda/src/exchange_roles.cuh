@@ -47,7 +47,7 @@ struct FeedX : Feed {
 struct FeedWeights : Feed {
     const Work& w;
     Tile at;
-    int stage = 0, scales = 0;  // the next
+    int stage = 0;  // the next
 
     __device__ __forceinline__ explicit FeedWeights(const Work& w) : Feed{w.w_stages}, w(w), at(w) {}
 
@@ -55,16 +55,14 @@ struct FeedWeights : Feed {
 
     __device__ __forceinline__ bool copy() {
         if (!is_there() || !is_free(w.empty_w(0))) return false;
-        const int all = w.pieces * w.passes;
+        const int all = w.stages * w.passes;
         const uint32_t full = w.full_w(ring.stage);
         const Index from = (Index(at.chunk()) * TEAM + w.rank) * all + stage;
-        const bool last = SPLIT && (stage + 1) % w.pieces == 0;
+        const bool last = SPLIT && (stage + 1) % w.stages == 0;
         barrier_expect(full, last ? W_STAGE + W_SCALES : W_STAGE);
         copy_in(w.w_at + ring.stage * W_STAGE, w.weights + from * W_STAGE, W_STAGE, full);
-        if (last) {
-            copy_in(w.scales_at + scales * W_SCALES, w.factor_scales + from / w.pieces * W_SCALES, W_SCALES, full);
-            if (++scales == w.scales) scales = 0;
-        }
+        if (last)
+            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / w.stages * W_SCALES, W_SCALES, full);
         ring.next(stages);
         if (++stage == all) {
             stage = 0;
@@ -277,8 +275,7 @@ struct Writer {
     // Write a part, from j = `part` on.
     __device__ __forceinline__ void write(int part, int stage) const {
         const int left = w.b - part - share.j;  // unless they are every fourth, a multiple of 4 j
-        const int apart = STRIDED ? 4 * w.d : DEALT ? 2 * VECTOR : VECTOR;
-        const Index pitch = Index(w.a) * w.b * w.d;
+        const Index apart = STRIDED ? 4 * w.d : DEALT ? 2 * VECTOR : VECTOR, pitch = Index(w.a) * w.b * w.d;
         const bool wanted = left > 0 && l_is_there;
         if (!DEALT && !wanted) return;
         const int there = STRIDED ? min(VECTORS, (left + 3) / 4) : VECTORS;
@@ -299,7 +296,7 @@ struct Writer {
             Element* y = w.out.y + to;
 #pragma unroll
             for (int v = 0; v < VECTORS; ++v)
-                if (v < there) write_out(y + Index(v) * apart, vectors[v]);
+                if (v < there) write_out(y + v * apart, vectors[v]);
         }
     }
 };

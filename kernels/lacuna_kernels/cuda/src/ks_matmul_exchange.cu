@@ -162,10 +162,6 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(sums[m][n]);
     int x_before = 0, w_before = 0, awaited = pass.await_x ? w.stages : 1;
-    const auto give_back = [&](int x_stage, int w_stage) {
-        me.give_back_weights(w, pass, w_stage);
-        me.give_back_planes(w, pass, x_stage);
-    };
     const auto stage = [&](bool first) {
         if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
         const uint32_t x = x_first + xs.stage * (X_STAGE / 16), weights = w_first + ws.stage * (W_STAGE / 16);
@@ -179,7 +175,7 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
                                          !first || step, Element());
         products_commit();
         products_wait<1>();
-        if (!first) give_back(x_before, w_before);
+        if (!first) me.give_back(w, pass, x_before, w_before);
         x_before = xs.stage, w_before = ws.stage;
         xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
         if (--awaited > 0) await_planes(w, xs);  // while these products run
@@ -193,7 +189,7 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
 #pragma unroll 1
     for (int s = PARTS; s < w.stages; ++s) stage(false);
     products_wait<0>();
-    give_back(x_before, w_before);
+    me.give_back(w, pass, x_before, w_before);
     finish(rounded, sums, w, me, pass);
 }
 

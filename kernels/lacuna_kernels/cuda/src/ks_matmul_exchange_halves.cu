@@ -23,15 +23,13 @@
 #define MULTIPLY_REGISTERS 176
 #endif
 
-#include <type_traits>
-
 #include "exchange_roles.cuh"
 #include "fp16_halves.cuh"
 
 static_assert(SETS == 1 || SETS == 2, "stage");
 static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
 
-constexpr int X_L = 2 * HALVES * PLANE;                              // bytes from an l to the next
+constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
 constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
 
 // ---- take apart ----
@@ -182,17 +180,14 @@ __device__ __forceinline__ void start(Products& t, uint32_t x, uint32_t weights)
     products_commit();
 }
 
-// Add the products of a step to the sums, once all but the last PENDING sets are done. Returns a word that depends on
-// `back`, which is not waited for any earlier.
+// Add the products of a step to the sums, once all but the last PENDING sets are done.
 template <int PENDING>
-__device__ __forceinline__ uint32_t add(Products& sums, Products& t, float (&back)[2]) {
+__device__ __forceinline__ void add(Products& sums, Products& t, const float (&back)[2]) {
     products_wait<PENDING>();
-    is_changed(back[0]), is_changed(back[1]);
 #pragma unroll
-    for (int n = 0; n < COLUMNS / 2; ++n) is_changed(t[n]);
+    for (int n = 0; n < COLUMNS / 2; ++n) is_changed(t[n]);  // not to be read any earlier
 #pragma unroll
     for (int n = 0; n < COLUMNS / 2; ++n) sums[n] = fmaf(t[n], back[n / 2 % 2], sums[n]);
-    return __float_as_uint(back[0]) ^ __float_as_uint(back[1]);
 }
 
 // Send what the sums are of.
@@ -204,11 +199,11 @@ __device__ __forceinline__ void send_all(const Sums& sums, int parts, const Work
 
 // One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent: one with the products of each
 // step, or if they lie where the new sums will, all with the first.
-__device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, const Work& w, Rings& rings, int& scales,
+__device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, const Work& w, Rings& rings,
                                          const Consumer& me, const Pass& pass) {
     constexpr int UNITS = STEPS * MINE;  // of one step and l
     const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
-    const uint32_t w_first = units_of(w.w_at + me.who * (BY_COLUMNS ? COLUMNS * 16 : W_L));
+    const uint32_t w_first = units_of(w.w_at + me.first_l() * W_L + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
     const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
     Ring &xs = rings.x, &ws = rings.w;
     Products t[SETS];
@@ -217,38 +212,33 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     for (int set = 0; set < SETS; ++set)
 #pragma unroll
         for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
-    int awaited = pass.await_x ? w.stages : 1, left = w.stages, x_stage = 0, w_stage[SETS] = {};
-    uint32_t read = 0;  // of the scales beside the planes
-    const auto sum_up = [&](int u, auto pending) {  // the last unit of a pass gives its weights back later
-        read ^= add<decltype(pending)::value>(sums[u % MINE], t[u % SETS], back[u % SETS]);
-        if (u + 1 < UNITS || left > 1) me.give_back_weights(w, pass, w_stage[u % SETS]);
-    };
+    int awaited = pass.await_x ? w.stages : 1, left = w.stages, x_stage = 0, w_stage = 0;
+    uint32_t read = 0;  // of what lies in the stages
     const auto stage = [&](int part) {  // the first that is sent
-        x_stage = xs.stage;
-        const uint32_t x = x_first + x_stage * (X_STAGE / 16);
+        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
+        x_stage = xs.stage, w_stage = ws.stage;
+        const uint32_t x = x_first + x_stage * (X_STAGE / 16), weights = w_first + w_stage * (W_STAGE / 16);
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
-            const int step = u / MINE, m = u % MINE, set = u % SETS;
-            if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
-            start(t[set], x + (step * STEP + m * X_L) / 16, w_first + ws.stage * (W_STAGE / 16));
-            w_stage[set] = ws.stage;
-            ws.next(w.w_stages, pass.free_w);
+            const int step = u / MINE, m = u % MINE, set = u % SETS, ready = u + 1 - SETS;
+            start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
             const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
             back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
+            read ^= __float_as_uint(back[set][0]) ^ __float_as_uint(back[set][1]);
             if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
             if (!KEEPS && part + u == 0) {
                 send_all(sums, parts, w, rings.y, me);
                 clear(sums);
             }
             if (u + 1 == UNITS) {
-                xs.next(w.x_stages);
+                xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
                 if (--awaited > 0) await_planes(w, xs);  // while these products run
             }
-            if (u + 1 >= SETS) sum_up(u + 1 - SETS, std::integral_constant<int, SETS - 1>());
+            if (ready >= 0) add<SETS - 1>(sums[ready % MINE], t[ready % SETS], back[ready % SETS]);
         }
-        if (SETS == 2) sum_up(UNITS - 1, std::integral_constant<int, 0>());
-        me.give_back_planes(w, pass, x_stage, read);
-        --left;
+        constexpr int LAST = UNITS - 1;
+        if (SETS == 2) add<0>(sums[LAST % MINE], t[LAST % SETS], back[LAST % SETS]);
+        if (--left > 0) me.give_back(w, pass, x_stage, w_stage, read);
     };
     if (pass.await_x) await_planes(w, xs);
     constexpr int SENDING = KEEPS ? (PARTS + UNITS - 1) / UNITS : 1;  // stages
@@ -264,19 +254,17 @@ __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, cons
     }
 #pragma unroll 1
     for (int s = SENDING; s < w.stages; ++s) stage(PARTS);
-    read = scale_back(sums, w.scales_at + scales * W_SCALES, me);
-    if (++scales == w.scales) scales = 0;
-    __syncwarp();
-    me.give_back_weights(w, pass, w_stage[(UNITS - 1) % SETS], read);
+    read ^= scale_back(sums, w.scales_at + w_stage * W_SCALES, me);
+    me.give_back(w, pass, x_stage, w_stage, read);
 }
 
 __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
     Rings rings;
     Sums sums, done;
-    int parts = 0, scales = 0;  // those of the next pass
+    int parts = 0;
     clear(sums);
     take_turns(w, rings, [&](const Pass& pass) {
-        multiply(sums, done, parts, w, rings, scales, me, pass);
+        multiply(sums, done, parts, w, rings, me, pass);
         parts = w.parts(pass.pass);
         finish(sums, w, me, pass);
         if constexpr (KEEPS) {
@@ -302,11 +290,10 @@ struct Share {
 
     // Read a row, in the order (j, l), from where parts lie.
     __device__ __forceinline__ void read(uint4 (&vectors)[VECTORS], uint32_t from, int row) const {
-        const uint32_t first = from + y_offset(l, row, sixteen, fourth);  // of 4 l that lie alike, or all
         uint32_t words[4 * RUN];
 #pragma unroll
         for (int r = 0; r < RUN; ++r) {
-            const uint4 v = read_16_bytes(STRIDED ? first + r * Y_L : from + y_offset(r, row, sixteen, fourth));
+            const uint4 v = read_16_bytes(from + y_offset(l + r, row, sixteen, fourth));
             words[r] = v.x, words[RUN + r] = v.y, words[2 * RUN + r] = v.z, words[3 * RUN + r] = v.w;
         }
 #pragma unroll
