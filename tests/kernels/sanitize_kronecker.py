@@ -42,7 +42,7 @@ PATTERNS += [(1, 48, 32, d) for d in (12, 8, 6, 4, 3, 2, 16, 32)]
 PATTERNS += [(2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8)]
 PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
-ENOUGH = 4
+ENOUGH = 3
 """Patterns of a way, spread over all that it fits, with an epilogue and without in turns: the tools take minutes."""
 PARTS = 12
 """Processes that share the ways out."""

@@ -86,21 +86,21 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
     planes = tile.x if both else tile.x / 2
     clocks = hypot(
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
-        (planes + tile.y) * (1 - 1 / teams.blocks) / 23.4,
-        (tile.x + tile.streamed) / 85.0,
-        tile.x / ((0.23 if both else 0.455) * _takers(teams)),
-        tile.y / (4.5 * teams.writers),
+        (planes + tile.y) * (1 - 1 / teams.blocks) / 25.4,
+        (tile.x + tile.streamed) / 97.0,
+        tile.x / ((0.21 if both else 0.455) * _takers(teams)),
+        tile.y / (5.0 * teams.writers),
     )
-    return clocks + steps * (130 + (3.27 if both else 1.94) * teams.columns) + 3.5 * passes * teams.sums
+    return clocks + steps * (157 + (2.97 if both else 1.94) * teams.columns) + 8.9 * passes * teams.sums
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
-    """As seen for the d of the grid."""
+    """Runs of 32 bytes come at up to 45, but of many l, where teams drift apart, at a third of that."""
     if teams.whole or (teams.depth >= 16 and d < 32):
-        return 66.0
+        return 108.0
     if teams.depth >= 16 or (teams.depth >= 8 and d < 32):
-        return 28.7
-    return 44.7 if teams.depth >= 8 and d <= 48 else 23.8
+        return 45.0
+    return 16.2 if teams.depth >= 8 and d <= 48 else 17.9
 
 
 def _takers(teams: Teams) -> int:
