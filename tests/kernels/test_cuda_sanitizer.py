@@ -23,6 +23,8 @@ SCRIPTS: list[tuple[ModuleType, list[str]]] = [
     *((sanitize_kronecker, [str(part)]) for part in range(sanitize_kronecker.PARTS)),
 ]
 """With their arguments."""
+MOST_LINES = 40
+"""Of what a run printed."""
 WHOLE_ALLOCATIONS = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """So that a step past a tensor is a step past memory."""
 
@@ -37,6 +39,12 @@ def test_a_variant_that_did_not_run_is_told() -> None:
 
     assert left_out(lines) == []
     assert left_out(lines[1:]) == [str(SHIPPED[0])]
+
+
+def told(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """What a tool says, and errors, without the variants that ran."""
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(RAN)]
+    return lines[:MOST_LINES] + done.stderr.splitlines()[-MOST_LINES:]
 
 
 @pytest.mark.sanitize
@@ -54,7 +62,7 @@ def test_the_sanitizers_find_nothing() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         runs = list(pool.map(run, product(TOOLS, SCRIPTS)))
 
-    failed = [f"{done.args}: {done.stdout[-4000:]}{done.stderr[-4000:]}" for done in runs if done.returncode]
+    failed = ["\n".join([" ".join(done.args), *told(done)]) for done in runs if done.returncode]
     assert not failed, "\n".join(failed)
     for tool in TOOLS:
         printed = [line for done in runs if tool in done.args for line in done.stdout.splitlines()]
