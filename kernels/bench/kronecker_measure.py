@@ -1,7 +1,7 @@
 """Checks and times every way on one problem."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from statistics import median
@@ -129,7 +129,7 @@ def ways_of(
     """All ways by name, ours first: what the rules choose, and the others that `lacuna tune` would measure."""
     found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
     if with_contenders:
-        for way in contenders(problem, device.limits)[1:]:
+        for way in contenders(replace(problem, counted=True), device.limits)[1:]:
             found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
 

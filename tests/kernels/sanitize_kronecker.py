@@ -43,7 +43,7 @@ PATTERNS += [(2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8)]
 PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
 ENOUGH = 3
-"""Patterns of a way, spread over all that it fits, with an epilogue and without in turns: the tools take minutes."""
+"""Patterns of a way in a precision and a layout, spread over all that fit, with an epilogue and without in turns."""
 PARTS = 12
 """Processes that share the ways out."""
 ROWS = 72

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
+from lacuna_kernels.cuda.kronecker import library
 from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.library import Library
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
@@ -29,7 +30,6 @@ def multiply(pattern, layout, precision, rows=11, epilogue=PLAIN):
     if epilogue.residual is not None:
         y.copy_(turned(epilogue.residual, layout))
         epilogue = replace(epilogue, residual=y)
-    assert way.fits(problem, H200)
     way.launch(None, problem, way.pack(values), Operands(turned(x, layout), y, epilogue))
     return turned(y, layout), ks_matmul(x.double(), values.double())
 
@@ -52,16 +52,35 @@ def test_the_epilogue_with_the_residual_where_y_will_be(pattern, layout, activat
     assert relative_error(y, expected if activation is None else activate(expected, activation, 0.2)) < 1e-6
 
 
-def test_torchs_switch_is_as_it_was():
-    before = torch.backends.cuda.matmul.allow_tf32
-    multiply((2, 128, 129, 5), Layout.LAST, Precision.TF32)
-    assert torch.backends.cuda.matmul.allow_tf32 == before
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16, Precision.BF16])
+def test_torchs_switch_is_set_for_the_product_alone(monkeypatch, precision):
+    name, wanted = library._SWITCHES[precision]
+    before, seen = getattr(torch.backends.cuda.matmul, name), []
+
+    def fails(*_, **__):
+        seen.append(getattr(torch.backends.cuda.matmul, name))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "baddbmm", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        multiply((2, 128, 129, 5), Layout.LAST, precision)
+
+    assert before != wanted
+    assert seen == [wanted]
+    assert getattr(torch.backends.cuda.matmul, name) == before
 
 
 def test_wide_blocks_are_the_librarys_only_where_the_host_knows_the_rows():
     chosen, counted = candidates(WIDE, H200), candidates(replace(WIDE, counted=True), H200)
     assert chosen[0].sums(WIDE) is Sums.LIBRARY
     assert counted == chosen[1:]
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16, Precision.BF16])
+def test_few_rows_are_not_the_librarys(precision, layout):
+    for pattern in (KSPattern(4, 256, 256, 1), WIDE.pattern, KSPattern(64, 768, 768, 1)):
+        assert candidates(Problem(pattern, 1, precision, layout), H200)[0].sums(WIDE) is not Sums.LIBRARY
 
 
 def test_fp32_and_strides_that_no_view_has_are_not_the_librarys():

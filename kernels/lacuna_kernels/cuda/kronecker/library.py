@@ -16,7 +16,18 @@ from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 
 _MOST_CALLS = 64
-_LEAST_SIDE = 128
+_CALL_SECONDS = 8e-6
+_MULTIPROCESSORS = 132
+"""Of the GPU whose rates these are."""
+_SWITCHES: dict[Precision, tuple[str, object]] = {
+    Precision.TF32: (
+        ("fp32_precision", "tf32") if hasattr(torch.backends.cuda.matmul, "fp32_precision") else ("allow_tf32", True)
+    ),
+    Precision.FP16: ("allow_fp16_reduced_precision_reduction", False),
+    Precision.BF16: ("allow_bf16_reduced_precision_reduction", False),
+}
+"""For tf32, by its name in the torch at hand, and for sums in fp32 whatever is split."""
+_LEAST_SIDE, _LEAST_ROWS = 128, 4096
 _IN_PLACE: dict[Activation, Callable[[Tensor, float], Tensor]] = {
     Activation.RELU: lambda y, _: torch.relu_(y),
     Activation.LEAKY_RELU: torch.nn.functional.leaky_relu_,
@@ -32,8 +43,8 @@ _IN_PLACE: dict[Activation, Callable[[Tensor, float], Tensor]] = {
 class Library:
     """torch.baddbmm: one call for all blocks if d is 1, else batch-size-last one for each i of a or each l of d.
 
-    Sums are rounded to y's type before the bias, and before the activation. In tf32 torch's switch for all its products
-    is set meanwhile: another thread of the process should not multiply in fp32 by torch at that time.
+    Sums are rounded to y's type before the bias, and before the activation. A switch of torch for all its products is
+    set meanwhile: in tf32 no other thread of the process should multiply in fp32 by torch at that time.
     """
 
     @property
@@ -55,11 +66,11 @@ class Library:
         return Sums.LIBRARY
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
-        """Wide blocks that few calls can view, not in fp32, which halves compute faster, nor what the device counts."""
+        """Wide blocks and many rows that few calls can view; not fp32, where halves are faster, nor counted rows."""
         p = problem.pattern
-        wide, counted = min(p.b, p.c) >= _LEAST_SIDE, problem.counted
+        large = min(p.b, p.c) >= _LEAST_SIDE and problem.rows >= _LEAST_ROWS
         views = p.d == 1 or (problem.layout is Layout.LAST and min(p.a, p.d) <= _MOST_CALLS)
-        return wide and views and not counted and problem.precision is not Precision.FP32
+        return large and views and not problem.counted and problem.precision is not Precision.FP32
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """By what others predict for an H200: the fastest for wide blocks batch-size-last, or about as fast."""
@@ -67,9 +78,10 @@ class Library:
         side_by_side = problem.pattern.d == 1
         square = min(b, c) >= 768 and (tf32 or side_by_side)
         flat = max(b, c) >= 1024 and tf32 and side_by_side
-        if problem.layout is Layout.LAST and (square or flat):
-            return problem.flop / (400e12 if tf32 else 700e12)
-        return 3e-6 * _calls(problem) + max(problem.flop / (220e12 if tf32 else 450e12), problem.bytes / 2.6e12)
+        ahead = problem.layout is Layout.LAST and (square or flat)
+        rate = (400e12 if ahead else 220e12) if tf32 else (700e12 if ahead else 450e12)
+        share = limits.multiprocessors / _MULTIPROCESSORS
+        return _CALL_SECONDS * _calls(problem) + max(problem.flop / rate, problem.bytes / 2.6e12) / share
 
     def scratch_bytes(self, problem: Problem) -> int:
         """None."""
@@ -111,12 +123,15 @@ def _blocks(matrix: Tensor, p: KSPattern, width: int, layout: Layout) -> Tensor:
 
 @contextmanager
 def _products(precision: Precision) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision is Precision.TF32
+    """Torch's switches for all its products, as long as it takes to enqueue one."""
+    name, value = _SWITCHES[precision]
+    switches = torch.backends.cuda.matmul
+    before = getattr(switches, name)
+    setattr(switches, name, value)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(switches, name, before)
 
 
 def _finish(y: Tensor, epilogue: Epilogue, layout: Layout) -> None:

@@ -25,7 +25,7 @@ class Problem:
 
     rows     most rows that there are: a count on the device may say fewer
     aligned  whether x, y and the residual start at multiples of 16 bytes
-    counted  whether the device counts the rows: there may be far fewer than `rows`
+    counted  whether it is for a network, whose rows the device counts: there may be far fewer than `rows`
     """
 
     pattern: KSPattern

@@ -95,12 +95,12 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
-    """Runs of 32 bytes come at up to 45, but of many l, where teams drift apart, at a third of that."""
+    """As seen for the d of the grid: teams that have parts of the same lines drift apart where there are many l."""
     if teams.whole or (teams.depth >= 16 and d < 32):
         return 108.0
-    if teams.depth >= 16 or (teams.depth >= 8 and d < 32):
+    if teams.depth >= 16 or d < 32:
         return 45.0
-    return 16.2 if teams.depth >= 8 and d <= 48 else 17.9
+    return 16.2 if d <= 48 else 17.9
 
 
 def _takers(teams: Teams) -> int:

@@ -152,7 +152,7 @@ class Teams:
 
     @property
     def columns_together(self) -> int:
-        """Which b must be a multiple of: what threads write as vectors, alone or in pairs."""
+        """Which b must be a multiple of: as many j as are sent, or written by a thread, or by two, at once."""
         if not self.halves:
             return 8
         return 1 if self.strided else 8 if self.depth > _MOST_ALONE else 4

@@ -146,7 +146,7 @@ class Way(Protocol):
         ...
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
-        """Enqueue; neither allocates nor synchronises."""
+        """Enqueue; neither allocates nor synchronises, but for a workspace that the library may make once."""
         ...
 
 

@@ -1,5 +1,5 @@
 // What the threads of a team of ks_matmul_exchange.cu and ks_matmul_exchange_halves.cu do, as far as they do the same:
-// the one that brings x and weights, and the order of all others' work.
+// bring x and weights, add the bias, apply the activation, write y; and the order of all work.
 #pragma once
 
 #include "exchange.cuh"
@@ -274,7 +274,7 @@ struct Writer {
 
     // Write a part, from j = `part` on.
     __device__ __forceinline__ void write(int part, int stage) const {
-        const int left = w.b - part - share.j;  // unless they are every fourth, a multiple of 4 j
+        const int left = w.b - part - share.j;  // unless they are every fourth, of 4 j, of 8 if DEALT, all or none
         const Index apart = STRIDED ? 4 * w.d : DEALT ? 2 * VECTOR : VECTOR, pitch = Index(w.a) * w.b * w.d;
         const bool wanted = left > 0 && l_is_there;
         if (!DEALT && !wanted) return;
@@ -302,8 +302,8 @@ struct Writer {
 };
 
 // Write y part after part.
-template <class Writer>
-__device__ __forceinline__ void write(const Work& w, Writer writer) {
+template <class Share>
+__device__ __forceinline__ void write(const Work& w, Writer<Share> writer) {
     Ring ring;
     for (Tile at(w); at.is_there(w); at.next(w)) {
         writer.enter(at);
@@ -324,7 +324,7 @@ __device__ __forceinline__ void write(const Work& w, Writer writer) {
 }
 
 // What the threads of a block do: take x apart, bring, write and multiply.
-template <class Taker, class Writer, class Consume>
+template <class Taker, class Share, class Consume>
 __device__ __forceinline__ void as_a_team(const Arguments& arguments, const TensorMap& x, Consume consume) {
     const uint32_t at = hidden(dynamic_shared());  // or else it would be asked for again and again
     const int warp_in_block = warp_of_block(), role = warp_in_block / 4, warp = warp_in_block % 4;
@@ -336,7 +336,7 @@ __device__ __forceinline__ void as_a_team(const Arguments& arguments, const Tens
                   "or else they would wait for registers forever");
     const auto write_all = [&](int thread) {
         const Work w(arguments, at);
-        write(w, Writer(w, thread));
+        write(w, Writer<Share>(w, thread));
     };
     if (role == 0) {
         take_registers<APART_REGISTERS, START_REGISTERS>();

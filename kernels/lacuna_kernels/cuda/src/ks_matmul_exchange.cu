@@ -252,5 +252,5 @@ ks_matmul_exchange(const __grid_constant__ TensorMap x_map, const char* __restri
                    int x_stages, int w_stages, int y_stages, int together) {
     const Arguments arguments{weights, nullptr, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team<Taker, Writer<Share>>(arguments, x_map, consume);
+    as_a_team<Taker, Share>(arguments, x_map, consume);
 }

@@ -310,5 +310,5 @@ ks_matmul_exchange_halves(const __grid_constant__ TensorMap x_map, const char* _
                           int together) {
     const Arguments arguments{weights, scales, {bias, residual, y, activation, negative_slope}, count, rows, a, b, c, d,
                               raw_stages, x_stages, w_stages, y_stages, together};
-    as_a_team<Taker, Writer<Share>>(arguments, x_map, consume);
+    as_a_team<Taker, Share>(arguments, x_map, consume);
 }
