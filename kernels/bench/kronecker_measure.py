@@ -127,10 +127,12 @@ def ways_of(
     device: Device, problem: Problem, with_contenders: bool = False
 ) -> dict[str, Callable[[Operands], Multiply]]:
     """All ways by name, ours first: what the rules choose, and the others that `lacuna tune` would measure."""
+    chosen = candidates(problem, device.limits)[0]
     found: dict[str, Callable[[Operands], Multiply]] = {OURS: partial(ours, device)}
     if with_contenders:
-        for way in contenders(replace(problem, counted=True), device.limits)[1:]:
-            found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
+        for way in contenders(replace(problem, counted=True), device.limits):
+            if way != chosen:
+                found[f"{OURS}: {way.name}"] = partial(ours, device, way=way)
     return found | TORCH_WAYS | {"lazylinop": partial(lazylinop, device)}
 
 

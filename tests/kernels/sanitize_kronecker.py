@@ -12,7 +12,6 @@ import torch
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
-from lacuna_kernels.cuda.kronecker.chain import Team
 from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
 from lacuna_kernels.cuda.kronecker.few_rows import FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
@@ -92,17 +91,14 @@ def main(part: int) -> None:
             problem = Problem(KSPattern(2, 40, 72, 1), 12 * tall.rows + 8, tall.precision, tall.layout)
             if tall.fits(problem, device.limits):
                 multiply(device, tall, problem)
-        for precision in Precision:
-            for patterns in CHAINS:
-                for chain_way in CHAIN_WAYS[part::PARTS]:
-                    rows = TEAM_ROWS if isinstance(chain_way, Team) else CHAIN_ROWS
-                    problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in patterns]
-                    if isinstance(chain_way, FewRowsChain) and patterns not in CHAINS[:SMALL_CHAINS]:
-                        continue
-                    if chain_way.fits(problems, device.limits):
-                        multiply_chain(device, chain_way, problems, problems[0].dtype)
-                        if isinstance(chain_way, FewRowsChain):
-                            multiply_chain(device, chain_way, problems, torch.float32)
+        for chain_way, precision in product(CHAIN_WAYS[part::PARTS], Precision):
+            few = isinstance(chain_way, FewRowsChain)
+            for patterns in CHAINS[:SMALL_CHAINS] if few else CHAINS:
+                rows = CHAIN_ROWS if few else TEAM_ROWS
+                problems = [Problem(KSPattern(*pattern), rows, precision) for pattern in patterns]
+                if chain_way.fits(problems, device.limits):
+                    for kind in (problems[0].dtype, torch.float32) if few else (problems[0].dtype,):
+                        multiply_chain(device, chain_way, problems, kind)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.gpu
 
 
 def ways(device: Device, pattern: tuple[int, ...], rows: int, precision: Precision, layout: Layout) -> list[Way]:
-    """Those for counted rows: the library's sums are its own."""
+    """Those for counted rows: cuBLAS has sums of its own."""
     return candidates(Problem(KSPattern(*pattern), rows, precision, layout, counted=True), device.limits)
 
 

@@ -15,13 +15,13 @@ from lacuna_kernels.cuda.kronecker import (
     halves,
     joined,
     last,
-    library,
     planes,
     semi_structured,
     tf32,
     tiles,
     tma,
 )
+from lacuna_kernels.cuda.kronecker.cublas import Cublas
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.kronecker.turned import Turned
@@ -52,6 +52,9 @@ WAYS: tuple[Way, ...] = (
 )
 """All kernels that are chosen among."""
 
+CUBLAS = Cublas()
+"""Beside them, where the host knows the rows."""
+
 CHAIN_WAYS: tuple[ChainWay, ...] = (*few_rows.CHAIN_WAYS, *chain.CHAIN_WAYS)
 """All that take several factors at once."""
 
@@ -78,18 +81,15 @@ def candidates(problem: Problem, limits: DeviceLimits, table: Table = MEASURED_N
 
     Best is what was measured best, or else what is predicted to be fastest. How they add up depends on pattern,
     precision and device alone, so that a row's sums have the same bits whatever the number of rows; but matrices at
-    odd addresses may be left to ways that add up otherwise. Where the host knows the rows, which no network does, the
-    library may be a way, whose sums are its own. Raises Unsupported for entries that the kernels cannot count to.
+    odd addresses may be left to ways that add up otherwise. Where the host knows the rows, as for no network, cuBLAS
+    may be a way, whose sums are its own. Raises Unsupported for entries that the kernels cannot count to.
     """
     if max(problem.pattern.values) >= _LARGEST_ENTRY:
         raise Unsupported(f"{problem.pattern}: on a GPU entries must be under {_LARGEST_ENTRY}")
     sums, fits = sums_of(problem, limits), [way for way in WAYS if way.fits(problem, limits)]
     alike = [way for way in fits if way.sums(problem) is sums]
-    fits_library = [way for way in library.WAYS if way.fits(problem, limits)]
-    return sorted(
-        [*(alike or fits), *fits_library],
-        key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)),
-    )
+    found = [*(alike or fits), *([CUBLAS] if CUBLAS.fits(problem, limits) else [])]
+    return sorted(found, key=lambda way: _cost(table, way.name, [problem], way.seconds(problem, limits)))
 
 
 def _cost(table: Table, name: str, problems: Sequence[Problem], predicted_seconds: float) -> tuple[float, float]:

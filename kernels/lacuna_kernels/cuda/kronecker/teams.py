@@ -12,7 +12,7 @@ ROWS = 64
 """Of a tile: for all of them weights are read once."""
 _VECTOR_BYTES = 16
 _MOST_ALONE = 4
-"""Vectors of 4 j that threads do not deal out in pairs: DEALT of exchange_roles.cuh."""
+"""Vectors of 4 j that threads do not deal out in pairs: DEALT of exchange_out.cuh."""
 
 
 @dataclass(frozen=True, slots=True)

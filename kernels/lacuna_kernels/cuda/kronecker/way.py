@@ -104,7 +104,7 @@ class Sums(StrEnum):
     """fp32 as three products of scaled fp16 halves on the tensor cores, gathered in fp32 every 16 of k, upwards."""
     HALF = "half"
     """tf32 as one product of scaled fp16 on the tensor cores, gathered in fp32 every 16 of k, upwards."""
-    LIBRARY = "library"
+    CUBLAS = "cublas"
     """As cuBLAS likes, which may depend on the number of rows."""
 
 
@@ -146,7 +146,7 @@ class Way(Protocol):
         ...
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
-        """Enqueue; neither allocates nor synchronises, but for a workspace that the library may make once."""
+        """Enqueue; neither allocates nor synchronises, but for a workspace that cuBLAS may make once."""
         ...
 
 

@@ -1,4 +1,4 @@
-// Sums that were exchanged, and in 16 bits rounded, before the residual is added: exchange_roles.cuh and ks_chain.cu.
+// Sums that were exchanged, and in 16 bits rounded, before the residual is added: exchange_out.cuh and ks_chain.cu.
 #pragma once
 
 #include "hopper.cuh"

@@ -1,6 +1,6 @@
-"""cuBLAS, on views without a copy, where blocks are wide: the host must know the rows, as the library cannot count."""
+"""cuBLAS, on views without a copy, where blocks are wide: the host must know the rows, as cuBLAS cannot count."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ _IN_PLACE: dict[Activation, Callable[[Tensor, float], Tensor]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class Cublas:
     """torch.baddbmm: one call for all blocks if d is 1, else batch-size-last one for each i of a or each l of d.
 
     Sums are rounded to y's type before the bias, and before the activation. A switch of torch for all its products is
@@ -50,20 +50,20 @@ class Library:
     @property
     def name(self) -> str:
         """There is but one."""
-        return "library"
+        return "cublas"
 
     @property
     def packing(self) -> str:
         """There is but one."""
-        return "library"
+        return "cublas"
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """None: nothing is to be compiled."""
         return ()
 
     def sums(self, problem: Problem) -> Sums:
-        """As the library likes."""
-        return Sums.LIBRARY
+        """As cuBLAS likes."""
+        return Sums.CUBLAS
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """Wide blocks and many rows that few calls can view; not fp32, where halves are faster, nor counted rows."""
@@ -74,11 +74,8 @@ class Library:
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
         """By what others predict for an H200: the fastest for wide blocks batch-size-last, or about as fast."""
-        b, c, tf32 = problem.pattern.b, problem.pattern.c, problem.precision is Precision.TF32
-        side_by_side = problem.pattern.d == 1
-        square = min(b, c) >= 768 and (tf32 or side_by_side)
-        flat = max(b, c) >= 1024 and tf32 and side_by_side
-        ahead = problem.layout is Layout.LAST and (square or flat)
+        p, tf32 = problem.pattern, problem.precision is Precision.TF32
+        ahead = problem.layout is Layout.LAST and min(p.b, p.c) >= 768 and (tf32 or p.d == 1)
         rate = (400e12 if ahead else 220e12) if tf32 else (700e12 if ahead else 450e12)
         share = limits.multiprocessors / _MULTIPROCESSORS
         return _CALL_SECONDS * _calls(problem) + max(problem.flop / rate, problem.bytes / 2.6e12) / share
@@ -123,7 +120,7 @@ def _blocks(matrix: Tensor, p: KSPattern, width: int, layout: Layout) -> Tensor:
 
 @contextmanager
 def _products(precision: Precision) -> Iterator[None]:
-    """Torch's switches for all its products, as long as it takes to enqueue one."""
+    """Set torch's switch for all its products, as long as it takes to enqueue one."""
     name, value = _SWITCHES[precision]
     switches = torch.backends.cuda.matmul
     before = getattr(switches, name)
@@ -140,6 +137,3 @@ def _finish(y: Tensor, epilogue: Epilogue, layout: Layout) -> None:
         y.add_(epilogue.bias if layout is Layout.FIRST else epilogue.bias.view(-1, 1))
     if epilogue.activation is not None:
         _IN_PLACE[epilogue.activation](y, epilogue.negative_slope)
-
-
-WAYS: Sequence[Library] = (Library(),)

@@ -1,4 +1,4 @@
-"""The library as a way to multiply by a factor: on the CPU, as torch computes the same there."""
+"""cuBLAS as a way to multiply by a factor: on the CPU, as torch computes the same there."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lacuna_kernels import Precision
-from lacuna_kernels.cuda.kronecker import library
+from lacuna_kernels.cuda.kronecker import cublas
 from lacuna_kernels.cuda.kronecker.choose import candidates
-from lacuna_kernels.cuda.kronecker.library import Library
+from lacuna_kernels.cuda.kronecker.cublas import Cublas
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import PLAIN, Epilogue, Operands, Sums
 from lacuna_kernels.ops.activation import Activation, activate
@@ -22,7 +22,7 @@ CASES += [(p, Layout.LAST) for p in ((3, 128, 130, 1), (2, 128, 129, 5), (5, 130
 
 def multiply(pattern, layout, precision, rows=11, epilogue=PLAIN):
     """Return y, before which stands not a number, and the exact sums, a row a vector."""
-    p, way = KSPattern(*pattern), Library()
+    p, way = KSPattern(*pattern), Cublas()
     problem = Problem(p, rows, precision, layout)
     x = torch.randn(rows, p.width_in).to(problem.dtype)
     values = torch.randn(p.values).to(problem.dtype)
@@ -54,7 +54,7 @@ def test_the_epilogue_with_the_residual_where_y_will_be(pattern, layout, activat
 
 @pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16, Precision.BF16])
 def test_torchs_switch_is_set_for_the_product_alone(monkeypatch, precision):
-    name, wanted = library._SWITCHES[precision]
+    name, wanted = cublas._SWITCHES[precision]
     before, seen = getattr(torch.backends.cuda.matmul, name), []
 
     def fails(*_, **__):
@@ -70,19 +70,19 @@ def test_torchs_switch_is_set_for_the_product_alone(monkeypatch, precision):
     assert getattr(torch.backends.cuda.matmul, name) == before
 
 
-def test_wide_blocks_are_the_librarys_only_where_the_host_knows_the_rows():
+def test_wide_blocks_are_for_cublas_only_where_the_host_knows_the_rows():
     chosen, counted = candidates(WIDE, H200), candidates(replace(WIDE, counted=True), H200)
-    assert chosen[0].sums(WIDE) is Sums.LIBRARY
+    assert chosen[0].sums(WIDE) is Sums.CUBLAS
     assert counted == chosen[1:]
 
 
 @pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16, Precision.BF16])
-def test_few_rows_are_not_the_librarys(precision, layout):
+def test_few_rows_are_not_for_cublas(precision, layout):
     for pattern in (KSPattern(4, 256, 256, 1), WIDE.pattern, KSPattern(64, 768, 768, 1)):
-        assert candidates(Problem(pattern, 1, precision, layout), H200)[0].sums(WIDE) is not Sums.LIBRARY
+        assert candidates(Problem(pattern, 1, precision, layout), H200)[0].sums(WIDE) is not Sums.CUBLAS
 
 
-def test_fp32_and_strides_that_no_view_has_are_not_the_librarys():
-    assert not Library().fits(replace(WIDE, precision=Precision.FP32), H200)
-    assert not Library().fits(replace(WIDE, layout=Layout.FIRST), H200)
+def test_fp32_and_strides_that_no_view_has_are_not_for_cublas():
+    assert not Cublas().fits(replace(WIDE, precision=Precision.FP32), H200)
+    assert not Cublas().fits(replace(WIDE, layout=Layout.FIRST), H200)
