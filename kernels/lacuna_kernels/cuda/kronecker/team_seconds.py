@@ -28,8 +28,7 @@ class _Tile:
     def of(cls, teams: Teams, pattern: KSPattern, schedule: Schedule, cached_bytes: float) -> "_Tile":
         """`cached_bytes` of weights stay in the second-level cache beside x and y."""
         x, y = (ROWS * teams.own * teams.size * side for side in (pattern.c, pattern.b))
-        passes, k_stages = teams.passes(pattern), teams.k_stages(pattern)
-        streamed = 0 if schedule.resident else passes * k_stages * teams.weight_bytes
+        streamed = 0 if schedule.resident else teams.weight_stages(pattern) * teams.weight_bytes
         together = schedule.together * teams.depth * pattern.b * pattern.c * teams.weight_size
         past_cache = streamed * max(0.0, 1 - cached_bytes / together)
         return cls(x * teams.times(pattern, schedule.stages), y, streamed, past_cache)

@@ -104,6 +104,10 @@ class Sums(StrEnum):
     """fp32 as three products of scaled fp16 halves on the tensor cores, gathered in fp32 every 16 of k, upwards."""
     HALF = "half"
     """tf32 as one product of scaled fp16 on the tensor cores, gathered in fp32 every 16 of k, upwards."""
+    HALVES_OF_32 = "halves of 32"
+    """As HALVES, every 32 of k."""
+    HALF_OF_32 = "half of 32"
+    """As HALF, every 32 of k."""
     CUBLAS = "cublas"
     """As cuBLAS likes, which may depend on the number of rows."""
 

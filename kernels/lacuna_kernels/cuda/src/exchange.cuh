@@ -28,9 +28,11 @@ constexpr int EIGHT = L * SIZE / 2;                                // vectors of
 constexpr int CHUNKS = PIECE / 16;                                 // vectors in a piece
 constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4;  // eights until pieces begin alike
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l, or of a half of it
-constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a step
-constexpr int STEP = OWN_L * 2 * HALVES * PLANE + SCALES, X_STAGE = STEPS * STEP;
-constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a stage
+constexpr int STEP = OWN_L * 2 * HALVES * PLANE, X_STAGE = STEPS * STEP + SCALES;
+// Stages of weights for one of x: where values are split, a stage has one l of each warpgroup.
+constexpr int W_EACH = SPLIT ? MINE : 1;
+constexpr int W_STEP = OWN_L / W_EACH * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
 constexpr int W_SCALES = SPLIT ? OWN_L * PASS_COLUMNS * 4 : 0;     // bytes, with the last stage of a pass
 constexpr int PART = (SPLIT ? 16 : 32) * SHARES, PARTS = PASS_COLUMNS / PART;  // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
@@ -59,7 +61,7 @@ struct Arguments {
 // If their weights stay, or a chunk is all of d, teams are a multiple of that, and a team stays with a chunk for all its
 // tiles.
 struct Work : Arguments {
-    int rows, tiles, chunks, chunks_l, stages, passes, rank, team;
+    int rows, tiles, chunks, chunks_l, stages, passes, rank, team;  // stages: of x in a pass
     int step, rest;  // from a team's tile to its next: tiles, no more than there are, unless the device counts fewer
                      // rows, and chunks
     bool resident;  // whether all weights of a chunk fit
@@ -74,7 +76,7 @@ struct Work : Arguments {
         passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM;
         step = gridDim.x / TEAM / together, rest = gridDim.x / TEAM % together;
-        resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
+        resident = stages * W_EACH * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         scales_at = w_at + w_stages * W_STAGE, y_at = scales_at + w_stages * W_SCALES;
     }
@@ -155,26 +157,28 @@ struct Consumer {
 
     __device__ __forceinline__ int first_l() const { return MINE < OWN_L ? who * MINE : 0; }  // of the block's
 
-    // Give back a stage of planes, to all blocks that fill it, and of weights, after all warps of the group have read
-    // them; `read` is words that this thread itself has read. One thread says first how much is to come.
-    __device__ __forceinline__ void give_back(const Work& w, const Pass& pass, int x_stage, int w_stage,
-                                              uint32_t read = 0) const {
-        if (!pass.free_x && !pass.free_w) return;
-        barrier_of_warpgroup(1 + who + nothing_after(read));
-        if (warp != 0) return;
-        if (pass.free_w && lane == 0) barrier_arrive(w.empty_w(w_stage));
+    // Give back a stage of weights. `read` is words that this thread itself has read.
+    __device__ __forceinline__ void give_back_weights(const Work& w, const Pass& pass, int stage,
+                                                      uint32_t read = 0) const {
+        if (pass.free_w) barrier_arrive(w.empty_w(stage) + nothing_after(read));
+    }
+
+    // Give back a stage of planes to all blocks that fill it: each thread to its own block, one for all of the group to
+    // the others. One says first how much is to come.
+    __device__ __forceinline__ void give_back_x(const Work& w, const Pass& pass, int stage, uint32_t read = 0) const {
         if (!pass.free_x) return;
-        if (who == 0 && lane == 0) barrier_expect(w.full_x(x_stage), X_FROM_OTHERS);
-        __syncwarp();
-        if (lane < TEAM) arrive_there(in_block(w.empty_x(x_stage), lane));
+        if (who == 0 && warp == 0 && lane == 0) barrier_expect(w.full_x(stage), X_FROM_OTHERS);
+        barrier_of_warpgroup(1 + who + nothing_after(read));
+        barrier_arrive(w.empty_x(stage));
+        if (warp == 0 && lane < TEAM && lane != w.rank) arrive_there(in_block(w.empty_x(stage), lane));
     }
 };
 
 __device__ __forceinline__ void start_barriers(const Work& w) {
     for (int s = 0; s < w.raw_stages; ++s) barrier_init(w.full_raw(s), 1), barrier_init(w.empty_raw(s), CREW);
     for (int s = 0; s < w.x_stages; ++s)
-        barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), TEAM * GROUPS);
-    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), GROUPS);
+        barrier_init(w.full_x(s), 1 + CREW), barrier_init(w.empty_x(s), (TEAM + 127) * GROUPS);
+    for (int s = 0; s < w.w_stages; ++s) barrier_init(w.full_w(s), 1), barrier_init(w.empty_w(s), 128 * GROUPS);
     for (int s = 0; s < w.y_stages; ++s)
         barrier_init(w.full_y(s), 1 + GROUPS * OWN_ROWS / 8 * 32), barrier_init(w.empty_y(s), (TEAM + 31) * WRITERS);
     barriers_are_ready();

@@ -56,14 +56,14 @@ struct FeedWeights : Feed {
 
     __device__ __forceinline__ bool copy() {
         if (!is_there() || !is_free(w.empty_w(0))) return false;
-        const int all = w.stages * w.passes;
+        const int of_pass = w.stages * W_EACH, all = of_pass * w.passes;
         const uint32_t full = w.full_w(ring.stage);
         const Index from = (Index(at.chunk()) * TEAM + w.rank) * all + stage;
-        const bool last = SPLIT && (stage + 1) % w.stages == 0;
+        const bool last = SPLIT && (stage + 1) % of_pass == 0;
         barrier_expect(full, last ? W_STAGE + W_SCALES : W_STAGE);
         copy_in(w.w_at + ring.stage * W_STAGE, w.weights + from * W_STAGE, W_STAGE, full);
         if (last)
-            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / w.stages * W_SCALES, W_SCALES, full);
+            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / of_pass * W_SCALES, W_SCALES, full);
         ring.next(stages);
         if (++stage == all) {
             stage = 0;
@@ -86,16 +86,14 @@ __device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
     }
 }
 
-constexpr int NEAR = OWN_ROWS < 16 ? 8 : 16;  // rows
-
 // A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows; where values are split,
-// those of the other 8 k of a step are NEAR threads away.
+// a warp has all k of 8 rows.
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
     __device__ __forceinline__ explicit Unit(int unit)
-        : row(SPLIT ? unit % NEAR + unit / (2 * NEAR) % (OWN_ROWS / NEAR) * NEAR : unit % OWN_ROWS),
-          eight(SPLIT ? unit / (2 * OWN_ROWS) % STEPS * 2 + unit / NEAR % 2
+        : row(SPLIT ? unit % 8 + unit / (16 * STEPS) % (OWN_ROWS / 8) * 8 : unit % OWN_ROWS),
+          eight(SPLIT ? unit / 8 % (2 * STEPS)
                       : unit / OWN_ROWS % STEPS * 2 + unit / (OWN_ROWS * STEPS) % 2),
           run(unit / (2 * OWN_ROWS * STEPS)) {}
 

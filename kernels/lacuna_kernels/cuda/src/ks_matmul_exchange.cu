@@ -175,7 +175,7 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
                                          !first || step, Element());
         products_commit();
         products_wait<1>();
-        if (!first) me.give_back(w, pass, x_before, w_before);
+        if (!first) me.give_back_weights(w, pass, w_before), me.give_back_x(w, pass, x_before);
         x_before = xs.stage, w_before = ws.stage;
         xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
         if (--awaited > 0) await_planes(w, xs);  // while these products run
@@ -189,7 +189,7 @@ __device__ __forceinline__ void multiply(Rounded& rounded, int parts, const Work
 #pragma unroll 1
     for (int s = PARTS; s < w.stages; ++s) stage(false);
     products_wait<0>();
-    me.give_back(w, pass, x_before, w_before);
+    me.give_back_weights(w, pass, w_before), me.give_back_x(w, pass, x_before);
     finish(rounded, sums, w, me, pass);
 }
 

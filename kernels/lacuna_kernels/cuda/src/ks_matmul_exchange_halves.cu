@@ -1,9 +1,9 @@
 // A Kronecker-sparse factor with d > 1, batch-size-first, in fp32 on Hopper (see ks_matmul.cuh): teams of blocks take x
-// apart for one another as in ks_matmul_exchange.cu, and split it into halves as ks_matmul_halves.cu does, whose bits
-// these are, but only once for all columns of a pass.
+// apart for one another as in ks_matmul_exchange.cu, and split it into halves as ks_matmul_halves.cu does, but only once
+// for all columns of a pass, and with one scale for the 32 k of a stage.
 //
-// The planes of an l and 16 k are those of the big halves and of the small ones; behind the planes of a step lie the
-// powers of two that take the sums of each l and row back to x's scale. Products of a step are added in fp32, while the
+// The planes of an l and 16 k are those of the big halves and of the small ones; behind the planes of a stage lie the
+// powers of two that take the sums of each l and row back to x's scale. Products of a stage are added in fp32, while the
 // tensor cores work for the other warpgroup. With SPLIT = 1 only big*big is left, which is tf32's accuracy.
 #define ELEMENT float
 #ifndef TEAM
@@ -17,7 +17,6 @@
 #define TAKEN 4       // neighbouring l that they take at once
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define PIECE 64      // bytes of a row of x that lie together as they come
-#define SETS 1        // of products: with two those of one step are under way while the others are added
 #define APART_REGISTERS 80
 #define BRING_REGISTERS 80
 #define MULTIPLY_REGISTERS 176
@@ -26,14 +25,13 @@
 #include "exchange_roles.cuh"
 #include "fp16_halves.cuh"
 
-static_assert(SETS == 1 || SETS == 2, "stage");
-static_assert(PHASES == 1 && 2 * OWN_ROWS * STEPS % 32 == 0, "what a warp takes apart lies alike");
+static_assert(PHASES == 1 && STEPS == 2, "what a warp takes apart lies alike, and has one scale");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
-constexpr int SCALES_AT = OWN_L * X_L;                               // in a step: fp32 [row][l]
+constexpr int SCALES_AT = STEPS * STEP;                              // in a stage: fp32 [row][l]
 
 // ---- take apart ----
-// The largest of 16 k, which two lanes hold, tells the scale.
+// The largest of 32 k, which four lanes hold, tells the scale.
 __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scale)[TAKEN], float (&back)[TAKEN]) {
     float largest[TAKEN];
 #pragma unroll
@@ -42,8 +40,10 @@ __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scal
 #pragma unroll
         for (int k = 0; k < 8; ++k) largest[r] = fmaxf(largest[r], fabsf(x[k][r]));
     }
-    scales_of(largest, scale, back,
-              [](uint32_t both) { return __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, NEAR)); });
+    scales_of(largest, scale, back, [](uint32_t both) {
+        both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 8));
+        return __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 16));
+    });
 }
 
 // A thread that takes x apart.
@@ -79,8 +79,8 @@ struct Taker {
         float x[8][TAKEN], scale[TAKEN], back[TAKEN];
         read(x, start, run);
         measure(x, scale, back);
-        const uint32_t step = w.x_at + stage * X_STAGE + unit.eight / 2 * STEP, row = w.rank * OWN_ROWS + unit.row;
-        const uint32_t to = step + unit.eight % 2 * PLANE + row * 16;
+        const uint32_t planes = w.x_at + stage * X_STAGE, row = w.rank * OWN_ROWS + unit.row;
+        const uint32_t to = planes + unit.eight / 2 * STEP + unit.eight % 2 * PLANE + row * 16;
 #pragma unroll
         for (int r = 0; r < TAKEN; ++r) {
             const int l = run * TAKEN + r, own = l % OWN_L;
@@ -94,8 +94,8 @@ struct Taker {
             store(big, 0);
             if (HALVES == 2) store(small, 2 * PLANE);
             constexpr int SAME = (OWN_L == 2 || OWN_L == 4) && TAKEN % OWN_L == 0 ? OWN_L : 1;  // l of one owner
-            if (r % SAME == 0 && unit.eight % 2 == 0)
-                send_scales<SAME>(step + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);
+            if (r % SAME == 0 && unit.eight == 0)
+                send_scales<SAME>(planes + SCALES_AT + (row * OWN_L + own) * 4, there, back + r, full);
         }
     }
 };
@@ -111,7 +111,7 @@ __device__ __forceinline__ void clear(Sums& sums) {
 }
 
 // Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
-constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= MULTIPLY_REGISTERS - 32;
+constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + 1) <= MULTIPLY_REGISTERS - 32;
 
 // Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns a word
 // that depends on all that was read.
@@ -169,25 +169,29 @@ __device__ __forceinline__ void send(const Sums& sums, int q, const Work& w, Rin
     ring.next(w.y_stages);
 }
 
-// Start the products of a step; small ones first, while the sum is small.
+// Start the products of a stage's l; small ones first, while the sum is small.
 __device__ __forceinline__ void start(Products& t, uint32_t x, uint32_t weights) {
+    const auto product = [&](int step, int half_of_x, int half_of_weights, bool add) {
+        const uint32_t from = x + (step * STEP + half_of_x * 2 * PLANE) / 16;
+        const uint32_t by = weights + (step * W_STEP + half_of_weights * 2 * W_PLANE) / 16;
+        multiply_add<COLUMNS, 0>(t, operand_at(from, PLANE), operand_at(by, W_PLANE), add, __half());
+    };
     products_begin();
-    if constexpr (HALVES == 2) {
-        multiply_add<COLUMNS, 0>(t, operand_at(x + 2 * PLANE / 16, PLANE), operand_at(weights, W_PLANE), 0, __half());
-        multiply_add<COLUMNS, 0>(t, operand_at(x, PLANE), operand_at(weights + 2 * W_PLANE / 16, W_PLANE), 1, __half());
-    }
-    multiply_add<COLUMNS, 0>(t, operand_at(x, PLANE), operand_at(weights, W_PLANE), HALVES == 2, __half());
+#pragma unroll
+    for (int step = 0; HALVES == 2 && step < STEPS; ++step) product(step, 1, 0, step > 0), product(step, 0, 1, true);
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) product(step, 0, 0, HALVES == 2 || step > 0);
     products_commit();
 }
 
-// Add the products of a step to the sums, once all but the last PENDING sets are done.
-template <int PENDING>
-__device__ __forceinline__ void add(Products& sums, Products& t, const float (&back)[2]) {
-    products_wait<PENDING>();
+// Add the products of a stage to the sums, once they are done. Returns words that depend on what was read.
+__device__ __forceinline__ uint32_t add(Products& sums, Products& t, const float (&back)[2]) {
+    products_wait<0>();
 #pragma unroll
     for (int n = 0; n < COLUMNS / 2; ++n) is_changed(t[n]);  // not to be read any earlier
 #pragma unroll
     for (int n = 0; n < COLUMNS / 2; ++n) sums[n] = fmaf(t[n], back[n / 2 % 2], sums[n]);
+    return __float_as_uint(back[0]) ^ __float_as_uint(back[1]);
 }
 
 // Send what the sums are of.
@@ -198,64 +202,58 @@ __device__ __forceinline__ void send_all(const Sums& sums, int parts, const Work
 }
 
 // One pass over the planes of a tile. Meanwhile `parts` of what was done before are sent: one with the products of each
-// step, or if they lie where the new sums will, all with the first.
+// l of a stage, or if they lie where the new sums will, all with the first.
 __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, const Work& w, Rings& rings,
                                          const Consumer& me, const Pass& pass) {
-    constexpr int UNITS = STEPS * MINE;  // of one step and l
     const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
-    const uint32_t w_first = units_of(w.w_at + me.first_l() * W_L + (BY_COLUMNS ? me.who * COLUMNS * 16 : 0));
+    const uint32_t w_first = units_of(w.w_at + me.who * (BY_COLUMNS ? COLUMNS * 16 : W_L));
     const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
     Ring &xs = rings.x, &ws = rings.w;
-    Products t[SETS];
-    float back[SETS][2];
+    Products t;
 #pragma unroll
-    for (int set = 0; set < SETS; ++set)
+    for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[n]);
+    int w_stage = 0;
+    const auto stage = [&](int s, int part) {  // `part` is the first that is sent
+        const int x_stage = xs.stage;
+        const bool last = s + 1 == w.stages;
+        uint32_t read = 0;  // of the planes
 #pragma unroll
-        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
-    int awaited = pass.await_x ? w.stages : 1, left = w.stages, x_stage = 0, w_stage = 0;
-    uint32_t read = 0;  // of what lies in the stages
-    const auto stage = [&](int part) {  // the first that is sent
-        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
-        x_stage = xs.stage, w_stage = ws.stage;
-        const uint32_t x = x_first + x_stage * (X_STAGE / 16), weights = w_first + w_stage * (W_STAGE / 16);
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            const int step = u / MINE, m = u % MINE, set = u % SETS, ready = u + 1 - SETS;
-            start(t[set], x + (step * STEP + m * X_L) / 16, weights + (step * W_STEP + m * W_L) / 16);
-            const uint32_t scale = first_scale + x_stage * X_STAGE + step * STEP + m * 4;
-            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
-            read ^= __float_as_uint(back[set][0]) ^ __float_as_uint(back[set][1]);
-            if (KEEPS && part + u < min(parts, PARTS)) send(done, part + u, w, rings.y, me);
-            if (!KEEPS && part + u == 0) {
+        for (int m = 0; m < MINE; ++m) {
+            if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
+            w_stage = ws.stage;
+            start(t, x_first + (x_stage * X_STAGE + m * X_L) / 16, w_first + w_stage * (W_STAGE / 16));
+            const uint32_t scale = first_scale + x_stage * X_STAGE + m * 4;
+            const float back[2] = {read_float(scale), read_float(scale + 8 * OWN_L * 4)};
+            if (KEEPS && part + m < min(parts, PARTS)) send(done, part + m, w, rings.y, me);
+            if (!KEEPS && part + m == 0) {
                 send_all(sums, parts, w, rings.y, me);
                 clear(sums);
             }
-            if (u + 1 == UNITS) {
-                xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
-                if (--awaited > 0) await_planes(w, xs);  // while these products run
+            ws.next(w.w_stages, pass.free_w);
+            if (m + 1 == MINE) {
+                xs.next(w.x_stages);
+                if (pass.await_x && !last) await_planes(w, xs);  // while these products run
             }
-            if (ready >= 0) add<SETS - 1>(sums[ready % MINE], t[ready % SETS], back[ready % SETS]);
+            read ^= add(sums[m], t, back);
+            if (m + 1 < MINE || !last) me.give_back_weights(w, pass, w_stage);  // the last have the scales, too
         }
-        constexpr int LAST = UNITS - 1;
-        if (SETS == 2) add<0>(sums[LAST % MINE], t[LAST % SETS], back[LAST % SETS]);
-        if (--left > 0) me.give_back(w, pass, x_stage, w_stage, read);
+        me.give_back_x(w, pass, x_stage, read);
     };
     if (pass.await_x) await_planes(w, xs);
-    constexpr int SENDING = KEEPS ? (PARTS + UNITS - 1) / UNITS : 1;  // stages
+    constexpr int SENDING = KEEPS ? (PARTS + MINE - 1) / MINE : 1;  // stages
 #pragma unroll
     for (int s = 0; s < SENDING; ++s) {
         if (s < w.stages) {
-            stage(s * UNITS);
+            stage(s, s * MINE);
         } else {
 #pragma unroll
-            for (int part = s * UNITS; part < min(PARTS, (s + 1) * UNITS); ++part)
+            for (int part = s * MINE; part < min(PARTS, (s + 1) * MINE); ++part)
                 if (part < parts) send(done, part, w, rings.y, me);
         }
     }
 #pragma unroll 1
-    for (int s = SENDING; s < w.stages; ++s) stage(PARTS);
-    read ^= scale_back(sums, w.scales_at + w_stage * W_SCALES, me);
-    me.give_back(w, pass, x_stage, w_stage, read);
+    for (int s = SENDING; s < w.stages; ++s) stage(s, PARTS);
+    me.give_back_weights(w, pass, w_stage, scale_back(sums, w.scales_at + w_stage * W_SCALES, me));
 }
 
 __device__ __forceinline__ void consume(const Work& w, const Consumer& me) {
