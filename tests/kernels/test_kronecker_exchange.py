@@ -75,7 +75,7 @@ def test_every_half_and_scale_is_packed_once_and_the_rest_is_zero(way):
     packed = way.pack(given)
 
     pattern, teams = KSPattern(*given.shape), way.teams
-    stages = teams.chunks(pattern) * teams.blocks * teams.weight_stages(pattern)
+    stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
     weights, rest = packed[: stages * teams.packed_bytes], packed[stages * teams.packed_bytes :]
     for part, expected in ((weights.view(torch.float16), halves), (rest.view(torch.float32), scales)):
         assert torch.equal(part[part != 0].sort().values, expected[expected != 0].sort().values)

@@ -51,8 +51,10 @@ class ExchangeHalves:
         return (Variant(f"{name}.cu", name, tuple(constants.items()), ("sm_90a",), SHARED_BYTES),)
 
     def sums(self, problem: Problem) -> Sums:
-        """The same in every team."""
-        return Sums.HALVES_OF_32 if self.precision is Precision.FP32 else Sums.HALF_OF_32
+        """By the k of a stage, with 16 those of ks_matmul_halves.cu."""
+        if self.precision is Precision.FP32:
+            return Sums.HALVES if self.teams.steps == 1 else Sums.HALVES_OF_32
+        return Sums.HALF if self.teams.steps == 1 else Sums.HALF_OF_32
 
     def fits(self, problem: Problem, limits: DeviceLimits) -> bool:
         """What the teams fit, in its precision."""
@@ -67,8 +69,7 @@ class ExchangeHalves:
         return 0
 
     def pack(self, values: Tensor) -> Tensor:
-        """Return uint8: halves by chunk, block, columns, 32 k, l of a warpgroup, 16 k, warpgroup if they differ in l, half
-        and matrices [8 j][8 k]; then scales, fp32.
+        """Return uint8: halves by chunk, block, columns, 16 k, l, half and matrices [8 j][8 k]; then scales, fp32.
 
         Padded with zeros; see ks_matmul_exchange_halves.cu. Within 16 j, places 8 m + 2 t + e of the product are
         j = 8 m + 4 e + t, or 4 t + 2 m + e; warpgroups that share the columns have every other 16. Within 8 k, 2 t + e
@@ -84,18 +85,18 @@ class ExchangeHalves:
         padded_scales = scales.new_zeros(a, b_padded, d_padded)
         padded_scales[:, :b, :d] = scales
         sixteen, (m, t, e) = ((2, 2, 4), (5, 7, 6)) if teams.strided else ((4, 2, 2), (6, 5, 7))
-        # half i pass part share (sixteen) stage step eight e t chunk block group l
+        # half i pass part share (sixteen) step eight e t chunk block l
         columns = (a, passes, teams.columns // teams.part, teams.shares, *sixteen)
-        owners, l_each = (chunks, teams.blocks, teams.own), (teams.own // teams.weights_each, teams.weights_each)
-        split = padded.view(teams.halves, *columns, k_stages, teams.steps, 2, 2, 4, *owners[:2], *l_each)
-        split = split.permute(1, 13, 14, 2, 8, 16, 9, 15, 0, 10, 4, 3, m, t, e, 12, 11)
+        owners = (chunks, teams.blocks, teams.own)
+        split = padded.view(teams.halves, *columns, teams.steps * k_stages, 2, 2, 4, *owners)
+        split = split.permute(1, 12, 13, 2, 8, 14, 0, 9, 4, 3, m, t, e, 11, 10)
         by_place = padded_scales.view(*columns, *owners).permute(0, 7, 8, 1, 9, 3, 2, t - 1, m - 1, e - 1)
         return torch.cat([part.contiguous().view(torch.uint8).flatten() for part in (split, by_place)])
 
     def launch(self, device: Device, problem: Problem, packed: Tensor, operands: Operands) -> None:
         """Enqueue; see Way."""
         teams, pattern = self.teams, problem.pattern
-        stages = teams.chunks(pattern) * teams.blocks * teams.weight_stages(pattern)
+        stages = teams.chunks(pattern) * teams.blocks * teams.passes(pattern) * teams.k_stages(pattern)
         weights = packed, packed[stages * teams.packed_bytes :]
         launch_teams(device, teams, self.variants(problem.precision)[0], problem, weights, operands)
 
@@ -107,22 +108,22 @@ WAYS = tuple(
         (8, 2, 64, 2, 2, 128, False),
         (8, 1, 64, 2, 2, 128, False),
         (8, 1, 128, 2, 2, 128, False),
-        (4, 4, 48, 2, 2, 128, False),
-        (4, 4, 64, 2, 2, 128, False),
+        (4, 4, 48, 2, 1, 128, False),
+        (4, 4, 64, 2, 1, 128, False),
         (4, 2, 64, 2, 2, 128, False),
         (4, 2, 96, 2, 2, 128, False),
-        (2, 4, 48, 2, 2, 128, False),
-        (2, 4, 64, 2, 2, 128, False),
+        (2, 4, 48, 2, 1, 128, False),
+        (2, 4, 64, 2, 1, 128, False),
         (8, 2, 128, 2, 2, 128, True),
-        (4, 3, 64, 2, 2, 96, True),
+        (4, 3, 64, 2, 1, 96, True),
         (4, 2, 128, 2, 2, 128, True),
-        (2, 3, 48, 2, 2, 128, True),
-        (2, 3, 64, 2, 2, 128, True),
+        (2, 3, 48, 2, 1, 128, True),
+        (2, 3, 64, 2, 1, 128, True),
         (4, 1, 128, 2, 2, 128, True),
         (2, 2, 128, 2, 2, 128, True),
-        (1, 4, 64, 2, 2, 128, True),
-        (1, 3, 48, 2, 2, 128, True),
-        (1, 3, 64, 2, 2, 128, True),
+        (1, 4, 64, 2, 1, 128, True),
+        (1, 3, 48, 2, 1, 128, True),
+        (1, 3, 64, 2, 1, 128, True),
         (2, 1, 128, 2, 2, 128, True),
         (8, 1, 96, 2, 2, 128, False),
         (4, 2, 96, 2, 2, 128, True),

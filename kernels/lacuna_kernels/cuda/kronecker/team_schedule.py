@@ -38,7 +38,7 @@ def schedule_of(teams: Teams, pattern: KSPattern, rows: int, multiprocessors: in
         return None
     tiles, chunks = max(1, ceil(rows / ROWS)), teams.chunks(pattern)
     most = max(1, multiprocessors // teams.blocks - _IDLE_TEAMS[teams.blocks])
-    resident = stages.w == teams.weight_stages(pattern)
+    resident = stages.w == teams.k_stages(pattern) * teams.passes(pattern)
     stays = resident or teams.whole  # a team, with its chunk: then teams are a multiple of the chunks done together
 
     def busy(together: int) -> int:

@@ -28,7 +28,8 @@ class _Tile:
     def of(cls, teams: Teams, pattern: KSPattern, schedule: Schedule, cached_bytes: float) -> "_Tile":
         """`cached_bytes` of weights stay in the second-level cache beside x and y."""
         x, y = (ROWS * teams.own * teams.size * side for side in (pattern.c, pattern.b))
-        streamed = 0 if schedule.resident else teams.weight_stages(pattern) * teams.weight_bytes
+        passes, k_stages = teams.passes(pattern), teams.k_stages(pattern)
+        streamed = 0 if schedule.resident else passes * k_stages * teams.weight_bytes
         together = schedule.together * teams.depth * pattern.b * pattern.c * teams.weight_size
         past_cache = streamed * max(0.0, 1 - cached_bytes / together)
         return cls(x * teams.times(pattern, schedule.stages), y, streamed, past_cache)
@@ -78,28 +79,29 @@ def _memory_rate(teams: Teams, d: int) -> float:
 
 
 def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
-    """Of a tile, in fp32 and tf32; products are hidden by what is done for every step of an l."""
+    """Of a tile, in fp32 and tf32; products are hidden by what is done for every l of a stage."""
     tile = _Tile.of(teams, p, schedule, 14e6)
     both, passes = teams.halves == 2, teams.passes(p)
-    steps = passes * teams.k_stages(p) * teams.steps * teams.own * teams.shares / teams.groups
+    additions = passes * teams.k_stages(p) * teams.own * teams.shares / teams.groups
     planes = tile.x if both else tile.x / 2
     clocks = hypot(
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
-        (planes + tile.y) * (1 - 1 / teams.blocks) / 25.4,
-        (tile.x + tile.streamed) / 97.0,
-        tile.x / ((0.21 if both else 0.455) * _takers(teams)),
-        tile.y / (5.0 * teams.writers),
+        (planes + tile.y) * (1 - 1 / teams.blocks) / 21.7,
+        (tile.x + tile.streamed) / 51.4,
+        tile.x / ((0.212 if both else 0.455) * _takers(teams)),
+        tile.y / (5.44 * teams.writers),
     )
-    return clocks + steps * (157 + (2.97 if both else 1.94) * teams.columns) + 8.9 * passes * teams.sums
+    products = teams.steps * (1.735 if both else 0.6)
+    return clocks + additions * (74 + (0.54 + products) * teams.columns) + 8.17 * passes * teams.sums
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:
     """As seen for the d of the grid: teams that have parts of the same lines drift apart where there are many l."""
-    if teams.whole or (teams.depth >= 16 and d < 32):
-        return 108.0
-    if teams.depth >= 16 or d < 32:
-        return 45.0
-    return 16.2 if d <= 48 else 17.9
+    if teams.whole:
+        return 45.1
+    if teams.depth >= 16:
+        return 35.8 if d < 32 else 30.7
+    return 25.8 if d < 32 else 10.7
 
 
 def _takers(teams: Teams) -> int:

@@ -41,9 +41,8 @@ def stages_of(teams: Teams, pattern: KSPattern) -> Stages | None:
 
 def _options(teams: Teams, pattern: KSPattern) -> Iterator[Stages]:
     """Ways to fill the shared memory: weights have what the others leave."""
-    whole, every = teams.k_stages(pattern), teams.weight_stages(pattern)
-    several = teams.passes(pattern) > 1
-    kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if several else {2, 3, 6, 8}
+    whole, every = teams.k_stages(pattern), teams.k_stages(pattern) * teams.passes(pattern)
+    kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
     for x, raw, y in product({2, 3, 4, *kept}, (2, 3, 4), (2, 3, 4, 6, 8) if teams.halves else (2, 3, 4)):
         if x < 2 or x % teams.crews or raw % teams.crews:  # a stage is one crew's: see take_apart
             continue
@@ -76,7 +75,7 @@ def _waits_of_halves(teams: Teams, pattern: KSPattern, stages: Stages) -> float:
     raw, x, w, y = stages.raw, stages.x, stages.w, stages.y
     whole, passes = teams.k_stages(pattern), teams.passes(pattern)
     lost = {2: 0.08, 3: 0.03, 4: 0.01}.get(y, 0.0)
-    if w < teams.weight_stages(pattern):
+    if w < whole * passes:
         lost += {2: 0.03, 3: 0.0}.get(w, min(0.01 * (w - 3), 0.05))
     if passes > 1 and x >= whole:
         return lost + {2: 0.02, 3: 0.01, 4: 0.0}[raw] + 0.02 / passes * max(0.0, 3 - 2 * x / whole)

@@ -98,18 +98,13 @@ class Teams:
 
     @property
     def weight_bytes(self) -> int:
-        """Of a stage of weights: a pass's columns, with room for their scales if there are any."""
+        """Of a stage of weights: a product's columns, for a block's l, with room for their scales if there are any."""
         return self.packed_bytes + (4 * self.pass_columns * self.own if self.halves else 0)
 
     @property
     def packed_bytes(self) -> int:
-        """Of the weights alone of a stage: for a block's l, or for one of each warpgroup if they are of halves."""
-        return self.k * self.pass_columns * self.own * self.weight_size // self.weights_each
-
-    @property
-    def weights_each(self) -> int:
-        """Stages of weights for one of x."""
-        return self.l_each if self.halves else 1
+        """Of the weights alone of a stage."""
+        return self.k * self.pass_columns * self.own * self.weight_size
 
     @property
     def weight_size(self) -> int:
@@ -139,12 +134,8 @@ class Teams:
         return ceil(pattern.b / self.pass_columns)
 
     def k_stages(self, pattern: KSPattern) -> int:
-        """Stages of x in a pass."""
+        """Stages of x, and of weights, in a pass."""
         return ceil(pattern.c / self.k)
-
-    def weight_stages(self, pattern: KSPattern) -> int:
-        """Of all passes over a chunk."""
-        return self.passes(pattern) * self.k_stages(pattern) * self.weights_each
 
     def chunks(self, pattern: KSPattern) -> int:
         """Chunks of neighbouring l, of all i."""
@@ -190,20 +181,27 @@ class Teams:
         return max(1, self.takers // self.units)
 
     @property
-    def l_each(self) -> int:
+    def _l_each(self) -> int:
         """l of a warpgroup."""
         return self.own * self.shares // self.groups
 
     @property
+    def _sets(self) -> int:
+        """Sets of products that are no sums yet: SETS of ks_matmul_exchange_halves.cu."""
+        if not self.halves:
+            return 0
+        return 2 if self.steps == 1 and self._l_each > 1 and self.columns * (self._l_each + 2) <= 272 else 1
+
+    @property
     def sums(self) -> int:
         """Of a thread that multiplies, and products that are no sums yet."""
-        return (self.l_each + (1 if self.halves else 0)) * self.columns // 2
+        return (self._l_each + self._sets) * self.columns // 2
 
     def constants(self) -> dict[str, int]:
         """For the compiler: how teams are composed, and registers of those who take x apart, bring, and multiply."""
         if self.groups == 3:  # 480 for five warpgroups
             apart, bring, multiply = (80, 64, 112) if self.depth == 6 else (88, 80, 104)
-        elif self.halves and self.depth == 6:  # 512 for four
+        elif self.halves and self.own == 3:  # 512 for four
             apart, bring, multiply = 88, 72, 176
         else:
             apart, bring, multiply = (80, 80, 176) if self.sums > 64 else (112, 96, 152)

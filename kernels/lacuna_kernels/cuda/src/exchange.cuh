@@ -30,9 +30,7 @@ constexpr int PHASES = EIGHT % CHUNKS == 0 ? 1 : 2 * EIGHT % CHUNKS == 0 ? 2 : 4
 constexpr int PLANE = ROWS * 16, W_PLANE = PASS_COLUMNS * 16;      // 8 k of an l, or of a half of it
 constexpr int HALVES = SPLIT ? SPLIT : 1, SCALES = SPLIT ? OWN_L * ROWS * 4 : 0;  // bytes, of x in a stage
 constexpr int STEP = OWN_L * 2 * HALVES * PLANE, X_STAGE = STEPS * STEP + SCALES;
-// Stages of weights for one of x: where values are split, a stage has one l of each warpgroup.
-constexpr int W_EACH = SPLIT ? MINE : 1;
-constexpr int W_STEP = OWN_L / W_EACH * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
+constexpr int W_STEP = OWN_L * 2 * HALVES * W_PLANE, W_STAGE = STEPS * W_STEP;
 constexpr int W_SCALES = SPLIT ? OWN_L * PASS_COLUMNS * 4 : 0;     // bytes, with the last stage of a pass
 constexpr int PART = (SPLIT ? 16 : 32) * SHARES, PARTS = PASS_COLUMNS / PART;  // j that are exchanged at once
 constexpr int Y_STAGE = L * OWN_ROWS * PART * SIZE;
@@ -61,7 +59,7 @@ struct Arguments {
 // If their weights stay, or a chunk is all of d, teams are a multiple of that, and a team stays with a chunk for all its
 // tiles.
 struct Work : Arguments {
-    int rows, tiles, chunks, chunks_l, stages, passes, rank, team;  // stages: of x in a pass
+    int rows, tiles, chunks, chunks_l, stages, passes, rank, team;
     int step, rest;  // from a team's tile to its next: tiles, no more than there are, unless the device counts fewer
                      // rows, and chunks
     bool resident;  // whether all weights of a chunk fit
@@ -76,7 +74,7 @@ struct Work : Arguments {
         passes = (b + PASS_COLUMNS - 1) / PASS_COLUMNS;
         rank = blockIdx.x % TEAM, team = blockIdx.x / TEAM;
         step = gridDim.x / TEAM / together, rest = gridDim.x / TEAM % together;
-        resident = stages * W_EACH * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
+        resident = stages * passes == w_stages, keeps = passes == 1 || x_stages >= stages;
         raw_at = shared + BARRIERS, x_at = raw_at + raw_stages * RAW_STAGE, w_at = x_at + x_stages * X_STAGE;
         scales_at = w_at + w_stages * W_STAGE, y_at = scales_at + w_stages * W_SCALES;
     }

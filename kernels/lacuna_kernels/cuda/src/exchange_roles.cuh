@@ -56,14 +56,14 @@ struct FeedWeights : Feed {
 
     __device__ __forceinline__ bool copy() {
         if (!is_there() || !is_free(w.empty_w(0))) return false;
-        const int of_pass = w.stages * W_EACH, all = of_pass * w.passes;
+        const int all = w.stages * w.passes;
         const uint32_t full = w.full_w(ring.stage);
         const Index from = (Index(at.chunk()) * TEAM + w.rank) * all + stage;
-        const bool last = SPLIT && (stage + 1) % of_pass == 0;
+        const bool last = SPLIT && (stage + 1) % w.stages == 0;
         barrier_expect(full, last ? W_STAGE + W_SCALES : W_STAGE);
         copy_in(w.w_at + ring.stage * W_STAGE, w.weights + from * W_STAGE, W_STAGE, full);
         if (last)
-            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / of_pass * W_SCALES, W_SCALES, full);
+            copy_in(w.scales_at + ring.stage * W_SCALES, w.scales + from / w.stages * W_SCALES, W_SCALES, full);
         ring.next(stages);
         if (++stage == all) {
             stage = 0;
@@ -144,12 +144,11 @@ __device__ __forceinline__ void take_apart(const Work& w, const Taker& taker) {
         barrier_wait(w.empty_x(out.stage), out.phase ^ 1);
         take_units(w, taker, in.stage, out.stage);
         barrier_arrive(w.empty_raw(in.stage));
-        publish_shared();
         barrier_arrive(w.full_x(out.stage));  // what is for this block
     }
 }
 
-// Wait for a stage of planes; what others stored there the products may read from now on.
+// Wait for a stage of planes; what was stored there the products may read from now on.
 __device__ __forceinline__ void await_planes(const Work& w, const Ring& xs) {
     barrier_wait(w.full_x(xs.stage), xs.phase);
     publish_shared();

@@ -1,6 +1,6 @@
 // A Kronecker-sparse factor with d > 1, batch-size-first, in fp32 on Hopper (see ks_matmul.cuh): teams of blocks take x
 // apart for one another as in ks_matmul_exchange.cu, and split it into halves as ks_matmul_halves.cu does, but only once
-// for all columns of a pass, and with one scale for the 32 k of a stage.
+// for all columns of a pass, and with one scale for the 16 or 32 k of a stage.
 //
 // The planes of an l and 16 k are those of the big halves and of the small ones; behind the planes of a stage lie the
 // powers of two that take the sums of each l and row back to x's scale. Products of a stage are added in fp32, while the
@@ -25,13 +25,13 @@
 #include "exchange_roles.cuh"
 #include "fp16_halves.cuh"
 
-static_assert(PHASES == 1 && STEPS == 2, "what a warp takes apart lies alike, and has one scale");
+static_assert(PHASES == 1 && STEPS <= 2, "what a warp takes apart lies alike, and has whole stages of its rows");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
 constexpr int SCALES_AT = STEPS * STEP;                              // in a stage: fp32 [row][l]
 
 // ---- take apart ----
-// The largest of 32 k, which four lanes hold, tells the scale.
+// The largest of a stage's k, of which a lane holds 8, tells the scale.
 __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scale)[TAKEN], float (&back)[TAKEN]) {
     float largest[TAKEN];
 #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void measure(const float (&x)[8][TAKEN], float (&scal
     }
     scales_of(largest, scale, back, [](uint32_t both) {
         both = __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 8));
-        return __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 16));
+        return STEPS == 1 ? both : __vmaxu2(both, __shfl_xor_sync(0xffffffff, both, 16));
     });
 }
 
@@ -110,8 +110,10 @@ __device__ __forceinline__ void clear(Sums& sums) {
         for (int n = 0; n < COLUMNS / 2; ++n) sums[m][n] = 0.0f;
 }
 
-// Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
-constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + 1) <= MULTIPLY_REGISTERS - 32;
+// Sets of products: with two, those of the stage's next l are under way while one's are added; with 32 k they would keep
+// stages from being filled. And whether sums are kept until they have been sent. As registers allow: 32 are for all else.
+constexpr int LEFT = MULTIPLY_REGISTERS - 32, SETS = STEPS == 1 && MINE > 1 && COLUMNS / 2 * (MINE + 2) <= LEFT ? 2 : 1;
+constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= LEFT;
 
 // Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns a word
 // that depends on all that was read.
@@ -184,9 +186,11 @@ __device__ __forceinline__ void start(Products& t, uint32_t x, uint32_t weights)
     products_commit();
 }
 
-// Add the products of a stage to the sums, once they are done. Returns words that depend on what was read.
+// Add a stage's products of an l to the sums, once they are done; PENDING later ones may not be. Returns a word that
+// depends on what was read.
+template <int PENDING>
 __device__ __forceinline__ uint32_t add(Products& sums, Products& t, const float (&back)[2]) {
-    products_wait<0>();
+    products_wait<PENDING>();
 #pragma unroll
     for (int n = 0; n < COLUMNS / 2; ++n) is_changed(t[n]);  // not to be read any earlier
 #pragma unroll
@@ -206,37 +210,41 @@ __device__ __forceinline__ void send_all(const Sums& sums, int parts, const Work
 __device__ __forceinline__ void multiply(Sums& sums, Sums& done, int parts, const Work& w, Rings& rings,
                                          const Consumer& me, const Pass& pass) {
     const uint32_t x_first = units_of(w.x_at + me.first_l() * X_L);
-    const uint32_t w_first = units_of(w.w_at + me.who * (BY_COLUMNS ? COLUMNS * 16 : W_L));
+    const uint32_t w_first = units_of(w.w_at + me.who * (BY_COLUMNS ? COLUMNS * 16 : MINE * W_L));
     const uint32_t first_scale = w.x_at + SCALES_AT + ((me.warp * 16 + me.lane / 4) * OWN_L + me.first_l()) * 4;
     Ring &xs = rings.x, &ws = rings.w;
-    Products t;
+    Products t[SETS];
+    float back[SETS][2];
 #pragma unroll
-    for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[n]);
+    for (int set = 0; set < SETS; ++set)
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 2; ++n) is_overwritten(t[set][n]);
     int w_stage = 0;
     const auto stage = [&](int s, int part) {  // `part` is the first that is sent
+        if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
         const int x_stage = xs.stage;
         const bool last = s + 1 == w.stages;
         uint32_t read = 0;  // of the planes
+        w_stage = ws.stage;
 #pragma unroll
         for (int m = 0; m < MINE; ++m) {
-            if (pass.await_w) barrier_wait(w.full_w(ws.stage), ws.phase);
-            w_stage = ws.stage;
-            start(t, x_first + (x_stage * X_STAGE + m * X_L) / 16, w_first + w_stage * (W_STAGE / 16));
+            const int set = m % SETS;
+            start(t[set], x_first + (x_stage * X_STAGE + m * X_L) / 16, w_first + (w_stage * W_STAGE + m * W_L) / 16);
             const uint32_t scale = first_scale + x_stage * X_STAGE + m * 4;
-            const float back[2] = {read_float(scale), read_float(scale + 8 * OWN_L * 4)};
+            back[set][0] = read_float(scale), back[set][1] = read_float(scale + 8 * OWN_L * 4);
             if (KEEPS && part + m < min(parts, PARTS)) send(done, part + m, w, rings.y, me);
             if (!KEEPS && part + m == 0) {
                 send_all(sums, parts, w, rings.y, me);
                 clear(sums);
             }
-            ws.next(w.w_stages, pass.free_w);
             if (m + 1 == MINE) {
-                xs.next(w.x_stages);
+                xs.next(w.x_stages), ws.next(w.w_stages, pass.free_w);
                 if (pass.await_x && !last) await_planes(w, xs);  // while these products run
             }
-            read ^= add(sums[m], t, back);
-            if (m + 1 < MINE || !last) me.give_back_weights(w, pass, w_stage);  // the last have the scales, too
+            if (SETS == 2 && m > 0) read ^= add<1>(sums[m - 1], t[(m - 1) % SETS], back[(m - 1) % SETS]);
+            if (SETS == 1 || m + 1 == MINE) read ^= add<0>(sums[m], t[set], back[set]);
         }
+        if (!last) me.give_back_weights(w, pass, w_stage);  // the last have the scales, too
         me.give_back_x(w, pass, x_stage, read);
     };
     if (pass.await_x) await_planes(w, xs);
