@@ -5,7 +5,7 @@ import torch
 
 from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kronecker import exchange, exchange_halves
+from lacuna_kernels.cuda.kronecker import exchange, exchange_halves, halves
 from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.teams import ROWS
 from lacuna_kernels.cuda.kronecker.tiles import MMA_TILES
@@ -38,9 +38,11 @@ def fits(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precisio
 
 
 def another(way: Way, device: Device, pattern: tuple[int, ...], rows: int, precision: Precision) -> Way:
-    """A way that adds up alike: the plain kernel in 16 bits, else other teams, if some fit."""
-    others = exchange_halves.WAYS[::-1] if way in exchange_halves.WAYS else (MMA_TILES[1],)
-    return next(other for other in others if other is not way and fits(other, device, pattern, rows, precision))
+    """A way that adds up alike: without teams if there is one, else of other teams, if some fit."""
+    problem = Problem(KSPattern(*pattern), rows, precision)
+    others = (other for other in (MMA_TILES[1], *halves.WAYS, *exchange_halves.WAYS) if other is not way)
+    alike = (other for other in others if other.fits(problem, device.limits))
+    return next((other for other in alike if other.sums(problem) is way.sums(problem)), way)
 
 
 @pytest.mark.parametrize("sides", SIDES, ids=str)

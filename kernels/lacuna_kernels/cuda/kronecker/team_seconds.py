@@ -88,10 +88,10 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
         (planes + tile.y) * (1 - 1 / teams.blocks) / 21.7,
         (tile.x + tile.streamed) / 51.4,
-        tile.x / ((0.212 if both else 0.455) * _takers(teams)),
+        tile.x / ((0.212 if both else 0.393) * _takers(teams)),
         tile.y / (5.44 * teams.writers),
     )
-    products = teams.steps * (1.735 if both else 0.6)
+    products = teams.steps * (1.735 if both else 0.564)
     return clocks + additions * (74 + (0.54 + products) * teams.columns) + 8.17 * passes * teams.sums
 
 
