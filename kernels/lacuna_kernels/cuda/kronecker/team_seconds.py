@@ -84,15 +84,15 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
     both, passes = teams.halves == 2, teams.passes(p)
     additions = passes * teams.k_stages(p) * teams.own * teams.shares / teams.groups
     planes = tile.x if both else tile.x / 2
+    taken, added, multiplied, kept = (0.212, 0.54, 1.735, 8.17) if both else (0.346, 1.09, 0.84, 4.44)
     clocks = hypot(
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
         (planes + tile.y) * (1 - 1 / teams.blocks) / 21.7,
         (tile.x + tile.streamed) / 51.4,
-        tile.x / ((0.212 if both else 0.393) * _takers(teams)),
+        tile.x / (taken * _takers(teams)),
         tile.y / (5.44 * teams.writers),
     )
-    products = teams.steps * (1.735 if both else 0.564)
-    return clocks + additions * (74 + (0.54 + products) * teams.columns) + 8.17 * passes * teams.sums
+    return clocks + additions * (74 + (added + multiplied * teams.steps) * teams.columns) + kept * passes * teams.sums
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:

@@ -100,11 +100,12 @@ __device__ __forceinline__ void stored_here(const Place& at, uint32_t full) {
     if (threadIdx.x / 32 % 4 == at.rank / 2) barrier_arrive(at.shared + full);
 }
 
-// A warpgroup has read a buffer: all blocks are told, once for all its warps, as each time goes through the cluster.
-__device__ __forceinline__ void tell_all(uint32_t empty) {
+// A warpgroup has read a buffer: all blocks but one are told, once for all its warps, as each time goes through the
+// cluster.
+__device__ __forceinline__ void tell_all(uint32_t empty, int but = -1) {
     barrier_of_warpgroup(1 + threadIdx.x / WARPGROUP);
     const int thread = threadIdx.x % WARPGROUP;
-    if (thread < TEAM) arrive_there(in_block(empty, thread));
+    if (thread < TEAM && thread != but) arrive_there(in_block(empty, thread));
 }
 
 // ---- the first factor ----
@@ -294,7 +295,8 @@ __device__ __forceinline__ void write_tile(const Place& at, const Epilogue& e, i
         const uint32_t from = at.shared + AT_Y + y.stage * Y_BYTES + place;
         write_unit(e, from, Index(first) * WIDTH_OUT + j * WIDTH_L + run * 8, rows - first);
     }
-    tell_all(empty);
+    barrier_arrive(empty);  // each thread for what is stored in this block
+    tell_all(empty, at.rank);
 }
 
 // Multiply what the block got of z, and send it on.
@@ -352,7 +354,7 @@ __device__ __forceinline__ void init_barriers(uint32_t shared) {
     }
     for (int buffer = 0; buffer < Y_BUFFERS; ++buffer) {
         barrier_init(shared + AT_Y_FULL + 8 * buffer, 1 + HERE);
-        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, TEAM * GROUPS);
+        barrier_init(shared + AT_Y_EMPTY + 8 * buffer, (TEAM - 1) * GROUPS + WRITERS);
     }
     barriers_are_ready();
     for (int buffer = 0; buffer < Z_BUFFERS; ++buffer) barrier_expect(shared + AT_Z_FULL + 8 * buffer, Z_SENT);
