@@ -101,7 +101,7 @@ def _memory_rate_of_halves(teams: Teams, d: int) -> float:
         return 45.1
     if teams.depth >= 16:
         return 35.8 if d < 32 else 30.7
-    return 25.8 if d < 32 else 10.7
+    return 25.8 if d < 32 else 14.0
 
 
 def _takers(teams: Teams) -> int:

@@ -87,7 +87,7 @@ __device__ __forceinline__ void bring(const Work& w, const TensorMap& x) {
 }
 
 // A unit of a stage of x: 8 k of TAKEN l of a row. Neighbouring threads have neighbouring rows; where values are split,
-// a warp has all k of 8 rows.
+// a warp has all k of its rows.
 struct Unit {
     int row, eight, run;  // of the block's rows, of 8 k, of TAKEN l
 
