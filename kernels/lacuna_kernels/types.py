@@ -72,6 +72,7 @@ class Geometry:
     """How a strided convolution reaches from output sites to input sites: input = output*stride - padding + k*dilation.
 
     floor_sites  whether outputs are floor(input / stride) instead of every site with a contributing input
+    generative   whether it leads the other way, to every output = input*stride - padding + k*dilation
     """
 
     kernel_size: Triple
@@ -79,6 +80,7 @@ class Geometry:
     padding: Triple
     dilation: Triple
     floor_sites: bool = False
+    generative: bool = False
 
     @property
     def volume(self) -> int:
@@ -93,7 +95,7 @@ class Level:
     stride         voxels of the finest level per step of this one, by axis
     spatial_shape  number of cells by axis if the network bounds it, else None: any coordinate
     grid           name of the voxelize node at the root
-    parent         the finer level that this one was made of, and how; None at the root
+    parent         the level that this one was made of, and how; None at the root
     """
 
     name: str

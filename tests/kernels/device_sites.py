@@ -40,6 +40,12 @@ STRIDED = [
     Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), floor_sites=True),
     Geometry((2, 2, 2), (2, 3, 1), (0, 0, 0), (1, 1, 1), floor_sites=True),
 ]
+GENERATIVE = [
+    Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), generative=True),
+    Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), generative=True),
+    Geometry((3, 1, 2), (1, 4, 3), (0, 2, 1), (2, 1, 3), generative=True),
+    Geometry((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), generative=True),
+]
 
 
 def ints(*shape: int) -> Tensor:

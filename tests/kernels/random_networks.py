@@ -44,6 +44,7 @@ def _proposal(rng: random.Random, name: str, sites: list[str], nodes: list[Docum
             node(name, "sparse_conv", x, mode="strided", kernel_size=kernel, stride=stride, padding=padding, **common),
             node(name, "sparse_conv", x, mode="strided", kernel_size=kernel, stride=stride, sites="floor", **common),
             node(name, "sparse_conv", x, mode="inverse", of=rng.choice(strided or ["none"]), **common),
+            node(name, "sparse_conv", x, mode="generative", kernel_size=kernel, stride=stride, **common),
             node(name, "linear", x, out_features=rng.choice([5, 16])),
             node(name, "batch_norm", x),
             node(name, "layer_norm", x),

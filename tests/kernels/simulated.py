@@ -63,17 +63,20 @@ def tensor_map(
 
 
 class SimulatedDevice:
-    """In place of a Device: as many multiprocessors as a test wants, and one order of events for each seed."""
+    """In place of a Device: as many multiprocessors as a test wants, and one order of events for each seed.
 
-    def __init__(self, folder: Path, multiprocessors: int, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    plain  whether threads of its kernels never wait for one another: then they need nothing of Hopper, either
+    """
+
+    def __init__(self, folder: Path, multiprocessors: int, seed: int, *, plain: bool = False) -> None:
+        self.folder, self.seed, self.program = folder, seed, "plain.cpp" if plain else "launch.cpp"
         self.limits = DeviceLimits(multiprocessors, 232_448, "sm_90")
         self.tile_counter = 0
 
     def kernel(self, variant: Variant) -> "SimulatedKernel":
         library = self.folder / f"{hashlib.sha256(str(variant).encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            compile_for_the_cpu(variant, library)
+            compile_for_the_cpu(variant, self.program, library)
         return SimulatedKernel(ctypes.CDLL(str(library)), variant, self.seed)
 
 
@@ -93,7 +96,7 @@ class SimulatedKernel:
         assert failure is None, failure.decode()
 
 
-def compile_for_the_cpu(variant: Variant, library: Path) -> None:
+def compile_for_the_cpu(variant: Variant, program: str, library: Path) -> None:
     """By nvcc, which knows where CUDA's headers are, as C++; written beside and renamed, as others may do the same."""
     nvcc = Compiler().nvcc
     if nvcc is None:
@@ -104,7 +107,7 @@ def compile_for_the_cpu(variant: Variant, library: Path) -> None:
     defines = [f"-D{name}={value}" for name, value in variant.constants]
     defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']
     options = ["-x", "c++", "-std=c++17", "-O2", "-shared", "-Xcompiler=-fPIC,-w"]
-    command = [str(nvcc), *options, *defines, "-o", str(folder / library.name), str(folder / "launch.cpp")]
+    command = [str(nvcc), *options, *defines, "-o", str(folder / library.name), str(folder / program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / library.name).rename(library)

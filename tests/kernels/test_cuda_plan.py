@@ -248,6 +248,20 @@ def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:
     assert [name.split(" (")[0] for name in maps] == ["map from grid to spread", "map from spread to spread"]
 
 
+def test_a_generative_convolution_makes_its_sites_and_leads_from_its_inputs() -> None:
+    shape = {"out_channels": 8, "kernel_size": [2, 2, 2], "stride": [2, 2, 2]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        node("down", "sparse_conv", "grid", mode="strided", **shape),
+        node("up", "sparse_conv", "down", mode="generative", **shape),
+    ]
+
+    steps = [step.name for step in drawn(parse_graph(document(cloud("intensity"), nodes, "up"))).steps]
+
+    assert steps.index("sites of down") < steps.index("sites of up") < steps.index("map of up") < steps.index("up")
+    assert fan_out(Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1), generative=True)) == 8
+
+
 def test_a_chain_takes_the_memory_of_two_buffers() -> None:
     spec = BufferSpec((1000,), torch.float32)
     uses = [Use([f"b{i - 1}"] if i else [], {f"b{i}": spec}) for i in range(10)]

@@ -13,6 +13,7 @@ from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Level, Value
 from tests.cases import CLOUDS, CloudCase
 from tests.kernels.device_sites import (
+    GENERATIVE,
     GRIDS,
     NONSENSE,
     SPARE,
@@ -42,6 +43,11 @@ SITES = [
     pytest.param(random_sites((1,), 3), id="one"),
     pytest.param(random_sites((0, 0), 3), id="none"),
 ]
+
+
+def within(coordinates: Tensor, limit: int) -> Tensor:
+    """The sites whose coordinates may be multiplied."""
+    return coordinates[(coordinates[:, 1:].abs() < limit).all(1)]
 
 
 @pytest.mark.parametrize("length", [0, 1, 4096, 4097, 200_000, 5_000_000])
@@ -127,10 +133,12 @@ def test_too_many_voxels_raise_the_flag_and_stay_in_their_room(device, room):
 
 
 @pytest.mark.parametrize("shape", [None, (4, 5, 6)], ids=["unbounded", "bounded"])
-@pytest.mark.parametrize("geometry", STRIDED, ids=str)
 @pytest.mark.parametrize("coordinates", SITES)
-def test_strided_sites_are_those_of_the_reference_and_in_its_order(device, coordinates, geometry, shape):
-    level = Level("down", geometry.stride, shape, "grid", geometry=geometry)
+@pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)
+def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, coordinates, geometry, shape):
+    if geometry.generative:
+        coordinates = within(coordinates, 2**28)
+    level = Level("made", geometry.stride, shape, "grid", geometry=geometry)
     expected = active_sites(coordinates, level)
     m = len(expected)
 
@@ -189,3 +197,16 @@ def test_strided_and_inverse_maps_are_those_of_the_reference(device, coordinates
     check_map(mapped(device, inputs, outputs, geometry), forward)
     backward = mapped(device, outputs, inputs, geometry, backward=True)
     check_map(backward, reference.inverse_map(forward, len(coordinates)))
+
+
+@pytest.mark.parametrize("geometry", GENERATIVE, ids=str)
+@pytest.mark.parametrize("coordinates", SITES)
+def test_generative_maps_are_those_of_the_reference(device, coordinates, geometry):
+    coarse = within(coordinates, 2**28)
+    fine = active_sites(coarse, Level("up", geometry.stride, None, "grid", geometry=geometry))
+    inputs = sites_on_device(device, coarse, 4)
+    outputs, _ = strided(device, inputs, geometry, None, len(fine) + SPARE)
+
+    found = mapped(device, inputs, outputs, geometry, backward=True)
+
+    check_map(found, reference.kernel_map(coarse, fine, geometry))

@@ -171,6 +171,74 @@ def test_inverse_is_a_dense_transposed_convolution_at_the_restored_sites(items, 
     assert_agrees(values["up"], Box(out, tuple(-12 * stride[a] - padding[a] for a in AXES)), len(w) * OUT)
 
 
+def transposed(sites: Value, weight: Tensor, size: Triple, stride: Triple, padding: Triple, dilation: Triple) -> Box:
+    """Dense transposed convolution of a box that holds all sites; output o lies at o + padding before it is cut."""
+    low = -12
+    box = Box.around(sites, (low,) * 3, (12,) * 3)
+    kernel = dense_weight(weight, size).transpose(0, 1)
+    out = functional.conv_transpose3d(box.data, kernel, stride=stride, dilation=dilation)
+    return Box(out, tuple(low * stride[a] - padding[a] for a in AXES))
+
+
+@settings(deadline=None, max_examples=40)
+@given(clouds, triples(1, 4), triples(1, 3), triples(0, 2), triples(1, 2))
+def test_generative_is_a_dense_transposed_convolution_at_all_sites_it_reaches(items, size, stride, padding, dilation):
+    down = node("down", "sparse_conv", "grid", out_channels=OUT, mode="strided", kernel_size=stride, stride=stride)
+    shape = {"kernel_size": size, "stride": stride, "padding": padding, "dilation": dilation}
+    up = node("up", "sparse_conv", "down", out_channels=4, mode="generative", **shape)
+    w = weight(size, OUT, 4, seed=2)
+
+    values = run(cloud_at(items), [down, up], {"down.weight": weight(stride), "up.weight": w})
+
+    reached = transposed(with_mask(values["down"]), torch.ones(len(w), 1, 1), size, stride, padding, dilation)
+    assert set(rows_by_site(values["up"])) == reached.occupied
+    assert_agrees(values["up"], transposed(values["down"], w, size, stride, padding, dilation), len(w) * OUT)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(cells(0, 5), min_size=1, max_size=3), triples(1, 4), triples(1, 2), triples(0, 2))
+def test_a_spatial_shape_bounds_what_is_generated_as_in_a_dense_transposed_convolution(items, size, stride, padding):
+    bounds = tuple(-(-6 // stride[a]) for a in AXES)  # of the level below
+    out_shape = [(bounds[a] - 1) * stride[a] - 2 * padding[a] + size[a] for a in AXES]
+    assume(min(out_shape) >= 1)
+    floors = {"kernel_size": stride, "stride": stride, "sites": "floor"}
+    down = node("down", "sparse_conv", "grid", out_channels=OUT, mode="strided", **floors)
+    shape = {"kernel_size": size, "stride": stride, "padding": padding, "spatial_shape": bounds}
+    up = node("up", "sparse_conv", "down", out_channels=4, mode="generative", **shape)
+    w = weight(size, OUT, 4, seed=2)
+
+    values = run(cloud_at(items), [down, up], {"down.weight": weight(stride), "up.weight": w})
+
+    high = tuple(n - 1 for n in bounds)
+    ones, kernel = (dense_weight(of, size).transpose(0, 1) for of in (torch.ones(len(w), 1, 1), w))
+    boxes = [Box.around(sites, (0, 0, 0), high).data for sites in (with_mask(values["down"]), values["down"])]
+    reached = Box(functional.conv_transpose3d(boxes[0], ones, stride=stride, padding=padding), (0, 0, 0))
+    dense = Box(functional.conv_transpose3d(boxes[1], kernel, stride=stride, padding=padding), (0, 0, 0))
+    assert list(reached.data.shape[2:]) == out_shape
+    assert set(rows_by_site(values["up"])) == reached.occupied
+    assert_agrees(values["up"], dense, len(w) * OUT)
+
+
+def test_a_generated_level_may_be_convolved_and_halved_again():
+    shape = {"out_channels": OUT, "kernel_size": [2, 2, 2], "stride": [2, 2, 2]}
+    nodes = [
+        node("down", "sparse_conv", "grid", mode="strided", **shape),
+        node("up", "sparse_conv", "down", mode="generative", **shape),
+        node("y", "sparse_conv", "up", out_channels=OUT, kernel_size=[3, 3, 3]),
+        node("again", "sparse_conv", "y", mode="strided", **shape),
+        node("back", "sparse_conv", "again", out_channels=OUT, mode="inverse", of="again"),
+    ]
+    weights = {
+        f"{n}.weight": weight((2, 2, 2), CHANNELS if n == "down" else OUT) for n in ("down", "up", "again", "back")
+    }
+
+    values = run(cloud_at([[(0, 0, 0), (5, 5, 5)]]), nodes, weights | {"y.weight": weight((3, 3, 3), OUT)})
+
+    assert len(values["up"].data) == 8 * len(values["down"].data)
+    assert torch.equal(values["again"].coordinates, values["down"].coordinates)
+    assert torch.equal(values["back"].coordinates, values["up"].coordinates)
+
+
 def test_two_levels_down_and_up_come_back_to_the_same_sites():
     points = cloud_at([list(product(range(-5, 4), range(-2, 3), range(3))), [(0, 0, 0)]])
     shape = {"kernel_size": [2, 2, 2], "stride": [2, 2, 2], "mode": "strided", "out_channels": OUT}
@@ -221,7 +289,7 @@ def test_bias_and_activation_come_after_the_sum():
     assert_close(values["z"].data, torch.relu(values["y"].data + bias), tolerance())
 
 
-@pytest.mark.parametrize("mode", ["submanifold", "strided"])
+@pytest.mark.parametrize("mode", ["submanifold", "strided", "generative"])
 def test_no_sites_give_no_sites(mode):
     conv = node("y", "sparse_conv", "grid", out_channels=OUT, kernel_size=[3, 3, 3], mode=mode)
 
@@ -232,9 +300,10 @@ def test_no_sites_give_no_sites(mode):
 
 
 @settings(deadline=None, max_examples=40)
-@given(clouds, triples(1, 3), triples(1, 2))
-def test_a_cloud_gives_the_same_alone_and_in_a_batch(items, size, stride):
-    conv = node("y", "sparse_conv", "grid", out_channels=OUT, mode="strided", kernel_size=size, stride=stride)
+@given(clouds, triples(1, 3), triples(1, 2), st.sampled_from(["strided", "generative"]))
+def test_a_cloud_gives_the_same_alone_and_in_a_batch(items, size, stride, mode):
+    by = {"stride": stride} if mode == "strided" else {}
+    conv = node("y", "sparse_conv", "grid", out_channels=OUT, mode=mode, kernel_size=size, **by)
     points, weights = cloud_at(items), {"y.weight": weight(size)}
     together = run(points, [conv], weights)["y"]
 
@@ -264,6 +333,13 @@ def test_gradients_are_right():
         ({"mode": "inverse"}, "names the strided node"),
         ({"mode": "inverse", "of": "grid"}, "undoes 'grid'"),
         ({"mode": "inverse", "of": "grid", "kernel_size": [2, 2, 2]}, "takes no kernel_size"),
+        ({"mode": "generative"}, "needs kernel_size"),
+        ({"mode": "generative", "kernel_size": [3, 3, 3], "sites": "floor"}, "takes no sites"),
+        ({"mode": "generative", "kernel_size": [2, 2, 2], "stride": [2, 1, 1]}, "does not divide"),
+        (
+            {"mode": "generative", "kernel_size": [1, 1, 1], "padding": [2, 0, 0], "spatial_shape": [4, 9, 9]},
+            "leaves none",
+        ),
         ({"mode": "strided", "kernel_size": [3, 3, 3], "spatial_shape": [2, 9, 9]}, "leaves none"),
         ({"mode": "strided", "kernel_size": [1, 1, 1], "spatial_shape": [2**31 - 1, 9, 9]}, "less than 1073741824"),
     ],
@@ -272,3 +348,11 @@ def test_gradients_are_right():
 def test_attributes_that_do_not_fit_are_refused(attributes, message):
     with pytest.raises(GraphError, match=f"(?s)'y'.*{message}"):
         run(cloud_at([[(0, 0, 0)]]), [node("y", "sparse_conv", "grid", out_channels=OUT, **attributes)], {})
+
+
+def test_only_a_strided_convolution_can_be_undone():
+    made = node("made", "sparse_conv", "grid", out_channels=OUT, mode="generative", kernel_size=[3, 3, 3])
+    back = node("back", "sparse_conv", "made", out_channels=OUT, mode="inverse", of="made")
+
+    with pytest.raises(GraphError, match=r"(?s)'back'.*no strided"):
+        run(cloud_at([[(0, 0, 0)]]), [made, back], {})

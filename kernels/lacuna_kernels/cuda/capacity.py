@@ -55,6 +55,8 @@ def fan_out(geometry: Geometry) -> int:
     """The most output sites that one input site can feed."""
     if geometry.floor_sites:
         return 1
+    if geometry.generative:
+        return geometry.volume
     axes = zip(geometry.kernel_size, geometry.stride, geometry.dilation, strict=True)
     return prod(-(-k // (s // gcd(s, d))) for k, s, d in axes)
 

@@ -1,4 +1,4 @@
-"""Sites on the device: their table, the sites of strided convolutions, and where every item begins."""
+"""Sites on the device: their table, those that convolutions make, and where every item begins."""
 
 from dataclasses import dataclass
 
@@ -52,10 +52,11 @@ def table_slots(capacity: int) -> int:
 
 
 def pack_geometry(geometry: Geometry, spatial_shape: Triple | None = None) -> Tensor:
-    """`struct Geometry` of src/geometry.cuh: int32 [16]. spatial_shape bounds the output sites."""
+    """`struct Geometry` of src/geometry.cuh: int32 [17]. spatial_shape bounds the output sites."""
     shape = spatial_shape or (-1, -1, -1)
     sizes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, shape)
-    return torch.tensor([*(number for triple in sizes for number in triple), int(geometry.floor_sites)]).int()
+    flags = (int(geometry.floor_sites), int(geometry.generative))
+    return torch.tensor([*(number for triple in sizes for number in triple), *flags]).int()
 
 
 def strided_work(inputs: int, outputs: int) -> int:
@@ -72,9 +73,9 @@ def check_candidates(inputs: int, volume: int) -> None:
 def strided_sites(
     device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Tensor, work: Tensor, overflow: Tensor
 ) -> None:
-    """Launch the making of the output sites of a strided convolution; as ops.sparse_conv.active_sites has them.
+    """Launch the making of the output sites of a strided or generative convolution, as ops.sparse_conv.active_sites.
 
-    geometry  int32 [16] on the device, from `pack_geometry`; see `check_candidates`
+    geometry  int32 [17] on the device, from `pack_geometry`; see `check_candidates`
     work      int32 [strided_work(inputs.capacity, outputs.capacity)]
     overflow  int32 [1], becomes 1 if there are more sites than room; which of them are then made is left open, but
               no row lies at or past the room

@@ -37,7 +37,7 @@ def map_shapes(volume: int, capacity: int) -> tuple[tuple[int, int], tuple[int, 
 def forward_map(device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Tensor, result: KernelMap) -> None:
     """Launch the map of a submanifold (inputs are the outputs) or strided convolution.
 
-    geometry  int32 [16] on the device, from `pack_geometry`
+    geometry  int32 [17] on the device, from `pack_geometry`
     """
     _launch(FORWARD, device, inputs, outputs, geometry, result)
 
@@ -45,7 +45,9 @@ def forward_map(device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometr
 def inverse_map(device: Device, coarse: SiteBuffer, fine: SiteBuffer, geometry: Tensor, result: KernelMap) -> None:
     """Launch the map that leads back from the coarse sites of a strided convolution to its fine ones.
 
-    geometry  that of the strided convolution
+    A generative convolution leads from its inputs, the coarse sites, to its outputs in the same way.
+
+    geometry  that of the strided or generative convolution
     """
     _launch(INVERSE, device, coarse, fine, geometry, result)
 

@@ -20,7 +20,7 @@ from lacuna_kernels.types import Geometry, Level, Triple
 
 
 def make_sites(writer: Writer, level_in: Level, level_out: Level) -> None:
-    """The sites of a strided convolution."""
+    """The sites of a strided or generative convolution."""
     assert level_out.geometry is not None
     device, geometry = writer.device, _geometry(writer, level_out.geometry, level_out.spatial_shape)
     room_in, room_out = writer.room.sites(level_in), writer.room.sites(level_out)
@@ -40,6 +40,8 @@ def kernel_map(writer: Writer, node: SparseConv, level_in: Level, level_out: Lev
         assert level_in.geometry is not None
         return _map(writer, f"map back from {level_in.name}", level_in.geometry, level_in, level_out, backward=True)
     g = node.geometry
+    if g.generative:
+        return _map(writer, f"map of {level_out.name}", g, level_in, level_out, backward=True)
     if node.mode == "submanifold" and g.volume == 1:
         return None
     name = f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"

@@ -65,7 +65,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     node, device, dtype = layer.node, writer.device, DTYPES[layer.precision]
     assert isinstance(node, SparseConv)
     level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-    if node.mode == "strided":
+    if node.mode in ("strided", "generative"):
         make_sites(writer, level_in, level_out)
     key = kernel_map(writer, node, level_in, level_out)
     weight = writer.weights.make((layer.output, "packed"), lambda: _packed(writer, layer, dtype))

@@ -78,11 +78,20 @@ def submanifold_geometry(kernel_size: Triple, dilation: Triple) -> Geometry:
 
 
 def kernel_map(inputs: Tensor, outputs: Tensor, g: Geometry) -> Tensor:
-    """Return for offset k and output site the input at output*stride - padding + k*dilation, or -1: int64 [k, m]."""
-    index = SiteIndex(inputs)
-    base = outputs.long() * _row(1, g.stride, outputs) - _row(0, g.padding, outputs)
-    steps = [base + _row(0, _scaled(offset, g.dilation), outputs) for offset in kernel_offsets(g.kernel_size)]
-    return torch.stack([index.find(step) for step in steps])
+    """Return for offset k and output site the input that it reads, or -1: int64 [k, m].
+
+    That is the one at output*stride - padding + k*dilation, or in a generative convolution the one that leads to the
+    output in this way.
+    """
+    index, by = SiteIndex(inputs), _row(1, g.stride, outputs)
+    steps = [_row(0, _scaled(offset, g.dilation), outputs) for offset in kernel_offsets(g.kernel_size)]
+    if not g.generative:
+        first = outputs.long() * by - _row(0, g.padding, outputs)
+        return torch.stack([index.find(first + step) for step in steps])
+    moved = [outputs.long() + _row(0, g.padding, outputs) - step for step in steps]
+    floors = [torch.div(site, by, rounding_mode="floor") for site in moved]
+    found = [torch.where((f * by == m).all(1), index.find(f), -1) for f, m in zip(floors, moved, strict=True)]
+    return torch.stack(found)
 
 
 def contributing_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None) -> Tensor:
@@ -106,6 +115,18 @@ def floor_sites(inputs: Tensor, stride: Triple) -> Tensor:
     """The sites floor(input / stride), in the order of their first input, as MinkowskiEngine has them: int32 [m, 4]."""
     site = torch.div(inputs, _row(1, stride, inputs).int(), rounding_mode="floor")
     return site[unique_first(site)[0]]
+
+
+def generated_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None) -> Tensor:
+    """All sites that inputs lead to in a generative convolution, in the order of (input, offset): int32 [m, 4]."""
+    offsets = [[0, *_scaled(offset, g.dilation)] for offset in kernel_offsets(g.kernel_size)]
+    first = inputs.long() * _row(1, g.stride, inputs) - _row(0, g.padding, inputs)
+    candidates = (first[:, None] + torch.tensor(offsets, device=inputs.device)).flatten(0, 1)
+    if spatial_shape is not None:
+        site = candidates[:, 1:]
+        candidates = candidates[((site >= 0) & (site < torch.tensor(spatial_shape, device=inputs.device))).all(1)]
+    made = candidates.int()
+    return made[unique_first(made)[0]]
 
 
 def inverse_map(forward: Tensor, fine_sites: int) -> Tensor:

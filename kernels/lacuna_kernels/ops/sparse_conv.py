@@ -1,4 +1,4 @@
-"""Sparse convolution: submanifold, strided and inverse.
+"""Sparse convolution: submanifold, strided, inverse and generative.
 
 Definitions: Graham, Engelcke and van der Maaten, arXiv 1711.10275; dataflows as in TorchSparse++, arXiv 2311.12863.
 """
@@ -32,13 +32,15 @@ class SparseConv(Node):
     strided      outputs are all sites with a contributing input, inside the level's spatial shape if it has one;
                  with sites "floor" they are floor(input / stride), as in MinkowskiEngine
     inverse      undoes the strided node `of`: restores its input sites, reads back through its map, same offsets
+    generative   a transposed convolution whose outputs are all sites input*stride - padding + (kx, ky, kz)*dilation,
+                 inside the level's spatial shape if it has one, on a level that is finer by the stride
 
-    spatial_shape  for strided: cells of the input grid by axis, where it is not what the level says
+    spatial_shape  for strided and generative: cells of the input grid by axis, where it is not what the level says
     """
 
     op: Literal["sparse_conv"]
     out_channels: Size
-    mode: Literal["submanifold", "strided", "inverse"] = "submanifold"
+    mode: Literal["submanifold", "strided", "inverse", "generative"] = "submanifold"
     kernel_size: tuple[KernelStep, KernelStep, KernelStep] | None = None
     stride: tuple[KernelStep, KernelStep, KernelStep] | None = None
     padding: tuple[Padding, Padding, Padding] | None = None
@@ -58,8 +60,9 @@ class SparseConv(Node):
                 raise ValueError("an inverse convolution names the strided node that it undoes in `of`")
         elif self.kernel_size is None:
             raise ValueError(f"a {self.mode} convolution needs kernel_size, three numbers")
-        if self.mode != "strided" and given:
-            raise ValueError(f"a {self.mode} convolution takes no {sorted(given)[0]}")
+        takes = {"strided": given, "generative": {"stride", "padding", "spatial_shape"}}.get(self.mode, set())
+        if given - takes:
+            raise ValueError(f"a {self.mode} convolution takes no {sorted(given - takes)[0]}")
         if self.mode != "inverse" and self.of is not None:
             raise ValueError(f"a {self.mode} convolution takes no `of`")
         if self.mode == "submanifold" and any(k % 2 == 0 for k in self.kernel_size or ()):
@@ -68,15 +71,16 @@ class SparseConv(Node):
 
     @property
     def geometry(self) -> Geometry:
-        """How outputs reach inputs, for submanifold and strided; an inverse has that of the node it undoes."""
+        """How outputs reach inputs, or in a generative one inputs outputs; an inverse has that of what it undoes."""
         assert self.kernel_size is not None
         size, dilation = self.kernel_size, self.dilation or ONES
         if self.mode == "submanifold":
             return sites.submanifold_geometry(size, dilation)
-        return Geometry(size, self.stride or ONES, self.padding or (0, 0, 0), dilation, self.sites == "floor")
+        stride, padding = self.stride or ONES, self.padding or (0, 0, 0)
+        return Geometry(size, stride, padding, dilation, self.sites == "floor", self.mode == "generative")
 
     def infer_type(self, inputs: Sequence[ValueType]) -> ValueType:
-        """Sites of the same, a coarser or the restored level, with out_channels features."""
+        """Sites of the same, a coarser, a finer or the restored level, with out_channels features."""
         (kind,) = inputs
         if kind.axis is not Axis.SITE or kind.level is None or len(kind.shape) != 1 or not kind.dtype.is_float:
             raise ValueError(f"needs features on sites, got {kind}")
@@ -88,13 +92,13 @@ class SparseConv(Node):
         if self.mode == "inverse":
             if level.name != self.of or level.parent is None:
                 raise ValueError(f"undoes {self.of!r}, but its input lies on the sites of {level.name!r}")
+            if level.geometry is None or level.geometry.generative:
+                raise ValueError(f"undoes {self.of!r}, which is no strided convolution")
             return level.parent
         geometry = self.geometry
-        x, y, z = (a * b for a, b in zip(level.stride, geometry.stride, strict=True))
-        if max(x, y, z) >= COORDINATE_LIMIT:
-            raise ValueError(f"strides come to {(x, y, z)} voxels, they must be less than {COORDINATE_LIMIT}")
+        stride = finer(level.stride, geometry.stride) if geometry.generative else coarser(level.stride, geometry.stride)
         shape = output_shape(self.spatial_shape or level.spatial_shape, geometry)
-        return Level(self.name, (x, y, z), shape, level.grid, level, geometry)
+        return Level(self.name, stride, shape, level.grid, level, geometry)
 
     def volume(self, kind: ValueType) -> int:
         """Number of kernel offsets, given the type of the input."""
@@ -148,9 +152,11 @@ def _forward_map(x: Value, out: Value, levels: tuple[str, str], g: Geometry, con
 
 
 def active_sites(coordinates: Tensor, level: Level) -> Tensor:
-    """Output sites int32 [m, 4] of the strided node that made `level`, from its input sites."""
+    """Output sites int32 [m, 4] of the strided or generative node that made `level`, from its input sites."""
     g = level.geometry
     assert g is not None
+    if g.generative:
+        return sites.generated_sites(coordinates, g, level.spatial_shape)
     if g.floor_sites:
         return sites.floor_sites(coordinates, g.stride)
     return sites.contributing_sites(coordinates, g, level.spatial_shape)
@@ -166,14 +172,31 @@ def gather_multiply_add(x: Tensor, weight: Tensor, kernel_map: Tensor) -> Tensor
     return y
 
 
+def coarser(stride: Triple, by: Triple) -> Triple:
+    """The stride of a level with one site for so many; raises ValueError if a step passes the largest coordinate."""
+    x, y, z = (a * b for a, b in zip(stride, by, strict=True))
+    if max(x, y, z) >= COORDINATE_LIMIT:
+        raise ValueError(f"strides come to {(x, y, z)} voxels, they must be less than {COORDINATE_LIMIT}")
+    return (x, y, z)
+
+
+def finer(stride: Triple, by: Triple) -> Triple:
+    """The stride of a level with so many sites for one; raises ValueError if a step were no whole voxels."""
+    if any(a % b for a, b in zip(stride, by, strict=True)):
+        raise ValueError(f"its input has a site every {stride} voxels, which stride {by} does not divide")
+    x, y, z = (a // b for a, b in zip(stride, by, strict=True))
+    return (x, y, z)
+
+
 def output_shape(spatial_shape: Triple | None, g: Geometry) -> Triple | None:
-    """Cells of the output grid by axis, as of a dense convolution; raises ValueError if nothing is left."""
+    """Cells of the output grid by axis, as of a dense convolution, also transposed; ValueError if none are left."""
     if spatial_shape is None:
         return None
-    x, y, z = (
-        (spatial_shape[i] + 2 * g.padding[i] - g.dilation[i] * (g.kernel_size[i] - 1) - 1) // g.stride[i] + 1
-        for i in range(3)
-    )
+    reach = [g.dilation[i] * (g.kernel_size[i] - 1) + 1 - 2 * g.padding[i] for i in range(3)]
+    if g.generative:
+        x, y, z = ((spatial_shape[i] - 1) * g.stride[i] + reach[i] for i in range(3))
+    else:
+        x, y, z = ((spatial_shape[i] - reach[i]) // g.stride[i] + 1 for i in range(3))
     if min(x, y, z) < 1:
         raise ValueError(f"a grid of {spatial_shape} cells leaves none for kernel {g.kernel_size}, stride {g.stride}")
     return (x, y, z)

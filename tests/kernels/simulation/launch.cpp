@@ -11,36 +11,12 @@
 alignas(128) Element tile[232448 / sizeof(Element)];
 alignas(1024) unsigned char shared[232448];
 
-#include <tuple>
-#include <utility>
-
-namespace {
-
-template <class T>
-T parameter(const void* from) {
-    T value;
-    memcpy(&value, from, sizeof(T));
-    return value;
-}
-
-template <class... Parameters, size_t... PLACES>
-machine::Action bound(void (*kernel)(Parameters...), void** arguments, std::index_sequence<PLACES...>) {
-    const auto values = std::make_shared<std::tuple<std::decay_t<Parameters>...>>(
-        parameter<std::decay_t<Parameters>>(arguments[PLACES])...);
-    return [=] { std::apply(kernel, *values); };
-}
-
-template <class... Parameters>
-machine::Action bound(void (*kernel)(Parameters...), void** arguments) {
-    return bound(kernel, arguments, std::index_sequence_for<Parameters...>());
-}
-
-}  // namespace
+#include "arguments.h"
 
 // Return nullptr, or what went wrong.
 extern "C" const char* launch(int grid, int threads, int cluster, int shared_bytes, int late_products, int seed,
-                              void** arguments) {
-    machine::kernel = bound(KERNEL, arguments);
+                              void** given) {
+    machine::kernel = arguments::bound(KERNEL, given);
     machine::grid = grid, machine::block_threads = threads, machine::late_products = late_products;
     machine::failure.clear();
     std::mt19937 random(seed);

@@ -1,4 +1,5 @@
-// How output sites of a convolution reach input sites: input = output*stride - padding + k*dilation, by axis.
+// How output sites of a convolution reach input sites: input = output*stride - padding + k*dilation, by axis; or if it is
+// generative, input sites output sites.
 #pragma once
 #include "hash.cuh"
 
@@ -7,6 +8,7 @@ struct Geometry {
     int size[3], stride[3], padding[3], dilation[3];
     int shape[3];     // cells of the output grid, -1 for no bound
     int floor_sites;  // 1: the outputs are floor(input / stride)
+    int generative;   // 1: the outputs are input*stride - padding + k*dilation
 };
 
 __device__ inline int floor_div(int a, int b) {
@@ -16,10 +18,11 @@ __device__ inline int floor_div(int a, int b) {
 
 __device__ inline int volume_of(const Geometry& g) { return g.size[0] * g.size[1] * g.size[2]; }
 
-__device__ inline Site input_site(Site output, int kx, int ky, int kz, const Geometry& g) {
-    return {output.item, output.x * g.stride[0] - g.padding[0] + kx * g.dilation[0],
-            output.y * g.stride[1] - g.padding[1] + ky * g.dilation[1],
-            output.z * g.stride[2] - g.padding[2] + kz * g.dilation[2]};
+// The site that a coarse one reaches through offset (kx, ky, kz): the input of an output, or a generated output.
+__device__ inline Site reached_site(Site coarse, int kx, int ky, int kz, const Geometry& g) {
+    return {coarse.item, coarse.x * g.stride[0] - g.padding[0] + kx * g.dilation[0],
+            coarse.y * g.stride[1] - g.padding[1] + ky * g.dilation[1],
+            coarse.z * g.stride[2] - g.padding[2] + kz * g.dilation[2]};
 }
 
 // One axis of the output that an input feeds through offset k; false if there is none.
@@ -33,12 +36,36 @@ __device__ inline bool inside(int cell, int axis, const Geometry& g) {
     return g.shape[axis] < 0 || (cell >= 0 && cell < g.shape[axis]);
 }
 
+__device__ inline bool inside(Site site, const Geometry& g) {
+    return inside(site.x, 0, g) && inside(site.y, 1, g) && inside(site.z, 2, g);
+}
+
+// The output that an input makes through an offset, if it makes one.
+__device__ inline Site output_site(Site input, int offset, const Geometry& g) {
+    const int kx = offset / (g.size[1] * g.size[2]), ky = offset / g.size[2] % g.size[1], kz = offset % g.size[2];
+    if (g.generative) return reached_site(input, kx, ky, kz, g);
+    Site output = {input.item, 0, 0, 0};
+    if (g.floor_sites) {
+        output.x = floor_div(input.x, g.stride[0]);
+        output.y = floor_div(input.y, g.stride[1]);
+        output.z = floor_div(input.z, g.stride[2]);
+        return output;
+    }
+    output_cell(input.x, kx, 0, g, &output.x);
+    output_cell(input.y, ky, 1, g, &output.y);
+    output_cell(input.z, kz, 2, g, &output.z);
+    return output;
+}
+
 // Calls visit(offset, output) for every output site that an input makes, in the order of the offsets.
 template <class Visit>
 __device__ inline void for_each_output(Site input, const Geometry& g, Visit visit) {
-    if (g.floor_sites) {
-        visit(0, Site{input.item, floor_div(input.x, g.stride[0]), floor_div(input.y, g.stride[1]),
-                  floor_div(input.z, g.stride[2])});
+    if (g.floor_sites || g.generative) {
+        const int offsets = g.floor_sites ? 1 : volume_of(g);
+        for (int offset = 0; offset < offsets; ++offset) {
+            const Site output = output_site(input, offset, g);
+            if (g.floor_sites || inside(output, g)) visit(offset, output);
+        }
         return;
     }
     Site output = {input.item, 0, 0, 0};
@@ -52,19 +79,4 @@ __device__ inline void for_each_output(Site input, const Geometry& g, Visit visi
             }
         }
     }
-}
-
-// The output that for_each_output visits with this offset.
-__device__ inline Site output_site(Site input, int offset, const Geometry& g) {
-    Site output = {input.item, 0, 0, 0};
-    if (g.floor_sites) {
-        output.x = floor_div(input.x, g.stride[0]);
-        output.y = floor_div(input.y, g.stride[1]);
-        output.z = floor_div(input.z, g.stride[2]);
-        return output;
-    }
-    output_cell(input.x, offset / (g.size[1] * g.size[2]), 0, g, &output.x);
-    output_cell(input.y, offset / g.size[2] % g.size[1], 1, g, &output.y);
-    output_cell(input.z, offset % g.size[2], 2, g, &output.z);
-    return output;
 }

@@ -36,12 +36,12 @@ forward_map(const Site* __restrict__ outputs, const int* __restrict__ count, con
             int capacity, unsigned* __restrict__ present) {
     const Geometry g = *geometry;
     make_map(outputs, *count, g, map, capacity, present, [&](Site output, int kx, int ky, int kz) {
-        return find_site(table, mask, inputs, input_site(output, kx, ky, kz, g));
+        return find_site(table, mask, inputs, reached_site(output, kx, ky, kz, g));
     });
 }
 
-// The map of the convolution that undoes a strided one: its outputs are the fine sites, its inputs the coarse ones, and
-// offset k leads from a fine site to the coarse site that it fed through k.
+// The map of the convolution that undoes a strided one, or of a generative one: its outputs are the fine sites, its inputs
+// the coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 inverse_map(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
             const Site* __restrict__ coarse, const int* __restrict__ table, int mask, int* __restrict__ map,
