@@ -13,6 +13,8 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker import tf32
 from lacuna_kernels.cuda.kronecker.choose import CHAIN_WAYS, WAYS
+from lacuna_kernels.cuda.kronecker.exchange import Exchange
+from lacuna_kernels.cuda.kronecker.exchange_halves import ExchangeHalves
 from lacuna_kernels.cuda.kronecker.few_rows import FewRowsChain
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import PLAIN, ChainWay, Epilogue, Operands, Way
@@ -41,6 +43,8 @@ PATTERNS += [(1, 48, 32, d) for d in (12, 8, 6, 4, 3, 2, 16, 32)]
 PATTERNS += [(2, 72, 40, 2), (1, 40, 24, 4), (1, 72, 40, 8)]
 PATTERNS += [(1, 72, 64, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 40)]
 """Some with vectors of 16 bytes and some without."""
+LONG = [(1, 40, 288, d) for d in (2, 3, 4, 6, 8, 12, 16, 24, 32)]
+"""For teams: more stages of x than there is room for, so that all are used again."""
 ENOUGH = 3
 """Patterns of a way in a precision and a layout, spread over all that fit, with an epilogue and without in turns."""
 PARTS = 12
@@ -82,9 +86,12 @@ def main(part: int) -> None:
     """Launch each way of a part on patterns that it fits, in each precision and layout, and each chain."""
     with noted() as device:
         for way, precision, layout in product(WAYS[part::PARTS], Precision, Layout):
+            teams = isinstance(way, Exchange | ExchangeHalves)
+            long = [pattern for pattern in LONG if teams and pattern[-1] % way.teams.depth == 0][:1]
             problems = [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in PATTERNS]
             fitting = [problem for problem in problems if way.fits(problem, device.limits)]
             chosen = fitting[:: ceil(len(fitting) / ENOUGH) or 1]
+            chosen += [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in long if fitting]
             for number in range(max(2, len(chosen)) if chosen else 0):
                 multiply(device, way, chosen[number % len(chosen)], plain=number % 2 == 1)
         for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in, here two a block

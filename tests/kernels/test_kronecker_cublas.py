@@ -86,3 +86,21 @@ def test_few_rows_are_not_for_cublas(precision, layout):
 def test_fp32_and_strides_that_no_view_has_are_not_for_cublas():
     assert not Cublas().fits(replace(WIDE, precision=Precision.FP32), H200)
     assert not Cublas().fits(replace(WIDE, layout=Layout.FIRST), H200)
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout", "wide", "narrow"),
+    [
+        (Precision.TF32, Layout.FIRST, (16, 768, 192, 1), (64, 768, 768, 1)),
+        (Precision.TF32, Layout.LAST, (4, 512, 512, 32), (4, 384, 384, 32)),
+        (Precision.TF32, Layout.LAST, (32, 1024, 256, 1), (32, 1024, 256, 2)),
+        (Precision.BF16, Layout.FIRST, (12, 512, 512, 1), (64, 768, 768, 1)),
+        (Precision.BF16, Layout.LAST, (12, 512, 512, 1), (12, 512, 512, 2)),
+        (Precision.FP16, Layout.LAST, (6, 128, 512, 1), (6, 512, 128, 1)),
+    ],
+    ids=str,
+)
+def test_blocks_are_for_cublas_where_it_was_as_fast_as_any(precision, layout, wide, narrow):
+    names = [candidates(Problem(KSPattern(*p), 25088, precision, layout), H200)[0].name for p in (wide, narrow)]
+
+    assert names[0] == "cublas" != names[1]

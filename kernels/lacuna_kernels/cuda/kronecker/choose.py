@@ -68,7 +68,7 @@ NOMINAL_ROWS = 25_088
 """How a factor's products are added up is chosen as for so many rows, whatever their number.
 
 By the predictions, factors of the paper's grid, batch-size-first, take as long as by a free choice for 4096 rows and
-more. For 512, 64 and 1 they take 1.02, 1.07 and 1.07 times as long in fp16, 1.02, 1.13 and 1.4 times in fp32.
+more. For 512, 64 and 1 they take 1.02, 1.07 and 1.07 times as long in fp16, 1.07, 1.21 and 1.48 times in fp32.
 """
 _RELUCTANCE = 1.25
 """What sums must be faster by for many rows, for which there is no way that is made for few rows."""

@@ -28,6 +28,8 @@ _SWITCHES: dict[Precision, tuple[str, object]] = {
 }
 """For tf32, by its name in the torch at hand, and for sums in fp32 whatever is split."""
 _LEAST_SIDE, _LEAST_ROWS = 128, 4096
+_LONG_SUMS = (128, 512)
+"""b and c of blocks that are not wide, but of which `tma` took 1.04 and 1.07 times as long at (6, 128, 512, 1)."""
 _IN_PLACE: dict[Activation, Callable[[Tensor, float], Tensor]] = {
     Activation.RELU: lambda y, _: torch.relu_(y),
     Activation.LEAKY_RELU: torch.nn.functional.leaky_relu_,
@@ -73,7 +75,7 @@ class Cublas:
         return large and views and not problem.counted and problem.precision is not Precision.FP32
 
     def seconds(self, problem: Problem, limits: DeviceLimits) -> float:
-        """By what others predict for an H200: where it was seen to be the fastest, the fastest."""
+        """Of an H200: the peak rates where it was as fast as any, else rates by which others are as fast or faster."""
         tf32, ahead = problem.precision is Precision.TF32, _is_ahead(problem)
         rate = (450e12 if ahead else 220e12) if tf32 else (770e12 if ahead else 450e12)
         seconds = max(problem.flop / rate, problem.bytes / (4.3e12 if ahead else 2.6e12))
@@ -105,14 +107,18 @@ class Cublas:
 
 
 def _is_ahead(problem: Problem) -> bool:
-    """Whether it was as fast as any of ours, or faster: wide blocks, in tf32 batch-size-last however they lie."""
+    """Whether it was as fast as any of ours, or faster, on an H200.
+
+    In tf32 that is for all blocks of 512 and more batch-size-last, and side by side (d = 1) for long and narrow ones;
+    in 16 bits for blocks of 512 and more side by side, but batch-size-first not for those of 768 and more.
+    """
     p = problem.pattern
     narrow, wide = sorted((p.b, p.c))
     if problem.layout is Layout.FIRST:  # d is 1
         return narrow < 512 and wide >= 768 if problem.precision is Precision.TF32 else 512 <= narrow < 768
     if problem.precision is Precision.TF32:
         return narrow >= 512 or (p.d == 1 and wide >= 1024)
-    return p.d == 1 and (narrow >= 512 or (p.b, p.c) == (128, 512))
+    return p.d == 1 and (narrow >= 512 or (p.b, p.c) == _LONG_SUMS)
 
 
 def _calls(problem: Problem) -> int:

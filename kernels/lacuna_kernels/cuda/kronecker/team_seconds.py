@@ -79,12 +79,12 @@ def _memory_rate(teams: Teams, d: int) -> float:
 
 
 def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
-    """Of a tile, in fp32 and tf32; products are hidden by what is done for every l of a stage."""
+    """Of a tile, in fp32 and tf32: what partly overlaps, then products and what is done for every l of a stage."""
     tile = _Tile.of(teams, p, schedule, 14e6)
     both, passes = teams.halves == 2, teams.passes(p)
     additions = passes * teams.k_stages(p) * teams.own * teams.shares / teams.groups
     planes = tile.x if both else tile.x / 2
-    taken, added, multiplied, kept = (0.212, 0.54, 1.735, 8.17) if both else (0.346, 1.09, 0.84, 4.44)
+    taken, added, multiplied, finished = (0.212, 0.54, 1.735, 8.17) if both else (0.346, 1.09, 0.84, 4.44)
     clocks = hypot(
         (tile.x + tile.y + tile.past_cache) / _memory_rate_of_halves(teams, p.d),
         (planes + tile.y) * (1 - 1 / teams.blocks) / 21.7,
@@ -92,7 +92,9 @@ def _clocks_of_halves(teams: Teams, p: KSPattern, schedule: Schedule) -> float:
         tile.x / (taken * _takers(teams)),
         tile.y / (5.44 * teams.writers),
     )
-    return clocks + additions * (74 + (added + multiplied * teams.steps) * teams.columns) + kept * passes * teams.sums
+    return (
+        clocks + additions * (74 + (added + multiplied * teams.steps) * teams.columns) + finished * passes * teams.sums
+    )
 
 
 def _memory_rate_of_halves(teams: Teams, d: int) -> float:

@@ -11,6 +11,8 @@ SHARED_BYTES = 227 * 1024
 ROWS = 64
 """Of a tile: for all of them weights are read once."""
 _VECTOR_BYTES = 16
+_MOST_SUMS = 2 * (168 - 32)
+"""Columns of all l of a warpgroup, and of products, that registers have room for, beside all else."""
 _MOST_ALONE = 4
 """Vectors of 4 j that threads do not deal out in pairs: DEALT of exchange_out.cuh."""
 
@@ -187,10 +189,13 @@ class Teams:
 
     @property
     def _sets(self) -> int:
-        """Sets of products that are no sums yet: SETS of ks_matmul_exchange_halves.cu."""
+        """Sets of products that are no sums yet: two, so that the next l's are under way, if there are registers.
+
+        Not with 32 k a stage: stages would be given back later.
+        """
         if not self.halves:
             return 0
-        return 2 if self.steps == 1 and self._l_each > 1 and self.columns * (self._l_each + 2) <= 272 else 1
+        return 2 if self.steps == 1 and self._l_each > 1 and self.columns * (self._l_each + 2) <= _MOST_SUMS else 1
 
     @property
     def sums(self) -> int:
@@ -215,7 +220,7 @@ class Teams:
             "WHOLE": int(self.whole),
             "PIECE": self._piece_bytes,
             "TAKEN": self._taken,
-            **({"SPLIT": self.halves} if self.halves else {}),
+            **({"SPLIT": self.halves, "SETS": self._sets} if self.halves else {}),
             "APART_REGISTERS": apart,
             "BRING_REGISTERS": bring,
             "MULTIPLY_REGISTERS": multiply,

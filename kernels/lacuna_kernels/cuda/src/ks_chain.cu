@@ -100,12 +100,13 @@ __device__ __forceinline__ void stored_here(const Place& at, uint32_t full) {
     if (threadIdx.x / 32 % 4 == at.rank / 2) barrier_arrive(at.shared + full);
 }
 
-// A warpgroup has read a buffer: all blocks but one are told, once for all its warps, as each time goes through the
-// cluster.
-__device__ __forceinline__ void tell_all(uint32_t empty, int but = -1) {
+// A warpgroup has read a buffer: all blocks are told, except for one, once for all its warps, as each time goes through
+// the cluster.
+constexpr int NOBODY = -1;
+__device__ __forceinline__ void tell_all(uint32_t empty, int except) {
     barrier_of_warpgroup(1 + threadIdx.x / WARPGROUP);
     const int thread = threadIdx.x % WARPGROUP;
-    if (thread < TEAM && thread != but) arrive_there(in_block(empty, thread));
+    if (thread < TEAM && thread != except) arrive_there(in_block(empty, thread));
 }
 
 // ---- the first factor ----
@@ -318,7 +319,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
             multiply_add_registers<TILE, 1>(d, w[m][k], z + k * Z_LINE, k, Element());
         products_commit();
         finish_products(d);
-        if (m == SECOND_M - 1) tell_all(empty);
+        if (m == SECOND_M - 1) tell_all(empty, NOBODY);
         if (m == 0) barrier_wait(at.shared + AT_Y_EMPTY + 8 * y.stage, y.phase ^ 1);
         send_y(at, d, e, l, part, y.stage);
     }

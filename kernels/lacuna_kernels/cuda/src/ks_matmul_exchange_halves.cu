@@ -17,6 +17,7 @@
 #define TAKEN 4       // neighbouring l that they take at once
 #define WHOLE 0       // whether the team's l are all of d, so that (k, l) of one row are contiguous
 #define PIECE 64      // bytes of a row of x that lie together as they come
+#define SETS 1        // of products: with two, those of the next l are under way while one's are added
 #define APART_REGISTERS 80
 #define BRING_REGISTERS 80
 #define MULTIPLY_REGISTERS 176
@@ -26,6 +27,7 @@
 #include "fp16_halves.cuh"
 
 static_assert(PHASES == 1 && STEPS <= 2, "what a warp takes apart lies alike, and has whole stages of its rows");
+static_assert(2 * OWN_ROWS * STEPS % 32 == 0, "a warp takes one run of l, as its lanes tell one another scales");
 
 constexpr int X_L = 2 * HALVES * PLANE, W_L = 2 * HALVES * W_PLANE;  // bytes from an l to the next
 constexpr int SCALES_AT = STEPS * STEP;                              // in a stage: fp32 [row][l]
@@ -110,10 +112,8 @@ __device__ __forceinline__ void clear(Sums& sums) {
         for (int n = 0; n < COLUMNS / 2; ++n) sums[m][n] = 0.0f;
 }
 
-// Sets of products: with two, those of the stage's next l are under way while one's are added; with 32 k they would keep
-// stages from being filled. And whether sums are kept until they have been sent. As registers allow: 32 are for all else.
-constexpr int LEFT = MULTIPLY_REGISTERS - 32, SETS = STEPS == 1 && MINE > 1 && COLUMNS / 2 * (MINE + 2) <= LEFT ? 2 : 1;
-constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= LEFT;
+// Whether registers allow for sums that are kept until they have been sent: 32 are for all else.
+constexpr bool KEEPS = COLUMNS / 2 * (2 * MINE + SETS) <= MULTIPLY_REGISTERS - 32;
 
 // Take the factor's scale back: fp32 [l][column], where a thread's four columns of 16 lie side by side. Returns a word
 // that depends on all that was read.
