@@ -19,8 +19,9 @@ from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 
 
 def one_of_each(ways):
-    """One for every depth of a team and share of the columns: each takes seconds to compile. GPU tests have all."""
-    return list({(way.teams.depth, way.teams.shares): way for way in ways}.values())
+    """One for every depth, share of columns and, of halves, k of a stage: each takes seconds. GPU tests have all."""
+    kinds = {(way.teams.depth, way.teams.shares, way.teams.halves and way.teams.steps): way for way in ways}
+    return list(kinds.values())
 
 
 SIXTEEN = [
@@ -30,7 +31,7 @@ SIXTEEN = [
 HALVES = [
     pytest.param(way, way.precision, id=f"{way.name} {way.precision}")
     for n, precision in enumerate((Precision.FP32, Precision.TF32))
-    for way in one_of_each(way for way in exchange_halves.WAYS if way.precision is precision)[n::2]
+    for way in one_of_each(way for way in exchange_halves.WAYS if way.precision is precision)[n :: 2 + n]
 ]
 WAYS = SIXTEEN + HALVES
 
