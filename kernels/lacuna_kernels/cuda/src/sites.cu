@@ -1,4 +1,5 @@
-// The output sites of a strided or generative convolution, numbered in the order of the (input site, offset) that first makes them.
+// The output sites of a strided or generative convolution, numbered in the order of the (input site, offset) that first
+// makes them.
 // Launched in this order: insert_outputs, count_outputs, [scan.cu], number_outputs; then item_offsets.
 // While they are found, an output is known by a candidate = input row * volume + offset.
 #include "geometry.cuh"
