@@ -17,7 +17,7 @@ import torch
 from bench import timing
 from bench.gpu import need_gpu
 from lacuna_kernels import DType
-from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
+from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
@@ -90,7 +90,7 @@ class Frontend:
         self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
-        self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(strided_work(n, n))]
+        self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
         self.geometries = {g: pack_geometry(g).cuda() for g in (CUBE, HALVING)}
         self.overflow = ints(1)
 
@@ -112,7 +112,7 @@ class Frontend:
 
     def sites(self) -> None:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
-            strided_sites(self.device, fine, coarse, self.geometries[HALVING], self.work[2], self.overflow)
+            output_sites(self.device, fine, coarse, self.geometries[HALVING], self.work[2], self.overflow)
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.coordinates import SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
+from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
@@ -101,8 +101,8 @@ def strided(
 ) -> tuple[SiteBuffer, Tensor]:
     """Output sites of a strided convolution, and the overflow flag."""
     sites, overflow = room_for_sites(capacity, len(inputs.offsets) - 1 - SPARE_ITEMS), flag()
-    work = ints(strided_work(inputs.capacity, capacity))
-    strided_sites(device, inputs, sites, pack_geometry(geometry, shape).cuda(), work, overflow)
+    work = ints(output_work(inputs.capacity, capacity))
+    output_sites(device, inputs, sites, pack_geometry(geometry, shape).cuda(), work, overflow)
     return sites, overflow
 
 

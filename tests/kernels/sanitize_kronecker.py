@@ -86,12 +86,13 @@ def main(part: int) -> None:
     """Launch each way of a part on patterns that it fits, in each precision and layout, and each chain."""
     with noted() as device:
         for way, precision, layout in product(WAYS[part::PARTS], Precision, Layout):
-            teams = isinstance(way, Exchange | ExchangeHalves)
-            long = [pattern for pattern in LONG if teams and pattern[-1] % way.teams.depth == 0][:1]
-            problems = [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in PATTERNS]
+            problems, long = (
+                [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in patterns]
+                for patterns in (PATTERNS, LONG if isinstance(way, Exchange | ExchangeHalves) else [])
+            )
             fitting = [problem for problem in problems if way.fits(problem, device.limits)]
             chosen = fitting[:: ceil(len(fitting) / ENOUGH) or 1]
-            chosen += [Problem(KSPattern(*pattern), ROWS, precision, layout) for pattern in long if fitting]
+            chosen += [problem for problem in long if way.fits(problem, device.limits)][:1]
             for number in range(max(2, len(chosen)) if chosen else 0):
                 multiply(device, way, chosen[number % len(chosen)], plain=number % 2 == 1)
         for tall in tf32.WAYS[part::PARTS]:  # whole tiles leave otherwise than those that rows end in, here two a block

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lacuna_kernels.cuda import coordinates as on_device
-from lacuna_kernels.cuda.coordinates import FREE, SiteBuffer, pack_geometry, strided_sites, strided_work, table_slots
+from lacuna_kernels.cuda.coordinates import FREE, SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Level
@@ -47,8 +47,8 @@ def made(folder, coordinates, geometry, shape, capacity, seed):
     sites = SiteBuffer(nonsense(capacity, 4), nonsense(1), nonsense(ITEMS + 1), nonsense(table_slots(capacity)))
     overflow = torch.zeros(1, dtype=torch.int32)
     device = SimulatedDevice(folder, 1, seed, plain=True)
-    work = nonsense(strided_work(len(room), capacity))
-    strided_sites(device, inputs, sites, pack_geometry(geometry, shape), work, overflow)
+    work = nonsense(output_work(len(room), capacity))
+    output_sites(device, inputs, sites, pack_geometry(geometry, shape), work, overflow)
     return sites, bool(overflow)
 
 

@@ -80,6 +80,15 @@ def strided(sites: Value, weight: Tensor, size: Triple, stride: Triple, padding:
     return Box(out, tuple(-before[a] for a in AXES))
 
 
+def transposed(sites: Value, weight: Tensor, size: Triple, stride: Triple, padding: Triple, dilation: Triple) -> Box:
+    """Dense transposed convolution of all of space: site i leads to the outputs from i*stride - padding on."""
+    low = -12
+    box = Box.around(sites, (low,) * 3, (12,) * 3)
+    kernel = dense_weight(weight, size).transpose(0, 1)
+    out = functional.conv_transpose3d(box.data, kernel, stride=stride, dilation=dilation)
+    return Box(out, tuple(low * stride[a] - padding[a] for a in AXES))
+
+
 def assert_agrees(actual: Value, dense: Box, terms: int) -> None:
     sites = list(rows_by_site(actual))
     expected = torch.stack([dense.at(site) for site in sites]) if sites else torch.zeros(0, actual.data.shape[1])
@@ -165,19 +174,7 @@ def test_inverse_is_a_dense_transposed_convolution_at_the_restored_sites(items, 
     values = run(cloud_at(items), [down, up], {"down.weight": weight(size), "up.weight": w})
 
     assert torch.equal(values["up"].coordinates, values["grid"].coordinates)
-    box = Box.around(values["down"], (-12, -12, -12), (12, 12, 12))
-    kernel = dense_weight(w, size).transpose(0, 1)
-    out = functional.conv_transpose3d(box.data, kernel, stride=stride, dilation=dilation)
-    assert_agrees(values["up"], Box(out, tuple(-12 * stride[a] - padding[a] for a in AXES)), len(w) * OUT)
-
-
-def transposed(sites: Value, weight: Tensor, size: Triple, stride: Triple, padding: Triple, dilation: Triple) -> Box:
-    """Dense transposed convolution of a box that holds all sites; output o lies at o + padding before it is cut."""
-    low = -12
-    box = Box.around(sites, (low,) * 3, (12,) * 3)
-    kernel = dense_weight(weight, size).transpose(0, 1)
-    out = functional.conv_transpose3d(box.data, kernel, stride=stride, dilation=dilation)
-    return Box(out, tuple(low * stride[a] - padding[a] for a in AXES))
+    assert_agrees(values["up"], transposed(values["down"], w, size, stride, padding, dilation), len(w) * OUT)
 
 
 @settings(deadline=None, max_examples=40)

@@ -59,8 +59,8 @@ def pack_geometry(geometry: Geometry, spatial_shape: Triple | None = None) -> Te
     return torch.tensor([*(number for triple in sizes for number in triple), *flags]).int()
 
 
-def strided_work(inputs: int, outputs: int) -> int:
-    """Numbers of int32 that `strided_sites` needs to work with, for room for so many sites."""
+def output_work(inputs: int, outputs: int) -> int:
+    """Numbers of int32 that `output_sites` needs to work with, for room for so many sites."""
     return table_slots(outputs) + 2 * inputs + scan_work(inputs)
 
 
@@ -70,13 +70,13 @@ def check_candidates(inputs: int, volume: int) -> None:
         raise Unsupported(f"{inputs} sites times {volume} kernel offsets are more than 2^31")
 
 
-def strided_sites(
+def output_sites(
     device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Tensor, work: Tensor, overflow: Tensor
 ) -> None:
     """Launch the making of the output sites of a strided or generative convolution, as ops.sparse_conv.active_sites.
 
     geometry  int32 [17] on the device, from `pack_geometry`; see `check_candidates`
-    work      int32 [strided_work(inputs.capacity, outputs.capacity)]
+    work      int32 [output_work(inputs.capacity, outputs.capacity)]
     overflow  int32 [1], becomes 1 if there are more sites than room; which of them are then made is left open, but
               no row lies at or past the room
     """

@@ -7,9 +7,9 @@ from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import (
     SiteBuffer,
     check_candidates,
+    output_sites,
+    output_work,
     pack_geometry,
-    strided_sites,
-    strided_work,
     table_slots,
 )
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
@@ -28,9 +28,9 @@ def make_sites(writer: Writer, level_in: Level, level_out: Level) -> None:
     work = f"{level_out.name}:work"
 
     def run(b: Buffers) -> None:
-        strided_sites(device, sites_in(b, level_in), sites_in(b, level_out), geometry, b[work], b[OVERFLOW])
+        output_sites(device, sites_in(b, level_in), sites_in(b, level_out), geometry, b[work], b[OVERFLOW])
 
-    made = site_specs(writer, level_out) | {work: ints(strided_work(room_in, room_out))}
+    made = site_specs(writer, level_out) | {work: ints(output_work(room_in, room_out))}
     writer.add(f"sites of {level_out.name}", list(site_specs(writer, level_in)), made, run)
 
 

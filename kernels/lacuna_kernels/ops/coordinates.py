@@ -83,15 +83,24 @@ def kernel_map(inputs: Tensor, outputs: Tensor, g: Geometry) -> Tensor:
     That is the one at output*stride - padding + k*dilation, or in a generative convolution the one that leads to the
     output in this way.
     """
-    index, by = SiteIndex(inputs), _row(1, g.stride, outputs)
-    steps = [_row(0, _scaled(offset, g.dilation), outputs) for offset in kernel_offsets(g.kernel_size)]
-    if not g.generative:
-        first = outputs.long() * by - _row(0, g.padding, outputs)
-        return torch.stack([index.find(first + step) for step in steps])
-    moved = [outputs.long() + _row(0, g.padding, outputs) - step for step in steps]
+    index = SiteIndex(inputs)
+    if g.generative:
+        return torch.stack([torch.where(whole, index.find(site), -1) for site, whole in _leading(outputs, g)])
+    return torch.stack([index.find(site) for site in _reached(outputs, g)])
+
+
+def _reached(coarse: Tensor, g: Geometry) -> list[Tensor]:
+    """The site at coarse*stride - padding + k*dilation, for each offset k: int64 [n, 4]."""
+    first = coarse.long() * _row(1, g.stride, coarse) - _row(0, g.padding, coarse)
+    return [first + _row(0, _scaled(offset, g.dilation), coarse) for offset in kernel_offsets(g.kernel_size)]
+
+
+def _leading(fine: Tensor, g: Geometry) -> list[tuple[Tensor, Tensor]]:
+    """For each offset k the site, int64 [n, 4], that reaches each of these through k, and whether there is one."""
+    by, first = _row(1, g.stride, fine), fine.long() + _row(0, g.padding, fine)
+    moved = [first - _row(0, _scaled(offset, g.dilation), fine) for offset in kernel_offsets(g.kernel_size)]
     floors = [torch.div(site, by, rounding_mode="floor") for site in moved]
-    found = [torch.where((f * by == m).all(1), index.find(f), -1) for f, m in zip(floors, moved, strict=True)]
-    return torch.stack(found)
+    return [(floor, (floor * by == site).all(1)) for floor, site in zip(floors, moved, strict=True)]
 
 
 def contributing_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None) -> Tensor:
@@ -99,16 +108,8 @@ def contributing_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None
 
     spatial_shape bounds the outputs: 0 <= site < spatial_shape by axis; None means any.
     """
-    steps = torch.tensor([_scaled(o, g.dilation) for o in kernel_offsets(g.kernel_size)], device=inputs.device)
-    moved = inputs[:, None, 1:].long() + torch.tensor(g.padding, device=inputs.device) - steps
-    by = torch.tensor(g.stride, device=inputs.device)
-    site = torch.div(moved, by, rounding_mode="floor")
-    fits = (site * by == moved).all(2)
-    if spatial_shape is not None:
-        fits &= ((site >= 0) & (site < torch.tensor(spatial_shape, device=inputs.device))).all(2)
-    item = inputs[:, None, :1].expand(-1, len(steps), 1)
-    candidates = torch.cat([item.long(), site], 2)[fits].int()
-    return candidates[unique_first(candidates)[0]]
+    sites, whole = zip(*_leading(inputs, g), strict=True)
+    return _first_of_each(torch.stack(sites, 1)[torch.stack(whole, 1)], spatial_shape)
 
 
 def floor_sites(inputs: Tensor, stride: Triple) -> Tensor:
@@ -119,14 +120,16 @@ def floor_sites(inputs: Tensor, stride: Triple) -> Tensor:
 
 def generated_sites(inputs: Tensor, g: Geometry, spatial_shape: Triple | None) -> Tensor:
     """All sites that inputs lead to in a generative convolution, in the order of (input, offset): int32 [m, 4]."""
-    offsets = [[0, *_scaled(offset, g.dilation)] for offset in kernel_offsets(g.kernel_size)]
-    first = inputs.long() * _row(1, g.stride, inputs) - _row(0, g.padding, inputs)
-    candidates = (first[:, None] + torch.tensor(offsets, device=inputs.device)).flatten(0, 1)
+    return _first_of_each(torch.stack(_reached(inputs, g), 1).flatten(0, 1), spatial_shape)
+
+
+def _first_of_each(candidates: Tensor, spatial_shape: Triple | None) -> Tensor:
+    """The different sites among int64 [n, 4], in the order of first occurrence, inside a shape: int32 [m, 4]."""
     if spatial_shape is not None:
-        site = candidates[:, 1:]
-        candidates = candidates[((site >= 0) & (site < torch.tensor(spatial_shape, device=inputs.device))).all(1)]
-    made = candidates.int()
-    return made[unique_first(made)[0]]
+        site, bounds = candidates[:, 1:], torch.tensor(spatial_shape, device=candidates.device)
+        candidates = candidates[((site >= 0) & (site < bounds)).all(1)]
+    sites = candidates.int()
+    return sites[unique_first(sites)[0]]
 
 
 def inverse_map(forward: Tensor, fine_sites: int) -> Tensor:

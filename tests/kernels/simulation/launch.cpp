@@ -1,4 +1,5 @@
 // Runs a kernel, -D KERNEL=its name -D SOURCE="its file", on the CPU: cluster after cluster.
+#include "arguments.h"
 #include "hopper.cuh"
 
 #undef __shared__
@@ -10,8 +11,6 @@
 // Of sources that call theirs so, if their blocks are alone.
 alignas(128) Element tile[232448 / sizeof(Element)];
 alignas(1024) unsigned char shared[232448];
-
-#include "arguments.h"
 
 // Return nullptr, or what went wrong.
 extern "C" const char* launch(int grid, int threads, int cluster, int shared_bytes, int late_products, int seed,

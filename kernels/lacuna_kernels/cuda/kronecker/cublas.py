@@ -114,10 +114,11 @@ def _is_ahead(problem: Problem) -> bool:
     """
     p = problem.pattern
     narrow, wide = sorted((p.b, p.c))
-    if problem.layout is Layout.FIRST:  # d is 1
-        return narrow < 512 and wide >= 768 if problem.precision is Precision.TF32 else 512 <= narrow < 768
+    first = problem.layout is Layout.FIRST  # d is 1
     if problem.precision is Precision.TF32:
-        return narrow >= 512 or (p.d == 1 and wide >= 1024)
+        return narrow < 512 and wide >= 768 if first else narrow >= 512 or (p.d == 1 and wide >= 1024)
+    if first:
+        return 512 <= narrow < 768
     return p.d == 1 and (narrow >= 512 or (p.b, p.c) == _LONG_SUMS)
 
 

@@ -43,7 +43,7 @@ def _options(teams: Teams, pattern: KSPattern) -> Iterator[Stages]:
     """Ways to fill the shared memory: weights have what the others leave."""
     whole, every = teams.k_stages(pattern), teams.k_stages(pattern) * teams.passes(pattern)
     kept = {whole, whole + 1, ceil(1.25 * whole), ceil(1.5 * whole), 2 * whole} if every > whole else {2, 3, 6, 8}
-    for x, raw, y in product({2, 3, 4, *kept}, (2, 3, 4), (2, 3, 4, 6, 8) if teams.halves else (2, 3, 4)):
+    for x, raw, y in product({4, *kept}, (2, 3, 4), (2, 3, 4, 6, 8) if teams.halves else (2, 3, 4)):
         if x < 2 or x % teams.crews or raw % teams.crews:  # a stage is one crew's: see take_apart
             continue
         left = SHARED_BYTES - _BARRIERS_BYTES - raw * teams.raw_bytes - x * teams.plane_bytes - y * teams.y_bytes

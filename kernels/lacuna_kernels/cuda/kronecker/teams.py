@@ -11,8 +11,8 @@ SHARED_BYTES = 227 * 1024
 ROWS = 64
 """Of a tile: for all of them weights are read once."""
 _VECTOR_BYTES = 16
-_MOST_SUMS = 2 * (168 - 32)
-"""Columns of all l of a warpgroup, and of products, that registers have room for, beside all else."""
+_MOST_SUMS = 2 * (176 - 32)
+"""Columns of all l of a warpgroup, and of products, that its registers have room for: 32 are for all else."""
 _MOST_ALONE = 4
 """Vectors of 4 j that threads do not deal out in pairs: DEALT of exchange_out.cuh."""
 

@@ -60,11 +60,14 @@ __device__ inline Site output_site(Site input, int offset, const Geometry& g) {
 // Calls visit(offset, output) for every output site that an input makes, in the order of the offsets.
 template <class Visit>
 __device__ inline void for_each_output(Site input, const Geometry& g, Visit visit) {
-    if (g.floor_sites || g.generative) {
-        const int offsets = g.floor_sites ? 1 : volume_of(g);
-        for (int offset = 0; offset < offsets; ++offset) {
+    if (g.floor_sites) {
+        visit(0, output_site(input, 0, g));
+        return;
+    }
+    if (g.generative) {
+        for (int offset = 0; offset < volume_of(g); ++offset) {
             const Site output = output_site(input, offset, g);
-            if (g.floor_sites || inside(output, g)) visit(offset, output);
+            if (inside(output, g)) visit(offset, output);
         }
         return;
     }
