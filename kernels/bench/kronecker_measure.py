@@ -29,8 +29,8 @@ _WRONG = 0.1
 """Relative L2 error that is no rounding, not even of sums in 16 bits."""
 _SAMPLE = 64
 _HOPELESS = 1.5  # times the fastest existing way before it: one run is enough to say so
-_CLOSE = 1.1  # times: clocks that change from one measurement to the next may decide
-_TURNS = 4  # of each of two that are close
+_CLOSE = 1.25  # times: clocks that change from one measurement to the next may decide
+_TURNS = 6  # of each of those that are close
 _RESERVED_BYTES = 60e9
 
 
@@ -88,12 +88,16 @@ class Record:
         return (min(right)[1], min(right)[0]) if right else None
 
     @property
-    def rival(self) -> str | None:
-        """The fastest existing way, if it and ours are close."""
-        if self.ours_ms is None or self.best is None:
-            return None
-        name, ms = self.best
-        return name if max(ms, self.ours_ms) < _CLOSE * min(ms, self.ours_ms) else None
+    def rivals(self) -> list[str]:
+        """The existing ways that give the right answer and are close to ours; none if the fastest is not."""
+        if self.ours_ms is None or self.best is None or not _are_close(self.ours_ms, self.best[1]):
+            return []
+        others = [name for name, way in self.ways.items() if name not in self.mine and way.get("error", inf) < _WRONG]
+        return [name for name in others if _are_close(self.ours_ms, float(self.ways[name]["ms"]))]
+
+
+def _are_close(ms: float, other: float) -> bool:
+    return max(ms, other) < _CLOSE * min(ms, other)
 
 
 class Judge:
@@ -147,8 +151,8 @@ def measure(device: Device, problem: Problem, wanted: Collection[str] = (), with
         if not wanted or name.partition(":")[0] in wanted:
             best = inf if name.startswith(OURS) or record.best is None else record.best[1]
             record.ways[name] = _measure(prepare, operands, judge, _HOPELESS * best)
-    if rival := record.rival:
-        for name, ms in _in_turns({name: ways[name] for name in (OURS, rival)}, operands).items():
+    if rivals := record.rivals:
+        for name, ms in _in_turns({name: ways[name] for name in (OURS, *rivals)}, operands).items():
             record.ways[name]["ms"] = _rounded(ms)
     if OURS in record.ways:
         record.ways[OURS]["way"] = candidates(problem, device.limits)[0].name
@@ -156,7 +160,7 @@ def measure(device: Device, problem: Problem, wanted: Collection[str] = (), with
 
 
 def _in_turns(contest: dict[str, Callable[[Operands], Multiply]], operands: Operands) -> dict[str, float]:
-    """Median milliseconds of each, timed in turns, each first in half of them; none if there is no memory for all."""
+    """Median milliseconds of each, timed in turns, back and forth; none if there is no memory for all."""
     try:
         prepared = {name: prepare(operands) for name, prepare in contest.items()}
         times: dict[str, list[float]] = {name: [] for name in contest}
