@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.kernel_map import KernelMap
-from lacuna_kernels.cuda.row_means import row_means, row_means_work, sort_by_row, sort_work
+from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
+from lacuna_kernels.cuda.sort import sort, sort_work
 from lacuna_kernels.cuda.voxelize import Grid
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
@@ -70,7 +71,7 @@ def test_points_are_sorted_by_row_and_keep_their_order(device, points, rows):
     row_of_point = torch.randint(-1, rows, (points + SPARE,), dtype=torch.int32, device="cuda")
     order = torch.sort(torch.where(row_of_point < 0, rows, row_of_point)[:points], stable=True).indices
 
-    keys, found = sort_by_row(device, row_of_point, counted(points), rows, ints(sort_work(len(row_of_point))))
+    keys, found = sort(device, row_of_point, counted(points), rows.bit_length(), ints(sort_work(len(row_of_point))))
 
     assert torch.equal(found[:points].long(), order)
     assert torch.equal(keys[:points], row_of_point[order])

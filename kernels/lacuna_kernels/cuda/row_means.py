@@ -1,4 +1,4 @@
-"""Launches of src/sort.cu and src/row_means.cu: the mean of the points of each row, added in their order."""
+"""Launches of src/row_means.cu: the mean of the points of each row, added in their order."""
 
 from itertools import product
 
@@ -8,13 +8,10 @@ from torch import Tensor
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.scan import blocks, exclusive_scan, scan_work
-
-COUNT, MOVE = Variant("sort.cu", "sort_count"), Variant("sort.cu", "sort_move")
+from lacuna_kernels.cuda.scan import blocks
+from lacuna_kernels.cuda.sort import sort, sort_work
 
 THREADS = 256
-SORT_TILE = 8 * THREADS
-DIGIT_BITS = 8
 
 
 def _row_means(name: str, source: torch.dtype, result: torch.dtype) -> Variant:
@@ -23,38 +20,7 @@ def _row_means(name: str, source: torch.dtype, result: torch.dtype) -> Variant:
 
 
 STARTS = _row_means("row_starts", torch.float32, torch.float32)
-VARIANTS = (COUNT, MOVE, STARTS, *(_row_means("row_mean", *types) for types in product(ELEMENTS, repeat=2)))
-
-
-def sort_work(points: int) -> int:
-    """Numbers of int32 that sorting so many points needs to work with."""
-    counts = (1 << DIGIT_BITS) * blocks(points, SORT_TILE)
-    return 4 * points + counts + scan_work(counts)
-
-
-def sort_by_row(device: Device, row_of_point: Tensor, count: Tensor, rows: int, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Launch a stable sort of the points by row; returns (rows int32, points int32), parts of `work`.
-
-    row_of_point  int32 [points], each under `rows` or -1; those of -1 come last
-    count         int32 [1], points in use
-    work          int32 [sort_work(points)]
-    """
-    points = len(row_of_point)
-    tiles = blocks(points, SORT_TILE)
-    pairs = [work[i * points : (i + 1) * points] for i in range(4)]
-    counts = work[4 * points : 4 * points + (1 << DIGIT_BITS) * tiles]
-    sums = work[4 * points + len(counts) :]
-    keys: Tensor = row_of_point
-    order: Tensor | None = None
-    grid, block = (tiles, 1, 1), (THREADS, 1, 1)
-    for turn, shift in enumerate(range(0, rows.bit_length(), DIGIT_BITS)):
-        keys_out, order_out = pairs[turn % 2 * 2], pairs[turn % 2 * 2 + 1]
-        device.kernel(COUNT)(grid, block, keys, count, shift, counts)
-        exclusive_scan(device, counts, counts, None, sums)
-        device.kernel(MOVE)(grid, block, keys, order, count, shift, counts, keys_out, order_out)
-        keys, order = keys_out, order_out
-    assert order is not None
-    return keys, order
+VARIANTS = (STARTS, *(_row_means("row_mean", *types) for types in product(ELEMENTS, repeat=2)))
 
 
 def row_means_work(points: int, rows: int) -> int:
@@ -82,7 +48,8 @@ def row_means(
     work          int32 [row_means_work(points, capacity)]
     """
     points, capacity, channels = len(row_of_point), len(y), y.shape[1]
-    keys, order = sort_by_row(device, row_of_point, count, capacity, work[: sort_work(points)])
+    bits = capacity.bit_length()  # -1 has more, and comes last
+    keys, order = sort(device, row_of_point, count, bits, work[: sort_work(points)])
     starts = work[sort_work(points) :]
     device.kernel(STARTS)((blocks(capacity + 1, THREADS), 1, 1), (THREADS, 1, 1), keys, count, rows, starts)
     block = row_block(channels)
