@@ -19,7 +19,7 @@ from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
+from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import Tile, candidates, pack_weight, sparse_conv
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
@@ -91,7 +91,9 @@ class Frontend:
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
         self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
+        self.work.append(ints(map_work(CUBE.volume, n)))
         self.geometries = {g: pack_geometry(g).cuda() for g in (CUBE, HALVING)}
+        self.bits = {g: offset_bits(g.kernel_size).cuda() for g in (CUBE, HALVING)}
         self.overflow = ints(1)
 
     @staticmethod
@@ -100,8 +102,7 @@ class Frontend:
 
     @staticmethod
     def _map(geometry: Geometry, capacity: int) -> KernelMap:
-        rows, present = map_shapes(geometry.volume, capacity)
-        return KernelMap(ints(*rows), ints(*present))
+        return KernelMap(**{name: ints(*shape) for name, shape in map_shapes(geometry.volume, capacity).items()})
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
@@ -116,10 +117,14 @@ class Frontend:
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):
-            forward_map(self.device, sites, sites, self.geometries[CUBE], self.maps[f"cube {level}"])
+            forward_map(self.device, sites, sites, *self._given(CUBE), self.maps[f"cube {level}"], self.work[3])
         for level, (fine, coarse) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
-            forward_map(self.device, fine, coarse, self.geometries[HALVING], self.maps[f"down {level + 1}"])
-            inverse_map(self.device, coarse, fine, self.geometries[HALVING], self.maps[f"up {level}"])
+            given = self._given(HALVING)
+            forward_map(self.device, fine, coarse, *given, self.maps[f"down {level + 1}"], self.work[3])
+            inverse_map(self.device, coarse, fine, *given, self.maps[f"up {level}"], self.work[3])
+
+    def _given(self, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.geometries[geometry], self.bits[geometry]
 
     def run(self) -> None:
         """Everything, in order."""
@@ -140,7 +145,7 @@ def rows_effective(kernel_map: KernelMap, count: int) -> int:
 
 
 def rows_executed(kernel_map: KernelMap, count: int, tile_m: int) -> int:
-    """Pairs of output row and offset that tiles of tile_m rows work through."""
+    """Pairs of output row and offset that tiles of tile_m places work through."""
     there = kernel_map.rows[:, :count] >= 0
     padded = torch.nn.functional.pad(there, (0, -count % tile_m))
     return int(padded.view(len(there), -1, tile_m).any(2).sum()) * tile_m

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.kernel_map import KernelMap, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import sort, sort_work
 from lacuna_kernels.cuda.voxelize import Grid
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
-from lacuna_kernels.types import Level, Value
+from lacuna_kernels.types import Geometry, Level, Value
 from tests.cases import CLOUDS, CloudCase
 from tests.kernels.device_sites import (
     GENERATIVE,
@@ -165,18 +165,35 @@ def test_too_many_strided_sites_raise_the_flag_and_stay_in_their_room(device, ro
     assert bool((found.table < room).all())
 
 
-def check_map(found: KernelMap, expected: Tensor) -> None:
+def key_of(there: Tensor, bits: Tensor) -> int:
+    """What an output row is sorted by: of the bits of the offsets that it has, the rank in the Gray code."""
+    word = 0
+    for bit in bits[there].tolist():
+        word |= 1 << bit
+    rank = 0
+    while word:
+        rank ^= word
+        word >>= 1
+    return rank
+
+
+def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
     """Compare with a reference map int64 [k, m]; `present` must tell the same as its rows."""
     k, m = expected.shape
-    assert torch.equal(found.rows[:, :m].cpu().long(), expected)
+    order = found.order[:m].cpu().long()
+    bits = offset_bits(geometry.kernel_size)
+    keys = [key_of(expected[:, row] >= 0, bits) for row in range(m)]
+    assert order.tolist() == sorted(range(m), key=keys.__getitem__)
+    assert bool((found.order[m:] == NONSENSE).all())
+    assert torch.equal(found.rows[:, :m].cpu().long(), expected[:, order])
     assert bool((found.rows[:, m:] == NONSENSE).all())
     groups = -(-m // 64)
     padded = torch.full((k, groups * 64), -1)
-    padded[:, :m] = expected
+    padded[:, :m] = expected[:, order]
     present = (padded >= 0).view(k, groups, 64).any(2).T
-    bits = (found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1).flatten(1)
-    assert torch.equal(bits[:, :k].bool(), present)
-    assert not bool(bits[:, k:].any())
+    words = (found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1).flatten(1)
+    assert torch.equal(words[:, :k].bool(), present)
+    assert not bool(words[:, k:].any())
 
 
 @pytest.mark.parametrize("geometry", SUBMANIFOLD, ids=str)
@@ -184,7 +201,9 @@ def check_map(found: KernelMap, expected: Tensor) -> None:
 def test_submanifold_maps_are_those_of_the_reference(device, coordinates, geometry):
     sites = sites_on_device(device, coordinates, 4)
 
-    check_map(mapped(device, sites, sites, geometry), reference.kernel_map(coordinates, coordinates, geometry))
+    found = mapped(device, sites, sites, geometry)
+
+    check_map(found, reference.kernel_map(coordinates, coordinates, geometry), geometry)
 
 
 @pytest.mark.parametrize("geometry", STRIDED, ids=str)
@@ -195,9 +214,9 @@ def test_strided_and_inverse_maps_are_those_of_the_reference(device, coordinates
     inputs = sites_on_device(device, coordinates, 4)
     outputs, _ = strided(device, inputs, geometry, None, len(coarse) + SPARE)
 
-    check_map(mapped(device, inputs, outputs, geometry), forward)
+    check_map(mapped(device, inputs, outputs, geometry), forward, geometry)
     backward = mapped(device, outputs, inputs, geometry, backward=True)
-    check_map(backward, reference.inverse_map(forward, len(coordinates)))
+    check_map(backward, reference.inverse_map(forward, len(coordinates)), geometry)
 
 
 @pytest.mark.parametrize("geometry", GENERATIVE, ids=str)
@@ -210,4 +229,4 @@ def test_generative_maps_are_those_of_the_reference(device, coordinates, geometr
 
     found = mapped(device, inputs, outputs, geometry, backward=True)
 
-    check_map(found, reference.kernel_map(coarse, fine, geometry))
+    check_map(found, reference.kernel_map(coarse, fine, geometry), geometry)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.kernel_map import KernelMap, map_shapes
 from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, candidates, pack_weight, sparse_conv
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
@@ -38,17 +38,20 @@ def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
 
 
 def map_on_device(rows: Tensor, capacity: int) -> KernelMap:
+    """A map in some random order."""
     k, m = rows.shape
+    order = torch.randperm(m)
     padded = torch.full((k, -(-m // 64) * 64), -1)
-    padded[:, :m] = rows
+    padded[:, :m] = rows[:, order]
     present = (padded >= 0).view(k, -1, 64).any(2).T.long()
     bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
     bits[:, :k] = present
     words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
-    all_rows, all_words = ints(k, capacity), ints(-(-capacity // 64), words.shape[1])
-    all_rows[:, :m] = rows.int().cuda()
-    all_words[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int().cuda()
-    return KernelMap(all_rows, all_words)
+    result = KernelMap(**{name: ints(*shape) for name, shape in map_shapes(k, capacity).items()})
+    result.rows[:, :m] = padded[:, :m].int().cuda()
+    result.order[:m] = order.int().cuda()
+    result.present[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int().cuda()
+    return result
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)

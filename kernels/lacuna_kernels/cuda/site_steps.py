@@ -12,7 +12,7 @@ from lacuna_kernels.cuda.coordinates import (
     pack_geometry,
     table_slots,
 )
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes
+from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import SparseConv
@@ -52,15 +52,28 @@ def _map(writer: Writer, name: str, g: Geometry, level_in: Level, level_out: Lev
     if not writer.once(name):
         return name
     device, geometry, make = writer.device, _geometry(writer, g, None), inverse_map if backward else forward_map
+    held = writer.weights
+    bits = held.make(("bits", g.kernel_size), lambda: held.upload(offset_bits(g.kernel_size), torch.int32))
+    capacity, work = writer.room.sites(level_out), f"{name}:work"
 
     def run(b: Buffers) -> None:
-        result = KernelMap(b[f"{name}:rows"], b[f"{name}:present"])
-        make(device, sites_in(b, level_in), sites_in(b, level_out), geometry, result)
+        sites = sites_in(b, level_in), sites_in(b, level_out)
+        make(device, *sites, geometry, bits, kernel_map_in(b, name), b[work])
 
-    rows, present = map_shapes(g.volume, writer.room.sites(level_out))
-    made = {f"{name}:rows": BufferSpec(rows, torch.int32), f"{name}:present": BufferSpec(present, torch.int32)}
+    made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in map_shapes(g.volume, capacity).items()}
+    made[work] = ints(map_work(g.volume, capacity))
     writer.add(name, [*site_specs(writer, level_in), *site_specs(writer, level_out)], made, run)
     return name
+
+
+def kernel_map_in(b: Buffers, name: str) -> KernelMap:
+    """The kernel map of a name."""
+    return KernelMap(b[f"{name}:rows"], b[f"{name}:order"], b[f"{name}:present"])
+
+
+def kernel_map_buffers(name: str) -> list[str]:
+    """Names of its buffers."""
+    return [f"{name}:{part}" for part in ("rows", "order", "present")]
 
 
 def row_of_point(writer: Writer, level: Level) -> str:

@@ -130,7 +130,9 @@ def sparse_conv(
     tile, volume = weight.tile, len(weight.data)
     capacity, co = y.shape
     assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype == y.dtype
-    map_rows, present = (kernel_map.rows, kernel_map.present) if kernel_map else (None, None)
+    map_rows, order, present = (
+        (kernel_map.rows, kernel_map.order, kernel_map.present) if kernel_map else (None, None, None)
+    )
     words = 1 if present is None else present.shape[1]
     assert map_rows is None or map_rows.shape == (volume, capacity)
     tiles = blocks(capacity, tile.m) * (weight.data.shape[2] // tile.n)
@@ -138,7 +140,7 @@ def sparse_conv(
         (tiles, 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels, weight.data, weight.data.shape[2]),
-        *(map_rows, present, volume, words, capacity, count),
+        *(map_rows, present, volume, words, capacity, order, count),
         *(bias, residual, 0 if residual is None else residual.stride(0), y, y.stride(0), co),
         *(ACTIVATION_CODES[activation], float(slope)),
     )

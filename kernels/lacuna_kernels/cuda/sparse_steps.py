@@ -8,12 +8,13 @@ from lacuna_kernels.cuda.coordinates import table_slots
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
-from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.site_steps import (
     ints,
     kernel_map,
+    kernel_map_buffers,
+    kernel_map_in,
     make_sites,
     placement_in,
     placement_specs,
@@ -74,7 +75,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     count = sites_name(level_out, "count")
 
     def run(b: Buffers) -> None:
-        read = None if key is None else KernelMap(b[f"{key}:rows"], b[f"{key}:present"])
+        read = None if key is None else kernel_map_in(b, key)
         launch_sparse_conv(
             device,
             *(b[x], weight, read, b[count], b[layer.output]),
@@ -84,7 +85,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
             slope=layer.slope,
         )
 
-    map_reads = [] if key is None else [f"{key}:rows", f"{key}:present"]
+    map_reads = [] if key is None else kernel_map_buffers(key)
     writer.add(layer.output, [x, *residual, *map_reads], writer.output(layer), run)
 
 

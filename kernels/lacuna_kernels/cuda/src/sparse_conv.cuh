@@ -1,34 +1,35 @@
 // What the sparse convolutions share:
-//   y[m] = f(sum over offsets k of x[map[k, m]] @ weight[k] + bias + residual[m])   for the rows m in use.
+//   y[m] = f(sum over offsets k of x[map[k, i]] @ weight[k] + bias + residual[m])   for the places i in use, m = order[i].
 // Sums run over k and then over the channels, upwards, in fp32; what a tile skips would have added zeros. So a row's
-// bits depend on its neighbours alone: not on the tile, the batch or the capacity.
+// bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
 #pragma once
 #include "activation.cuh"
 #include "element.cuh"
 
-#define GROUP 64  // rows of a word of `present`, as in kernel_map.cu
+#define GROUP 64  // places of a word of `present`, as in kernel_map.cu
 #define PIECE 8   // elements of 16 bytes, in 16-bit types
 
 using Element = ELEMENT;
 
-// map int32 [volume, capacity], present uint32 [capacity / GROUP, words]; both null for the identity, of volume 1.
+// map int32 [volume, capacity], present uint32 [capacity / GROUP, words]; both null for the identity, of volume 1, as
+// `order` of the epilogue is.
 struct KernelMap {
     const int* map;
     const unsigned* present;
     int volume, words, capacity;
 };
 
-// The offsets that any row of a tile has, in rising order. All threads of a block walk in step.
+// The offsets that any place of a tile has, in rising order. All threads of a block walk in step.
 struct OffsetWalk {
     const KernelMap& map;
-    int row, rows;  // first row of the tile; rows past the tile or past those in use start here
+    int place, places;  // first place of the tile; places past the tile or past those in use start here
     int word = -1;
     unsigned left = 0;
 
     __device__ unsigned bits(int index) const {
         if (!map.present) return 1;
         unsigned any = 0;
-        for (int group = row / GROUP; group * GROUP < rows; ++group)
+        for (int group = place / GROUP; group * GROUP < places; ++group)
             any |= map.present[(size_t)group * map.words + index];
         return any;
     }
@@ -47,17 +48,26 @@ struct OffsetWalk {
     }
 };
 
-__device__ inline int input_row(const KernelMap& map, int offset, int row) {
-    return map.map ? map.map[(size_t)offset * map.capacity + row] : row;
+__device__ inline int input_row(const KernelMap& map, int offset, int place) {
+    return map.map ? map.map[(size_t)offset * map.capacity + place] : place;
 }
 
-// Null pointers stand for no bias and no residual. A pitch is the distance between rows, in elements.
+// Of a tile, the `from`-th from the last, the first place: those with the most offsets come first, as they take longest.
+__device__ inline int place_of_tile(int from, int tile, int places) {
+    return ((places + tile - 1) / tile - 1 - from) * tile;
+}
+
+// Null pointers stand for rows in their order, no bias and no residual. A pitch is the distance between rows, in
+// elements.
 struct Epilogue {
+    const int* order;
     const float* bias;
     const Element* residual;
     Element* y;
     int residual_pitch, y_pitch, channels, activation;
     float negative_slope;
+
+    __device__ int row_of(int place) const { return order ? order[place] : place; }
 
     __device__ float finish(float sum, int row, int column) const {
         if (bias) sum += bias[column];

@@ -35,9 +35,9 @@ struct Fetcher {
     float4 patch[PATCHES];
 
     __device__ Fetcher(const float* x, int x_pitch, int ci, const float* weight, int weight_pitch, const KernelMap& map,
-                       int row, int stop)
+                       int place, int stop)
         : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
-          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, row, stop} {
+          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, place, stop} {
         steps = walk.total() * chunks;
         chunk = chunks;
     }
@@ -50,8 +50,8 @@ struct Fetcher {
             offset = walk.next();
 #pragma unroll
             for (int i = 0; i < GATHERS; ++i) {
-                const int row = walk.row + (threadIdx.x + i * THREADS) / TILE_K;
-                rows[i] = row < walk.rows ? input_row(map, offset, row) : -1;
+                const int place = walk.place + (threadIdx.x + i * THREADS) / TILE_K;
+                rows[i] = place < walk.places ? input_row(map, offset, place) : -1;
             }
         }
         const int c = chunk * TILE_K + channel;
@@ -83,15 +83,15 @@ struct Fetcher {
 extern "C" __global__ void __launch_bounds__(THREADS)
 sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ weight, int weight_pitch,
                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume, int words,
-                 int capacity, const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
+                 int capacity, const int* __restrict__ order, const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
                  int residual_pitch, float* y, int y_pitch, int co, int activation, float negative_slope) {
     __shared__ float a[2][TILE_K][PITCH_A];
     __shared__ __align__(16) float b[2][TILE_K][TILE_N];
     const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
-    const int row = blockIdx.x / across * TILE_M, column = blockIdx.x % across * TILE_N;
-    if (row >= rows) return;
+    const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
+    if (place < 0) return;
     const KernelMap map = {map_rows, present, volume, words, capacity};
-    Fetcher fetcher(x, x_pitch, ci, weight + column, weight_pitch, map, row, min(rows, row + TILE_M));
+    Fetcher fetcher(x, x_pitch, ci, weight + column, weight_pitch, map, place, min(rows, place + TILE_M));
 
     float sums[ROWS][COLUMNS] = {};
     const int first_row = threadIdx.x / THREADS_N * ROWS, first_column = threadIdx.x % THREADS_N * COLUMNS;
@@ -119,11 +119,12 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         __syncthreads();
     }
 
-    const Epilogue epilogue = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
-        const int m = row + first_row + i;
-        if (m >= rows) break;
+        const int from = place + first_row + i;
+        if (from >= rows) break;
+        const int m = epilogue.row_of(from);
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) epilogue.write(sums[i][j], m, column + first_column + j);
     }

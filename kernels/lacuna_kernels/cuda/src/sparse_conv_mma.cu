@@ -72,9 +72,9 @@ struct Loader {
     int rows[GATHERS], upcoming[GATHERS];
 
     __device__ Loader(const Element* x, int x_pitch, int ci, const Element* weight, int weight_pitch,
-                      const KernelMap& map, int row, int stop)
+                      const KernelMap& map, int place, int stop)
         : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
-          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, row, stop} {
+          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, place, stop} {
         offsets_left = walk.total();
         steps = offsets_left * chunks;
         chunk = chunks;
@@ -88,8 +88,8 @@ struct Loader {
         upcoming_offset = walk.next();
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const int piece = threadIdx.x + i * THREADS, row = walk.row + piece / PIECES_K;
-            upcoming[i] = piece < TILE_M * PIECES_K && row < walk.rows ? input_row(map, upcoming_offset, row) : -1;
+            const int piece = threadIdx.x + i * THREADS, place = walk.place + piece / PIECES_K;
+            upcoming[i] = piece < TILE_M * PIECES_K && place < walk.places ? input_row(map, upcoming_offset, place) : -1;
         }
     }
 
@@ -170,23 +170,23 @@ __device__ inline void write_rows(const Epilogue& epilogue, float* own, const fl
 #pragma unroll 1
     for (int piece = lane; piece < rows * (WARP_N / PIECE); piece += 32) {
         const int m = piece / (WARP_N / PIECE), n = piece % (WARP_N / PIECE) * PIECE;
-        epilogue.write_piece(own + m * PITCH_C + n, first + m, column + n);
+        epilogue.write_piece(own + m * PITCH_C + n, epilogue.row_of(first + m), column + n);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ weight,
                 int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
-                int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
+                int words, int capacity, const int* __restrict__ order, const int* __restrict__ count, const float* __restrict__ bias,
                 const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
                 float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
     Element* stages = reinterpret_cast<Element*>(shared_memory);
     const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
-    const int row = blockIdx.x / across * TILE_M, column = blockIdx.x % across * TILE_N;
-    if (row >= rows) return;
+    const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
+    if (place < 0) return;
     const KernelMap map = {map_rows, present, volume, words, capacity};
-    Loader loader(x, x_pitch, ci, weight + column, weight_pitch, map, row, min(rows, row + TILE_M));
+    Loader loader(x, x_pitch, ci, weight + column, weight_pitch, map, place, min(rows, place + TILE_M));
 
     float sums[PRODUCTS_M][PRODUCTS_N][2][4] = {};
     const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
@@ -205,11 +205,11 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     }
 
     __syncthreads();  // all are done with the stages: each warp takes a part of them
-    const Epilogue epilogue = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     float* own = reinterpret_cast<float*>(shared_memory) + threadIdx.x / 32 * 16 * PITCH_C;
 #pragma unroll
     for (int i = 0; i < PRODUCTS_M; ++i) {
-        const int first = row + (warp_m * PRODUCTS_M + i) * 16;
+        const int first = place + (warp_m * PRODUCTS_M + i) * 16;
         write_rows(epilogue, own, sums[i], first, min(16, rows - first), column + warp_n * WARP_N);
     }
 }
