@@ -21,7 +21,8 @@ from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_wor
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sparse_conv import Tile, candidates, pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, PIECE, WGMMA_TILES, MmaTile, SimtTile, Tile, candidates
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
@@ -30,9 +31,13 @@ LEVELS = 5
 CUBE = submanifold_geometry((3, 3, 3), (1, 1, 1))
 HALVING = Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 MORE_TILES = [
-    *(Tile(128, 32, 64, (8, 1)), Tile(64, 32, 64, (4, 1)), Tile(64, 64, 64, (2, 2)), Tile(128, 64, 64, (4, 2))),
-    *(Tile(64, 96, 32, (2, 2), 4), Tile(128, 96, 64, (4, 2)), Tile(64, 96, 64, (2, 2))),
-    *(Tile(64, 128, 32, (2, 2), 4), Tile(128, 128, 64, (4, 2)), Tile(64, 128, 64, (2, 4)), Tile(64, 128, 64, (2, 2))),
+    *(
+        MmaTile(128, 32, 64, (8, 1)),
+        MmaTile(64, 32, 64, (4, 1)),
+        MmaTile(64, 64, 64, (2, 2)),
+        MmaTile(64, 96, 64, (2, 2)),
+    ),
+    *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 
 
@@ -181,19 +186,18 @@ class Bench:
         executed = count if kernel_map is None else rows_executed(kernel_map, count, tile.m)
         tflop = 2e-12 * layer.ci * layer.co
         rates = f"{tflop * effective / time * 1e3:6.1f} effective {tflop * executed / time * 1e3:6.1f} executed TFLOP/s"
-        shape = f"{tile.m}x{tile.n}x{tile.k} {tile.warps} {tile.stages}"
-        print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {shape}")
+        print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {tile}")
         return time * layer.times
 
 
 def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile) -> Iterator[Tile]:
-    """All tiles that waste no more than the best."""
-    if dtype is torch.float32:
-        yield from (Tile(m, n, 16, (rows, 0)) for m, n, rows in ((64, 64, 4), (128, 64, 8), (64, 32, 4), (128, 32, 8)))
-        return
+    """All tiles that waste no more output channels than the best."""
     yield best
-    wasted = -(-layer.co // 32) * 32
-    yield from (tile for tile in MORE_TILES if -(-layer.co // tile.n) * tile.n == wasted and layer.ci >= 32)
+    tiles = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
+    if dtype is not torch.float32:
+        tiles = [*MMA_TILES, *MORE_TILES, *(WGMMA_TILES if layer.ci % PIECE == 0 else ())]
+    padded = -(-layer.co // best.n) * best.n
+    yield from (t for t in tiles if t != best and -(-layer.co // t.n) * t.n <= padded and t.k <= max(64, layer.ci))
 
 
 def main() -> None:

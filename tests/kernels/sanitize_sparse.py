@@ -9,7 +9,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
@@ -31,6 +32,7 @@ SOURCES = {
     "sort.cu",
     "sparse_conv_fp32.cu",
     "sparse_conv_mma.cu",
+    "sparse_conv_wgmma.cu",
     "sparse_to_bev.cu",
     "voxelize.cu",
 }
@@ -44,8 +46,8 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
     """Each tile with 16-byte copies and without, with every part of the epilogue, with a map and without."""
     kernel_map = mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)))
     for dtype in DTYPES:
-        for tile in FP32_TILES if dtype is torch.float32 else MMA_TILES:
-            for ci, co in ((tile.k + 8, tile.n + 8), (tile.k + 3, tile.n + 5)):
+        for tile in FP32_TILES if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
+            for ci, co in ((tile.k + 8, tile.n + 8), (tile.k + (8 if tile in WGMMA_TILES else 3), tile.n + 5)):
                 x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)
                 bias = torch.ones(co, device="cuda")
                 for volume, used in ((27, kernel_map), (1, None)):

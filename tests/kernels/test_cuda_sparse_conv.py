@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, map_shapes
-from lacuna_kernels.cuda.sparse_conv import FP32_TILES, MMA_TILES, candidates, pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile, candidates
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -128,18 +130,29 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
     assert bool(wide_y[:, :start].isnan().all()) and bool(wide_y[:, start + 40 :].isnan().all())
 
 
-@pytest.mark.parametrize("ci", [48, 20])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile_gives_the_same_bits(device, dtype, ci):
-    rows = random_map(27, 500, 700, 0.15)
-    x, weight = operands(ci, 40, 27, 500, dtype)
-    kernel_map, first = map_on_device(rows, 700), None
+def tiles_for(device: Device, dtype: torch.dtype, ci: int) -> list[Tile]:
+    """All that can take so many channels of a matrix of its own."""
+    if dtype is torch.float32:
+        return [*FP32_TILES]
+    return [*MMA_TILES, *(WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ())]
 
-    for tile in FP32_TILES if dtype is torch.float32 else MMA_TILES:
-        y = poisoned(700, 40, dtype=dtype)
-        sparse_conv(device, x, pack_weight(weight, dtype, tile), kernel_map, counted(700), y)
-        first = y if first is None else first
-        assert torch.equal(y, first), tile
+
+@pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
+@pytest.mark.parametrize("k, outputs", [(27, 700), (40, 129), (8, 1), (1, 256)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs):
+    rows = random_map(k, 500, outputs, 0.15)
+    x, weight = operands(ci, co, k, 500, dtype)
+    kernel_map, first = map_on_device(rows, outputs + SPARE), None
+
+    for tile in tiles_for(device, dtype, ci):
+        y = poisoned(outputs + SPARE, co, dtype=dtype)
+        sparse_conv(device, x, pack_weight(weight, dtype, tile), kernel_map, counted(outputs), y)
+        if first is None:
+            first = y
+            assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(dtype, k * ci))
+        assert torch.equal(y[:outputs], first[:outputs]), tile
+        assert bool(y[outputs:].isnan().all()), tile
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -164,6 +177,8 @@ def test_tiles_follow_from_the_layer_alone():
     for dtype in DTYPES:
         for ci, co in WIDTHS:
             for tile in candidates(ci, co, dtype):
-                assert tile.shared_bytes <= 99 * 1024  # what a block may have on every GPU since sm_80
+                assert (
+                    tile.variant(dtype, True).dynamic_shared_bytes <= 99 * 1024
+                )  # what a block may have on every GPU since sm_80
             best = candidates(ci, co, dtype)[0]
             assert -(-co // best.n) * best.n < co + 32

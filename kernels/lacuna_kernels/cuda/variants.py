@@ -12,7 +12,7 @@ from lacuna_kernels.cuda import (
     row_means,
     scan,
     sort,
-    sparse_conv,
+    sparse_conv_tiles,
     sparse_to_bev,
     voxelize,
 )
@@ -30,7 +30,7 @@ SHIPPED: tuple[Variant, ...] = (
     *row_means.VARIANTS,
     *scan.VARIANTS,
     *sort.VARIANTS,
-    *sparse_conv.VARIANTS,
+    *sparse_conv_tiles.VARIANTS,
     *sparse_to_bev.VARIANTS,
     *voxelize.VARIANTS,
 )

@@ -95,3 +95,27 @@ struct Epilogue {
             for (int c = 0; c < there; ++c) to[c] = piece.values[c];
     }
 };
+
+// Write `rows` (at most 16) rows of a warp's WIDTH channels, by way of shared memory, so that neighbours write side by
+// side. Of every 8 channels a lane has four sums: two of row lane / 4, from channel lane % 4 * 2 on, and of 8 rows on.
+template <int WIDTH>
+constexpr int pitch_of_sums = WIDTH + PIECE;
+
+template <int WIDTH>
+__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float* sums, int first, int rows,
+                                  int column) {
+    const int lane = threadIdx.x % 32;
+    float* to = own + lane / 4 * pitch_of_sums<WIDTH> + lane % 4 * 2;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[4 * j], sums[4 * j + 1]);
+        *reinterpret_cast<float2*>(to + 8 * pitch_of_sums<WIDTH> + j * 8) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int piece = lane; piece < rows * (WIDTH / PIECE); piece += 32) {
+        const int m = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
+        epilogue.write_piece(own + m * pitch_of_sums<WIDTH> + n, epilogue.row_of(first + m), column + n);
+    }
+}
