@@ -22,7 +22,16 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, PIECE, WGMMA_TILES, MmaTile, SimtTile, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import (
+    MMA_TILES,
+    PIECE,
+    WGMMA_TILES,
+    ConvShape,
+    MmaTile,
+    SimtTile,
+    Tile,
+    candidates,
+)
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
@@ -178,6 +187,14 @@ class Bench:
         packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
         return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, bias=bias)
 
+    def best(self, layer: Layer) -> Tile:
+        """What a plan would choose, which knows no more of the rows than the stride of the level."""
+        kernel_map, stride = self.front.maps.get(layer.map), 1 << int(layer.map[-1])
+        volume, points = 1 if kernel_map is None else len(kernel_map.rows), len(self.front.cloud.points)
+        rows, single = points // stride, layer.map.startswith(("up", "one"))
+        shape = ConvShape(volume, layer.ci, layer.co, self.dtype, rows, single)
+        return candidates(shape, hopper=self.front.device.limits.hopper, aligned=layer.ci % PIECE == 0)[0]
+
     def measure(self, layer: Layer, tile: Tile) -> float:
         """Time and print; milliseconds of all its occurrences."""
         time = milliseconds(self.front.device, self.launch(layer, tile))
@@ -222,7 +239,7 @@ def main() -> None:
         print(f"{part.__name__:12} {milliseconds(device, part) * 1e3:8.1f} us")
     chosen = 0.0
     for layer in LAYERS:
-        best = candidates(layer.ci, layer.co, dtype)[0]
+        best = bench.best(layer)
         tiles = tiles_to_try(layer, dtype, best) if options.tiles else [best]
         times = [bench.measure(layer, tile) for tile in tiles]
         chosen += times[0]

@@ -7,7 +7,7 @@ from torch import Tensor
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, map_shapes
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -171,14 +171,3 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
         results.append(y[: len(coordinates)])
 
     assert torch.equal(results[0][start : start + len(alone)], results[1])
-
-
-def test_tiles_follow_from_the_layer_alone():
-    for dtype in DTYPES:
-        for ci, co in WIDTHS:
-            for tile in candidates(ci, co, dtype):
-                assert (
-                    tile.variant(dtype, True).dynamic_shared_bytes <= 99 * 1024
-                )  # what a block may have on every GPU since sm_80
-            best = candidates(ci, co, dtype)[0]
-            assert -(-co // best.n) * best.n < co + 32

@@ -9,7 +9,7 @@ from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, ConvShape, Tile, candidates
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 
@@ -25,9 +25,9 @@ class PackedWeight:
 
 
 def pack_weight(weight: Tensor, dtype: torch.dtype, tile: Tile | None = None) -> PackedWeight:
-    """Pack a weight [k, channels, out_channels] for a tile, or the best one; of a linear layer, give weight.T[None]."""
+    """Pack a weight [k, channels, out_channels] for a tile, or one of any GPU; for a linear layer, weight.T[None]."""
     volume, ci, co = weight.shape
-    tile = tile or candidates(ci, co, dtype)[0]
+    tile = tile or candidates(ConvShape(volume, ci, co, dtype))[0]
     return PackedWeight(tile.pack(weight.to(dtype)), volume, ci, co, tile)
 
 

@@ -175,23 +175,66 @@ MMA_TILES = (
     *(MmaTile(128, 64, 64, (4, 2)), MmaTile(128, 64, 32, (4, 2)), MmaTile(128, 64, 16, (4, 2))),
     *(MmaTile(128, 32, 32, (8, 1)), MmaTile(128, 32, 16, (8, 1))),
 )
-WGMMA_TILES = (
-    *(WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(128, 256, 4, 64, 1), WgmmaTile(64, 256, 2, 64, 2)),
-    *(WgmmaTile(256, 128, 4, 128, 1), WgmmaTile(128, 128, 6, 128, 1), WgmmaTile(64, 128, 4, 128, 2)),
-    *(WgmmaTile(256, 96, 5, 128, 1), WgmmaTile(128, 96, 3, 128, 2), WgmmaTile(64, 96, 4, 128, 2)),
-    *(WgmmaTile(256, 64, 5, 128, 1), WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 128, 3)),
-    *(WgmmaTile(64, 64, 4, 64, 3), WgmmaTile(128, 32, 5, 128, 2), WgmmaTile(64, 32, 5, 64, 3)),
-)
-
-
-def candidates(ci: int, co: int, dtype: torch.dtype) -> list[Tile]:
-    """Tiles for a layer, best first: fewest padded products, then the widest. All run on every GPU since sm_80."""
-    tiles: tuple[Tile, ...] = FP32_TILES if dtype is torch.float32 else MMA_TILES
-    return sorted(tiles, key=lambda tile: (blocks(co, tile.n) * tile.n, blocks(ci, tile.k) * tile.k, -tile.n, -tile.k))
-
-
+_WIDEST, _LONGEST, _WIDE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(256, 128, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2)
+_MIDDLE, _NARROW, _SMALL = WgmmaTile(128, 96, 3, 128, 2), WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 64, 3)
+WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL)
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),
     *(tile.variant(dtype, True) for tile in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16)),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ConvShape:
+    """What the choice of a tile depends on.
+
+    volume  offsets of the kernel
+    rows    of the output, about
+    single  whether each output row has one offset, as with inverse convolutions by as much as the stride
+    """
+
+    volume: int
+    ci: int
+    co: int
+    dtype: torch.dtype
+    rows: int = 0
+    single: bool = False
+
+
+def candidates(shape: ConvShape, *, hopper: bool = False, aligned: bool = False) -> list[Tile]:
+    """Tiles for a layer, best first: on Hopper those of an H200's measurements, then the portable ones."""
+    tiles: list[Tile] = [*_portable(shape)]
+    if hopper and aligned and shape.dtype is not torch.float32 and min(shape.ci, shape.co) >= _LEAST_CHANNELS:
+        tiles.insert(0, _of_hopper(shape))
+    return tiles
+
+
+def _portable(shape: ConvShape) -> list[Tile]:
+    """All that run on every GPU since sm_80: fewest padded products, then the widest."""
+    tiles: tuple[Tile, ...] = FP32_TILES if shape.dtype is torch.float32 else MMA_TILES
+    return sorted(tiles, key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k))
+
+
+_LEAST_CHANNELS = 64
+"""With fewer, half of a row of 64 would be zeros."""
+_MULTIPROCESSORS = 132
+_MANY_ROWS = 1 << 17
+
+
+def _of_hopper(shape: ConvShape) -> Tile:
+    """Wide where all multiprocessors have a tile; 256 rows share weights where there is little else to do, or a lot."""
+    n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
+    if n == 96:
+        return _MIDDLE
+    if n == 64:
+        return _NARROW if shape.single or blocks(shape.rows, _NARROW.m) >= 3 * _MULTIPROCESSORS else _SMALL
+    if shape.single:
+        return _LONGEST
+    if n == 256:
+        return _WIDEST if blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * _MULTIPROCESSORS else _WIDE
+    return _LONGEST if shape.rows >= _MANY_ROWS else _WIDE
+
+
+def _padded_to(channels: int, n: int) -> int:
+    return blocks(channels, n) * n

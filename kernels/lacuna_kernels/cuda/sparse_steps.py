@@ -25,6 +25,7 @@ from lacuna_kernels.cuda.site_steps import (
 )
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
+from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
@@ -33,7 +34,7 @@ from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.voxelize import Voxelize
-from lacuna_kernels.types import Axis
+from lacuna_kernels.types import Axis, Geometry
 
 
 def voxelize(writer: Writer, layer: Layer) -> None:
@@ -69,9 +70,9 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     if node.mode in ("strided", "generative"):
         make_sites(writer, level_in, level_out)
     key = kernel_map(writer, node, level_in, level_out)
-    weight = writer.weights.make((layer.output, "packed"), lambda: _packed(writer, layer, dtype))
     bias = writer.weights.bias(layer)
     x, *residual = [writer.converted(name, dtype) for name in layer.inputs]
+    weight = _packed(writer, layer, x, dtype)
     count = sites_name(level_out, "count")
 
     def run(b: Buffers) -> None:
@@ -89,9 +90,33 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     writer.add(layer.output, [x, *residual, *map_reads], writer.output(layer), run)
 
 
-def _packed(writer: Writer, layer: Layer, dtype: torch.dtype) -> PackedWeight:
-    packed = pack_weight(layer.weights["weight"], dtype)
-    return replace(packed, data=writer.weights.upload(packed.data, dtype))
+def _packed(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> PackedWeight:
+    """The layer's weight for the best tile."""
+    node, weight, level = layer.node, layer.weights["weight"], writer.level(layer.output)
+    assert isinstance(node, SparseConv)
+    volume, ci, co = weight.shape
+    undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
+    single = volume == 1 or (node.mode != "submanifold" and undone is not None and _is_single(node.mode, undone))
+    shape = ConvShape(volume, ci, co, dtype, writer.room.points // max(level.stride), single)
+    tile = candidates(shape, hopper=writer.device.limits.hopper, aligned=_is_aligned(writer, x, ci))[0]
+
+    def pack() -> PackedWeight:
+        packed = pack_weight(weight, dtype, tile)
+        return replace(packed, data=writer.weights.upload(packed.data, dtype))
+
+    return writer.weights.make((layer.output, "packed", tile), pack)
+
+
+def _is_single(mode: str, geometry: Geometry) -> bool:
+    """Whether every fine site has one offset to a coarse one, and that is how they are read."""
+    return mode in ("inverse", "generative") and geometry.kernel_size == geometry.stride
+
+
+def _is_aligned(writer: Writer, x: str, channels: int) -> bool:
+    """Whether 16 bytes of a value can be copied at a time."""
+    part = writer.parts.get(x)
+    place = (0, channels) if part is None else (part.start, writer.types[part.whole].shape[-1])
+    return not any(number % PIECE for number in (channels, *place))
 
 
 def devoxelize(writer: Writer, layer: Layer) -> None:

@@ -1,0 +1,80 @@
+"""Which tile a sparse convolution takes, and how its weights lie."""
+
+import pytest
+import torch
+
+from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, WGMMA_TILES, ConvShape, SimtTile, WgmmaTile, candidates
+from tests.kernels.device_sites import DTYPES
+
+WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
+HALF = torch.float16
+
+
+@pytest.mark.parametrize("ci, co", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, dtype: torch.dtype):
+    tiles = candidates(ConvShape(27, ci, co, dtype))
+
+    for tile in tiles:
+        variant = tile.variant(dtype, True)
+        assert variant.dynamic_shared_bytes <= 99 * 1024  # what a block may have on every GPU since sm_80
+        assert variant.architectures != ("sm_90a",)
+    assert -(-co // tiles[0].n) * tiles[0].n < co + 32
+
+
+@pytest.mark.parametrize(
+    ("ci", "co", "rows", "single", "m", "n"),
+    [
+        (256, 256, 16384, False, 128, 256),
+        (256, 256, 8192, False, 64, 128),
+        (128, 128, 32768, False, 64, 128),
+        (128, 128, 131072, False, 256, 128),
+        (256, 128, 32768, True, 256, 128),
+        (96, 96, 131072, False, 128, 96),
+        (64, 64, 32768, False, 64, 64),
+        (64, 64, 131072, False, 128, 64),
+    ],
+)
+def test_hopper_takes_what_was_measured_to_be_fastest(ci: int, co: int, rows: int, single: bool, m: int, n: int):
+    tile = candidates(ConvShape(27, ci, co, HALF, rows, single), hopper=True, aligned=True)[0]
+
+    assert isinstance(tile, WgmmaTile)
+    assert (tile.m, tile.n) == (m, n)
+
+
+@pytest.mark.parametrize(
+    ("shape", "aligned"),
+    [
+        (ConvShape(27, 256, 256, HALF, 16384), False),
+        (ConvShape(27, 32, 256, HALF, 16384), True),
+        (ConvShape(27, 256, 19, HALF, 16384), True),
+        (ConvShape(27, 256, 256, torch.float32, 16384), True),
+    ],
+    ids=["unaligned", "few channels in", "few channels out", "fp32"],
+)
+def test_hopper_takes_a_portable_tile_otherwise(shape: ConvShape, aligned: bool):
+    assert candidates(shape, hopper=True, aligned=aligned) == candidates(shape)
+
+
+@pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
+def test_weights_of_hopper_are_swizzled_by_128_bytes(tile: WgmmaTile):
+    volume, ci, co = 2, 70, tile.n + 3
+    weight = torch.randn(volume, ci, co).half()
+
+    packed = tile.pack(weight).view(volume, 2, 2, tile.n, 8, 8)
+
+    for k, c, j in [(0, 0, 0), (1, 69, co - 1), (1, 17, 5), (0, 63, tile.n - 1)]:
+        row, channel = j % tile.n, c % 64
+        assert packed[k, c // 64, j // tile.n, row, channel // 8 ^ row % 8, channel % 8] == weight[k, c, j]
+    assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("tile", [*MMA_TILES, SimtTile(64, 32, 16, 4)], ids=str)
+def test_other_weights_are_padded_with_zeros(tile):
+    weight = torch.ones(2, 5, 7)
+
+    packed = tile.pack(weight)
+
+    assert packed.shape == (2, tile.k, tile.n)
+    assert torch.equal(packed[:, :5, :7], weight)
+    assert packed.sum() == weight.sum()
