@@ -16,11 +16,14 @@ from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
+from lacuna_kernels.cuda.site_steps import source_of
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.activation import activate
 from lacuna_kernels.ops.context import Context
-from lacuna_kernels.types import Geometry
+from lacuna_kernels.ops.coordinates import unique_first
+from lacuna_kernels.ops.sparse_conv import active_sites
+from lacuna_kernels.types import Geometry, Level, Triple
 from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet
 from tests.cases import CLOUDS, assert_close, tolerance
 from tests.kernels.networks import cloud, document, node
@@ -238,6 +241,11 @@ def test_steps_read_what_earlier_steps_or_the_host_have_written(name: str) -> No
     assert set(plan.results.values()) <= there
 
 
+def made_in_front(plan: Blueprint) -> dict[str, BufferSpec]:
+    """What the step of the grid's features makes."""
+    return {step.name: step for step in plan.steps}["grid"].use.writes
+
+
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:
     shape = {"out_channels": 8, "kernel_size": [3, 3, 3]}
     nodes = [
@@ -248,7 +256,7 @@ def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:
 
     plan = drawn(parse_graph(document(cloud("intensity"), nodes, "y")))
 
-    maps = [step.name for step in plan.steps if step.name.startswith("map")]
+    maps = [name for name in made_in_front(plan) if name.endswith(":rows")]
     assert [name.split(" (")[0] for name in maps] == ["map from grid to spread", "map from spread to spread"]
 
 
@@ -260,9 +268,56 @@ def test_a_generative_convolution_makes_its_sites_and_leads_from_its_inputs() ->
         node("up", "sparse_conv", "down", mode="generative", **shape),
     ]
 
-    steps = [step.name for step in drawn(parse_graph(document(cloud("intensity"), nodes, "up"))).steps]
+    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "up")))
 
-    assert steps.index("sites of down") < steps.index("sites of up") < steps.index("map of up") < steps.index("up")
+    assert {"down:sites:table", "up:sites:table", "map of up:rows"} <= set(made_in_front(plan))
+    assert "map of up:order" in {step.name: step for step in plan.steps}["up"].use.reads
+
+
+def level(
+    name: str,
+    parent: Level,
+    kernel: Triple,
+    stride: Triple,
+    *,
+    padding: Triple = (0, 0, 0),
+    floor: bool = False,
+    shape: Triple | None = None,
+) -> Level:
+    geometry, (x, y, z) = Geometry(kernel, stride, padding, (1, 1, 1), floor), parent.stride
+    return Level(name, (x * stride[0], y * stride[1], z * stride[2]), shape, "grid", parent, geometry)
+
+
+GRID = Level("grid", (1, 1, 1), None, "grid")
+HALF = level("half", GRID, (2, 2, 2), (2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("made", "source", "stride"),
+    [
+        (HALF, GRID, (2, 2, 2)),
+        (level("cells", HALF, (2, 3, 1), (2, 3, 1)), GRID, (4, 6, 2)),
+        (level("floors", HALF, (3, 3, 3), (2, 2, 2), floor=True), GRID, (4, 4, 4)),
+        (level("overlap", HALF, (3, 3, 3), (2, 2, 2)), HALF, (2, 2, 2)),
+        (level("padded", HALF, (2, 2, 2), (2, 2, 2), padding=(1, 0, 0)), HALF, (2, 2, 2)),
+        (level("bounded", HALF, (2, 2, 2), (2, 2, 2), shape=(9, 9, 9)), HALF, (2, 2, 2)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Level) else None,
+)
+def test_sites_are_made_of_the_finest_whose_cells_they_are(made: Level, source: Level, stride: Triple):
+    assert (source_of(made)[0], source_of(made)[1].stride) == (source, stride)
+
+
+def test_sites_made_of_the_finest_are_those_of_the_parent_in_its_order():
+    quarter = level("quarter", HALF, (2, 2, 2), (2, 2, 2))
+    xyz = torch.randint(-40, 40, (3000, 3), generator=torch.Generator().manual_seed(0))
+    sites = torch.cat([torch.arange(3000)[:, None] // 1500, xyz], 1).int()
+    finest = sites[unique_first(sites)[0]]
+
+    source, geometry = source_of(quarter)
+    direct = active_sites(finest, replace(quarter, parent=source, geometry=geometry))
+
+    assert torch.equal(direct, active_sites(active_sites(finest, HALF), quarter))
 
 
 def test_a_chain_takes_the_memory_of_two_buffers() -> None:

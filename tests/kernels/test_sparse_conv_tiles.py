@@ -57,15 +57,15 @@ def test_hopper_takes_a_portable_tile_otherwise(shape: ConvShape, aligned: bool)
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
-def test_weights_of_hopper_are_swizzled_by_128_bytes(tile: WgmmaTile):
+def test_weights_of_hopper_are_swizzled_by_64_bytes(tile: WgmmaTile):
     volume, ci, co = 2, 70, tile.n + 3
     weight = torch.randn(volume, ci, co).half()
 
-    packed = tile.pack(weight).view(volume, 2, 2, tile.n, 8, 8)
+    packed = tile.pack(weight).view(volume, 3, 2, tile.n, 4, 8)
 
     for k, c, j in [(0, 0, 0), (1, 69, co - 1), (1, 17, 5), (0, 63, tile.n - 1)]:
-        row, channel = j % tile.n, c % 64
-        assert packed[k, c // 64, j // tile.n, row, channel // 8 ^ row % 8, channel % 8] == weight[k, c, j]
+        row, channel = j % tile.n, c % 32
+        assert packed[k, c // 32, j // tile.n, row, channel // 8 ^ row // 2 % 4, channel % 8] == weight[k, c, j]
     assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
 
 

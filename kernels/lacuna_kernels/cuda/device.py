@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,7 @@ class Device:
         self._cluster_modules: dict[str, Module] = {}
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
+        self._sides: dict[int, list[torch.cuda.Stream]] = {}
         self._counters = TileCounters()
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
@@ -76,6 +77,21 @@ class Device:
         with self._lock:
             self._streams[stream.handle] = stream
         return torch.cuda.get_stream_from_external(stream.handle, self.index)
+
+    def at_once(self, launches: Sequence[Callable[[], None]]) -> None:
+        """Make launches that do not depend on one another on streams of their own, which join the current one again."""
+        main = torch.cuda.current_stream(self.index)
+        sides = self._sides.setdefault(main.cuda_stream, [])  # of one thread, like the stream itself
+        while len(sides) < len(launches) - 1:
+            sides.append(self.new_stream())
+        streams = (main, *sides[: max(0, len(launches) - 1)])
+        for side in streams[1:]:
+            side.wait_stream(main)
+        for launch, stream in zip(launches, streams, strict=False):
+            with torch.cuda.stream(stream):
+                launch()
+        for side in streams[1:]:
+            main.wait_stream(side)
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
@@ -140,6 +156,7 @@ class Device:
                 module.close()
             self._cluster_modules.clear()
             self._streams.clear()
+            self._sides.clear()
         finally:
             self._context.pop()
 

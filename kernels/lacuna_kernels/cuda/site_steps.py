@@ -1,5 +1,9 @@
 """Steps that make sites and kernel maps, and how other steps find them among the buffers of a plan."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,45 +17,111 @@ from lacuna_kernels.cuda.coordinates import (
     table_slots,
 )
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
-from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
+from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
+_ONES = (1, 1, 1)
 
-def make_sites(writer: Writer, level_in: Level, level_out: Level) -> None:
-    """The sites of a strided or generative convolution."""
-    assert level_out.geometry is not None
-    device, geometry = writer.device, _geometry(writer, level_out.geometry, level_out.spatial_shape)
-    room_in, room_out = writer.room.sites(level_in), writer.room.sites(level_out)
-    check_candidates(room_in, level_out.geometry.volume)
-    work = f"{level_out.name}:work"
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Launches of a step that may be made beside those of others, what they read and what they make."""
+
+    reads: Sequence[str]
+    makes: Mapping[str, BufferSpec]
+    run: Run
+
+
+def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
+    """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them.
+
+    Sites that are made of the grid's, and the features, are made at once; then those that are made of others, one after
+    the other; then all maps at once.
+    """
+    device, first = writer.device, [means]
+    then: list[Task] = []
+    maps: dict[str, Task] = {}
+    for layer in writer.layers:
+        node = layer.node
+        if not isinstance(node, SparseConv) or writer.level(layer.output).grid != grid.name:
+            continue
+        level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
+        if node.mode in ("strided", "generative"):
+            source, geometry = source_of(level_out)
+            (first if source == grid else then).append(_sites(writer, source, level_out, geometry))
+        key = map_name(node, level_in, level_out)
+        if key is not None and key not in maps:
+            maps[key] = _map(writer, key, node, level_in, level_out)
 
     def run(b: Buffers) -> None:
-        output_sites(device, sites_in(b, level_in), sites_in(b, level_out), geometry, b[work], b[OVERFLOW])
+        device.at_once([partial(task.run, b) for task in first])
+        for task in then:
+            task.run(b)
+        device.at_once([partial(task.run, b) for task in maps.values()])
 
-    made = site_specs(writer, level_out) | {work: ints(output_work(room_in, room_out))}
-    writer.add(f"sites of {level_out.name}", list(site_specs(writer, level_in)), made, run)
+    tasks = [*first, *then, *maps.values()]
+    makes = {key: spec for task in tasks for key, spec in task.makes.items()}
+    reads = dict.fromkeys(key for task in tasks for key in task.reads)
+    writer.add(name, [key for key in reads if key not in makes], makes, run)
 
 
-def kernel_map(writer: Writer, node: SparseConv, level_in: Level, level_out: Level) -> str | None:
-    """Name of the kernel map, made on first use; None for the identity."""
+def source_of(level: Level) -> tuple[Level, Geometry]:
+    """The level that the sites of a level are made of, and how: its parent's, unless both divide space into cells.
+
+    Cells of cells are cells of the finest; the first site in one is the first in the other, so that the order of the
+    sites is the same.
+    """
+    assert level.parent is not None and level.geometry is not None
+    if not _are_cells(level):
+        return level.parent, level.geometry
+    source, stride = level.parent, level.geometry.stride
+    while source.parent is not None and source.geometry is not None and _are_cells(source):
+        x, y, z = source.geometry.stride
+        source, stride = source.parent, (stride[0] * x, stride[1] * y, stride[2] * z)
+    return source, Geometry(_ONES, stride, (0, 0, 0), _ONES, floor_sites=True)
+
+
+def _are_cells(level: Level) -> bool:
+    """Whether every site of the parent lies in one of this level, at its coordinates divided by the stride."""
+    g = level.geometry
+    if g is None or g.generative or level.spatial_shape is not None:
+        return False
+    return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == _ONES)
+
+
+def _sites(writer: Writer, source: Level, level: Level, g: Geometry) -> Task:
+    """The sites of a strided or generative convolution."""
+    device, geometry = writer.device, _geometry(writer, g, level.spatial_shape)
+    room_in, room_out = writer.room.sites(source), writer.room.sites(level)
+    check_candidates(room_in, g.volume)
+    work = f"{level.name}:work"
+
+    def run(b: Buffers) -> None:
+        output_sites(device, sites_in(b, source), sites_in(b, level), geometry, b[work], b[OVERFLOW])
+
+    made = site_specs(writer, level) | {work: ints(output_work(room_in, room_out))}
+    return Task([*site_specs(writer, source)], made, run)
+
+
+def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
+    """Name of the kernel map of a convolution; None for the identity."""
     if node.mode == "inverse":
-        assert level_in.geometry is not None
-        return _map(writer, f"map back from {level_in.name}", level_in.geometry, level_in, level_out, backward=True)
+        return f"map back from {level_in.name}"
     g = node.geometry
     if g.generative:
-        return _map(writer, f"map of {level_out.name}", g, level_in, level_out, backward=True)
+        return f"map of {level_out.name}"
     if node.mode == "submanifold" and g.volume == 1:
         return None
-    name = f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
-    return _map(writer, name, g, level_in, level_out, backward=False)
+    return f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
 
 
-def _map(writer: Writer, name: str, g: Geometry, level_in: Level, level_out: Level, *, backward: bool) -> str:
-    if not writer.once(name):
-        return name
-    device, geometry, make = writer.device, _geometry(writer, g, None), inverse_map if backward else forward_map
+def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> Task:
+    g = level_in.geometry if node.mode == "inverse" else node.geometry
+    assert g is not None
+    device, geometry = writer.device, _geometry(writer, g, None)
+    make = inverse_map if node.mode == "inverse" or g.generative else forward_map
     held = writer.weights
     bits = held.make(("bits", g.kernel_size), lambda: held.upload(offset_bits(g.kernel_size), torch.int32))
     capacity, work = writer.room.sites(level_out), f"{name}:work"
@@ -62,8 +132,7 @@ def _map(writer: Writer, name: str, g: Geometry, level_in: Level, level_out: Lev
 
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in map_shapes(g.volume, capacity).items()}
     made[work] = ints(map_work(g.volume, capacity))
-    writer.add(name, [*site_specs(writer, level_in), *site_specs(writer, level_out)], made, run)
-    return name
+    return Task([*site_specs(writer, level_in), *site_specs(writer, level_out)], made, run)
 
 
 def kernel_map_in(b: Buffers, name: str) -> KernelMap:

@@ -12,7 +12,6 @@ from lacuna_kernels.cuda.scan import blocks
 
 PIECE = 8
 """Elements of 16 bytes, in 16-bit types."""
-_SWIZZLED = 8  # rows, and pieces of 64 channels
 
 
 class Tile(Protocol):
@@ -129,8 +128,8 @@ class WgmmaTile:
 
     @property
     def k(self) -> int:
-        """A row of 128 bytes, which is swizzled as a whole."""
-        return 64
+        """Of a panel: two of them are multiplied at a time, whichever offsets they are of."""
+        return 32
 
     @property
     def threads(self) -> int:
@@ -152,13 +151,13 @@ class WgmmaTile:
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)
 
     def pack(self, weight: Tensor) -> Tensor:
-        """[volume, chunks of k channels, tiles of n, n, k], swizzled: piece p of row n lies at p xor n % 8."""
+        """[volume, panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4."""
         padded = _padded(weight, self.k, self.n)
         volume, ci, co = padded.shape
         tiles = padded.view(volume, ci // self.k, self.k, co // self.n, self.n).permute(0, 1, 3, 4, 2)
-        pieces = tiles.reshape(*tiles.shape[:3], self.n // _SWIZZLED, _SWIZZLED, _SWIZZLED, PIECE)
-        row, piece = torch.arange(_SWIZZLED)[:, None], torch.arange(_SWIZZLED)
-        return pieces[:, :, :, :, row, row ^ piece].contiguous()
+        pieces = tiles.reshape(*tiles.shape[:3], self.n // 8, 8, self.k // PIECE, PIECE)
+        row, piece = torch.arange(8)[:, None], torch.arange(self.k // PIECE)
+        return pieces[:, :, :, :, row, row // 2 ^ piece].contiguous()
 
 
 def _padded(weight: Tensor, k: int, n: int) -> Tensor:
@@ -177,7 +176,8 @@ MMA_TILES = (
 )
 _WIDEST, _LONGEST, _WIDE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(256, 128, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2)
 _MIDDLE, _NARROW, _SMALL = WgmmaTile(128, 96, 3, 128, 2), WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 64, 3)
-WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL)
+_LEAST, _LEAST_SMALL = WgmmaTile(128, 32, 5, 128, 2), WgmmaTile(64, 32, 5, 64, 3)
+WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL, _LEAST, _LEAST_SMALL)
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),

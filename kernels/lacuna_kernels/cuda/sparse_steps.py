@@ -11,17 +11,18 @@ from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.site_steps import (
+    Task,
     ints,
-    kernel_map,
     kernel_map_buffers,
     kernel_map_in,
-    make_sites,
+    map_name,
     placement_in,
     placement_specs,
     root,
     row_of_point,
     site_specs,
     sites_in,
+    write_front,
 )
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
@@ -38,7 +39,7 @@ from lacuna_kernels.types import Axis, Geometry
 
 
 def voxelize(writer: Writer, layer: Layer) -> None:
-    """Place the points, number the voxels, and reduce the points of each."""
+    """Place the points, number the voxels, and reduce the points of each; make all other sites, and kernel maps."""
     node, level, device = layer.node, writer.level(layer.output), writer.device
     assert isinstance(node, Voxelize)
     (cloud,) = node.inputs
@@ -59,7 +60,7 @@ def voxelize(writer: Writer, layer: Layer) -> None:
 
     writer.add(f"place {node.name}", given, made | {work: ints(voxelize_work(points, table_slots(sites)))}, place)
     scratch = {means: ints(row_means_work(points, sites))}
-    writer.add(layer.output, [*given, *made], writer.output(layer) | scratch, reduce)
+    write_front(writer, layer.output, level, Task([*given, *made], writer.output(layer) | scratch, reduce))
 
 
 def sparse_conv(writer: Writer, layer: Layer) -> None:
@@ -67,9 +68,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     node, device, dtype = layer.node, writer.device, DTYPES[layer.precision]
     assert isinstance(node, SparseConv)
     level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-    if node.mode in ("strided", "generative"):
-        make_sites(writer, level_in, level_out)
-    key = kernel_map(writer, node, level_in, level_out)
+    key = map_name(node, level_in, level_out)
     bias = writer.weights.bias(layer)
     x, *residual = [writer.converted(name, dtype) for name in layer.inputs]
     weight = _packed(writer, layer, x, dtype)

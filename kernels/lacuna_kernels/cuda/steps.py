@@ -73,6 +73,7 @@ class Writer:
     """Writes the steps of one plan, layer by layer; knows the element type of every buffer.
 
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
+    `layers` are all of the network, those to come too.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Writer:
         room: Capacity,
         parts: Mapping[str, Part] | None = None,
         table: Table | None = None,
+        layers: Sequence[Layer] = (),
     ) -> None:
-        self.device, self.types, self.weights, self.room = device, types, weights, room
+        self.device, self.types, self.weights, self.room, self.layers = device, types, weights, room, layers
         self.table = table or Table()
         self.parts = parts or {}
         self.steps: list[Step] = []

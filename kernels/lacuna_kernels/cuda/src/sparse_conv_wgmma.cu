@@ -1,10 +1,11 @@
 // Sparse convolution in fp16 or bf16 on Hopper's tensor cores: an implicit GEMM, output-stationary (see sparse_conv.cuh).
-// A block makes TILE_M rows x TILE_N channels of y, in steps of 64 channels of what one offset leads to:
+// A block makes TILE_M rows x TILE_N channels of y from panels, 32 channels of what one offset leads to: those of the
+// tile's first offset, then those of its next, two at a time, whichever they are of. Of the threads
 //   multiply  each of TILE_M / 64 warpgroups has 64 rows of the tile
-//   bring     BRINGERS threads more gather those channels of the rows (zeros where there is none) in 16-byte copies, and
-//             one of them has the patch of the offset's weight copied beside them, STAGES steps ahead
-// ci, and x's pitch and address, are multiples of 8 elements. weight, packed: [volume, chunks of 64 channels, tiles of
-// TILE_N channels, TILE_N, 64], rows of 64 swizzled by 128 bytes, zeros past ci and co.
+//   bring     BRINGERS threads more gather panels (zeros where there is no row) in 16-byte copies, and two of them have
+//             the patches of the offsets' weights copied beside them, STAGES pairs of panels ahead
+// ci, and x's pitch and address, are multiples of 8 elements. weight, packed: [volume, panels, tiles of TILE_N channels,
+// TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci and co.
 #include "hopper.cuh"
 #include "ring.cuh"
 #include "sparse_conv.cuh"
@@ -13,13 +14,14 @@
 #define TILE_M 128
 #define TILE_N 128
 #define STAGES 3
-#define BRINGERS 64
-#define BLOCKS 2  // of a multiprocessor
+#define BRINGERS 128
+#define BLOCKS 1  // of a multiprocessor
 #endif
 
-constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS, TILE_K = 64, ROW = 128;  // bytes of 64 channels
-constexpr int A_BYTES = TILE_M * ROW, B_BYTES = TILE_N * ROW, STAGE = A_BYTES + B_BYTES;
-constexpr int PIECES = TILE_K / PIECE, ROWS_APART = BRINGERS / PIECES, GATHERS = TILE_M / ROWS_APART;  // of a thread
+constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
+constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW = 2 * PANEL_K;  // bytes
+constexpr int A_PANEL = TILE_M * ROW, B_PANEL = TILE_N * ROW, STAGE = 2 * (A_PANEL + B_PANEL);
+constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int BARRIERS = 1024;  // bytes before the stages
 static_assert(ROWS_APART % 8 == 0 && 16 * STAGES <= BARRIERS, "rows of a thread are swizzled alike");
 
@@ -29,12 +31,12 @@ struct Stages {
     __device__ __forceinline__ uint32_t full(int stage) const { return shared + 8 * stage; }
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
     __device__ __forceinline__ uint32_t a(int stage) const { return shared + BARRIERS + stage * STAGE; }
-    __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + A_BYTES; }
+    __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + 2 * A_PANEL; }
 };
 
 struct Input {
     const Element* x;
-    int pitch, ci, chunks;
+    int pitch, ci, panels;  // of an offset
 };
 
 // Copy 16 bytes to shared memory, or zeros.
@@ -47,25 +49,40 @@ __device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// A thread that gathers: a piece of every ROWS_APART-th row.
+// A thread that gathers: a piece of every ROWS_APART-th row, of every other panel. Neighbours have neighbouring pieces of
+// two panels, which mostly lie side by side.
 struct Bringer {
     const Stages& stages;
     const Input& input;
     OffsetWalk walk;
-    int thread;
-    int upcoming[GATHERS];  // asked for one offset ahead, so that nobody waits for them
+    int thread, left;       // offsets to come
+    int upcoming[GATHERS];  // rows of the next offset, asked for early, so that nobody waits for them
+    int offset = 0, next_offset = 0;
 
-    __device__ __forceinline__ void look_up(int offset) {
+    __device__ __forceinline__ int piece() const { return thread % PANEL_PIECES; }
+    __device__ __forceinline__ int half() const { return thread / PANEL_PIECES % 2; }
+    __device__ __forceinline__ int row() const { return thread / (2 * PANEL_PIECES); }
+
+    __device__ __forceinline__ void look_up() {
+        const bool more = left > 0;
+        if (more) --left, next_offset = walk.next();
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const int place = walk.place + thread / PIECES + i * ROWS_APART;
-            upcoming[i] = place < walk.places ? input_row(walk.map, offset, place) : -1;
+            const int place = walk.place + row() + i * ROWS_APART;
+            upcoming[i] = more && place < walk.places ? input_row(walk.map, next_offset, place) : -1;
         }
     }
 
-    __device__ __forceinline__ void gather(const int (&rows)[GATHERS], int chunk, int stage) const {
-        const int piece = thread % PIECES, row = thread / PIECES, channel = chunk * TILE_K + piece * PIECE;
-        const uint32_t to = stages.a(stage) + row * ROW + (piece ^ row % 8) * 16;
+    __device__ __forceinline__ void enter(int (&rows)[GATHERS]) {
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
+        offset = next_offset;
+        look_up();
+    }
+
+    __device__ __forceinline__ void gather(const int (&rows)[GATHERS], int panel, int stage) const {
+        const int channel = panel * PANEL_K + piece() * PIECE;
+        const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW + (piece() ^ row() / 2 % 4) * 16;
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const bool there = rows[i] >= 0 && channel < input.ci;
@@ -75,39 +92,43 @@ struct Bringer {
         arrive_after_copies(stages.full(stage));
     }
 
-    // `weight` is that of the tile's channels, of the first chunk of the first offset; the next chunk is `apart` on.
-    __device__ __forceinline__ void bring(const char* weight, size_t apart) {
-        int left = walk.total();
-        if (!left) return;
-        int offset = walk.next();
-        look_up(offset);
+    // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
+    // Past the last panel there are none but zeros, times the last weights again.
+    __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps) {
+        int rows[GATHERS];
+        int panel = half();
+        look_up();
+        enter(rows);
         Ring ring;
 #pragma unroll 1
-        while (left) {
-            int rows[GATHERS];
-#pragma unroll
-            for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
-            const char* from = weight + (size_t)offset * input.chunks * apart;
-            if (--left) look_up(offset = walk.next());
-#pragma unroll 1
-            for (int chunk = 0; chunk < input.chunks; ++chunk, from += apart) {
-                barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
-                if (thread == 0) {
-                    barrier_expect(stages.full(ring.stage), B_BYTES);
-                    copy_in(stages.b(ring.stage), from, B_BYTES, stages.full(ring.stage));
-                }
-                gather(rows, chunk, ring.stage);
-                ring.next(STAGES);
+        for (int step = 0; step < steps; ++step) {
+            while (panel >= input.panels) panel -= input.panels, enter(rows);
+            barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
+            if (row() == 0 && piece() == 0) {
+                barrier_expect(stages.full(ring.stage), B_PANEL);
+                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + ((size_t)offset * input.panels + panel) * apart,
+                        B_PANEL, stages.full(ring.stage));
             }
+            gather(rows, panel, ring.stage);
+            panel += 2;
+            ring.next(STAGES);
         }
     }
 };
 
+// An operand tile of rows of 32 elements along k, swizzled by 64 bytes: groups of 8 rows lie 512 bytes apart, k16 steps
+// 32.
+__device__ __forceinline__ uint64_t operand_of_panel(uint32_t address) {
+    return uint64_t(2) << 62 | uint64_t(512 >> 4) << 32 | uint64_t(1) << 16 | (address & 0x3FFFF) >> 4;
+}
+
+// `a` and `b` are the first of two panels.
 __device__ __forceinline__ void multiply(float (&sums)[TILE_N / 2], uint32_t a, uint32_t b) {
     products_begin();
 #pragma unroll
-    for (int k = 0; k < TILE_K / 16; ++k)
-        multiply_add<TILE_N, 0>(sums, operand(a + k * 32), operand(b + k * 32), 1, Element());
+    for (int k = 0; k < 2 * PANEL_K / 16; ++k)
+        multiply_add<TILE_N, 0>(sums, operand_of_panel(a + k / 2 * A_PANEL + k % 2 * 32),
+                                operand_of_panel(b + k / 2 * B_PANEL + k % 2 * 32), 1, Element());
     products_commit();
 }
 
@@ -123,22 +144,22 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const char
     const Stages stages{dynamic_shared()};
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; ++s)
-            barrier_init(stages.full(s), BRINGERS + 1), barrier_init(stages.empty(s), MULTIPLIERS);
+            barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
         barriers_are_ready();
     }
     __syncthreads();
     const KernelMap map = {map_rows, present, volume, words, capacity};
-    const int chunks = (ci + TILE_K - 1) / TILE_K;
-    OffsetWalk walk{map, place, min(rows, place + TILE_M)};
+    const int panels = (ci + PANEL_K - 1) / PANEL_K;
+    const OffsetWalk walk{map, place, min(rows, place + TILE_M)};
+    const int offsets = walk.total(), steps = (offsets * panels + 1) / 2;
     if (threadIdx.x >= MULTIPLIERS) {
-        const Input input{x, x_pitch, ci, chunks};
-        Bringer{stages, input, walk, int(threadIdx.x) - MULTIPLIERS}.bring(weight + (size_t)tile_n * B_BYTES,
-                                                                           (size_t)across * B_BYTES);
+        const Input input{x, x_pitch, ci, panels};
+        Bringer{stages, input, walk, int(threadIdx.x) - MULTIPLIERS, offsets}.bring(
+            weight + (size_t)tile_n * B_PANEL, (size_t)across * B_PANEL, steps);
         return;
     }
     const int warp = warp_of_block(), group = warp / 4;
     float sums[TILE_N / 2] = {};
-    const int steps = walk.total() * chunks;
     Ring ring;
     int before = 0;
 #pragma unroll 1
