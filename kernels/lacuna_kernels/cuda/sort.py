@@ -12,6 +12,8 @@ VARIANTS = (COUNT, MOVE)
 THREADS = 256
 TILE = 8 * THREADS
 DIGIT_BITS = 8
+FEW_TILES = 128
+"""So many are added up by every block, which takes less than the three launches of a scan."""
 
 
 def sort_work(length: int) -> int:
@@ -33,12 +35,13 @@ def sort(device: Device, keys: Tensor, count: Tensor, bits: int, work: Tensor) -
     counts = work[4 * length : 4 * length + (1 << DIGIT_BITS) * tiles]
     sums = work[4 * length + len(counts) :]
     order: Tensor | None = None
-    grid, block = (tiles, 1, 1), (THREADS, 1, 1)
+    grid, block, scanned = (tiles, 1, 1), (THREADS, 1, 1), int(tiles > FEW_TILES)
     for turn, shift in enumerate(range(0, bits, DIGIT_BITS)):
         keys_out, order_out = pairs[turn % 2 * 2], pairs[turn % 2 * 2 + 1]
-        device.kernel(COUNT)(grid, block, keys, count, shift, counts)
-        exclusive_scan(device, counts, counts, None, sums)
-        device.kernel(MOVE)(grid, block, keys, order, count, shift, counts, keys_out, order_out)
+        device.kernel(COUNT)(grid, block, keys, count, shift, scanned, counts)
+        if scanned:
+            exclusive_scan(device, counts, counts, None, sums)
+        device.kernel(MOVE)(grid, block, keys, order, count, shift, scanned, counts, keys_out, order_out)
         keys, order = keys_out, order_out
     assert order is not None
     return keys, order

@@ -176,8 +176,7 @@ MMA_TILES = (
 )
 _WIDEST, _LONGEST, _WIDE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(256, 128, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2)
 _MIDDLE, _NARROW, _SMALL = WgmmaTile(128, 96, 3, 128, 2), WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 64, 3)
-_LEAST, _LEAST_SMALL = WgmmaTile(128, 32, 5, 128, 2), WgmmaTile(64, 32, 5, 64, 3)
-WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL, _LEAST, _LEAST_SMALL)
+WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL)
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),
@@ -205,7 +204,7 @@ class ConvShape:
 def candidates(shape: ConvShape, *, hopper: bool = False, aligned: bool = False) -> list[Tile]:
     """Tiles for a layer, best first: on Hopper those of an H200's measurements, then the portable ones."""
     tiles: list[Tile] = [*_portable(shape)]
-    if hopper and aligned and shape.dtype is not torch.float32 and min(shape.ci, shape.co) >= _LEAST_CHANNELS:
+    if hopper and aligned and shape.dtype is not torch.float32 and shape.ci >= _LEAST_IN and shape.co >= _LEAST_OUT:
         tiles.insert(0, _of_hopper(shape))
     return tiles
 
@@ -216,10 +215,10 @@ def _portable(shape: ConvShape) -> list[Tile]:
     return sorted(tiles, key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k))
 
 
-_LEAST_CHANNELS = 64
-"""With fewer, half of a row of 64 would be zeros."""
+_LEAST_IN, _LEAST_OUT = 32, 64
+"""With 32 to 32 channels, or fewer, portable tiles are about as fast: what counts is how long a tile takes to begin."""
 _MULTIPROCESSORS = 132
-_MANY_ROWS = 1 << 17
+_MANY_ROWS = 60_000
 
 
 def _of_hopper(shape: ConvShape) -> Tile:
@@ -230,7 +229,8 @@ def _of_hopper(shape: ConvShape) -> Tile:
     if n == 64:
         return _NARROW if shape.single or blocks(shape.rows, _NARROW.m) >= 3 * _MULTIPROCESSORS else _SMALL
     if shape.single:
-        return _LONGEST
+        tiles = blocks(shape.rows, _LONGEST.m) * blocks(shape.co, _LONGEST.n)
+        return _LONGEST if tiles >= 0.75 * _MULTIPROCESSORS else _NARROW
     if n == 256:
         return _WIDEST if blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * _MULTIPROCESSORS else _WIDE
     return _LONGEST if shape.rows >= _MANY_ROWS else _WIDE

@@ -1,6 +1,9 @@
 // One pass of a stable radix sort of (key, value) pairs by 8 bits of the key: count digits by tile, [scan.cu], move.
-// counts int32 [256, tiles], digit by digit; tiles past *count count nothing, so that the scan may run over all.
+// counts int32 [256, tiles], digit by digit; tiles past *count count nothing, so that the scan may run over all. Few
+// tiles are not scanned: every block adds up what it needs of counts [tiles, 256].
 // A key of -1 has nothing but the highest digits, and so sorts last.
+#include "scan.cuh"
+
 #define THREADS 256
 #define WARPS (THREADS / 32)
 #define ROUNDS 8  // of 32 pairs, by warp
@@ -10,7 +13,8 @@
 __device__ inline int digit_of(int key, int shift) { return (key >> shift) & (DIGITS - 1); }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shift, int* __restrict__ counts) {
+sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shift, int scanned,
+           int* __restrict__ counts) {
     __shared__ int found[DIGITS];
     found[threadIdx.x] = 0;
     __syncthreads();
@@ -18,14 +22,26 @@ sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shif
     for (int i = start + threadIdx.x; i < min(n, start + TILE); i += THREADS)
         atomicAdd(&found[digit_of(keys[i], shift)], 1);
     __syncthreads();
-    counts[threadIdx.x * gridDim.x + blockIdx.x] = found[threadIdx.x];
+    counts[scanned ? threadIdx.x * gridDim.x + blockIdx.x : blockIdx.x * DIGITS + threadIdx.x] = found[threadIdx.x];
 }
 
-// places: the running sum of counts. Without values a pair's value is its index. Each warp takes ROUNDS*32 pairs in
+// The first place of this thread's digit in this tile: after all lower digits, and those of earlier tiles.
+__device__ inline int first_place(const int* __restrict__ counts) {
+    int before = 0, sum = 0, all;
+#pragma unroll 8
+    for (int tile = 0; tile < gridDim.x; ++tile) {
+        const int found = counts[tile * DIGITS + threadIdx.x];
+        if (tile < blockIdx.x) before += found;
+        sum += found;
+    }
+    return before + block_exclusive_sum<THREADS>(sum, &all);
+}
+
+// places: the running sum of counts if they were scanned, or counts. Without values a pair's value is its index. Each warp takes ROUNDS*32 pairs in
 // a row; a pair's place is that of its tile and digit, plus equal digits of earlier warps, plus those before it.
 extern "C" __global__ void __launch_bounds__(THREADS)
 sort_move(const int* __restrict__ keys, const int* __restrict__ values, const int* __restrict__ count, int shift,
-          const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out) {
+          int scanned, const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out) {
     __shared__ int place[WARPS][DIGITS];
     const int n = *count, start = blockIdx.x * TILE;
     if (start >= n) return;
@@ -48,7 +64,8 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
         rank[round] = before + __popc(equal & ((1u << lane) - 1));
     }
     __syncthreads();
-    int next = places[threadIdx.x * gridDim.x + blockIdx.x];  // this thread's digit: counts become places, warp by warp
+    // this thread's digit: counts become places, warp by warp
+    int next = scanned ? places[threadIdx.x * gridDim.x + blockIdx.x] : first_place(places);
     for (int w = 0; w < WARPS; ++w) {
         const int found = place[w][threadIdx.x];
         place[w][threadIdx.x] = next;
