@@ -55,6 +55,9 @@ inline unsigned atomicInc(unsigned* number, unsigned most) {
     return before;
 }
 
+inline int __popc(unsigned word) { return __builtin_popcount(word); }
+inline int __ffs(unsigned word) { return __builtin_ffs(int(word)); }
+
 inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t order) {
     const uint64_t bytes = uint64_t(high) << 32 | low;
     uint32_t out = 0;
@@ -87,6 +90,7 @@ struct Coordinates {
 };
 
 inline uint32_t dynamic_shared() { return uint32_t(machine::current->block + 1) << 24; }  // as in a cluster
+inline void* shared_pointer(uint32_t address) { return machine::at(address, 0, 1); }
 inline uint32_t shared_address(const void* pointer) {
     const auto& shared = machine::cluster->blocks[machine::current->block].shared;
     return dynamic_shared() + uint32_t(static_cast<const unsigned char*>(pointer) - shared.data());
@@ -205,14 +209,17 @@ inline void products_wait() {
 inline float as_float(__half value) { return __half2float(value); }
 inline float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-// 16 k of a row of an operand in shared memory, which is made of matrices [8][8 k], see layout.cuh.
+// 16 k of a row of an operand in shared memory, which is made of matrices [8][8 k], see layout.cuh, or of rows of 64
+// bytes, swizzled so.
 template <class T>
 inline void read_row(const machine::Memory& shared, uint64_t operand, int row, float (&values)[16]) {
-    const uint32_t start = (operand & 0x3fff) << 4, next_k = (operand >> 16 & 0x3fff) << 4;
-    const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * 16;
+    const bool swizzled = operand >> 62 == 2;
+    const uint32_t start = (operand & 0x3fff) << 4, next_k = swizzled ? 16 : (operand >> 16 & 0x3fff) << 4;
+    const uint32_t place = start + row / 8 * ((operand >> 32 & 0x3fff) << 4) + row % 8 * (swizzled ? 64 : 16);
     for (int k = 0; k < 16; ++k) {
+        const uint32_t from = place + k / 8 * next_k + k % 8 * 2;
         T value;
-        memcpy(&value, &shared.at(place + k / 8 * next_k + k % 8 * 2), sizeof(T));
+        memcpy(&value, &shared.at(swizzled ? from ^ (from >> 7 & 3) << 4 : from), sizeof(T));
         values[k] = as_float(value);
     }
 }

@@ -1,15 +1,20 @@
-// Stands in for src/lane_copies.cuh where kernels run on a CPU. Copies come at once.
+// Stands in for src/lane_copies.cuh where kernels run on a CPU. Copies that are waited for by a barrier come late.
 #pragma once
 
 #include "hopper.cuh"
 
-inline void copy_16_bytes(uint32_t to, const float* from, bool there) {
-    if (there && reinterpret_cast<uintptr_t>(from) % 16) machine::fail("a copy of no whole 16 bytes");
-    unsigned char* start = machine::at(to, 16, 16);
-    there ? memcpy(start, from, 16) : memset(start, 0, 16);
+inline void copy_bytes(uint32_t to, const void* from, bool there, int bytes) {
+    if (there && reinterpret_cast<uintptr_t>(from) % bytes) machine::fail("a copy of no whole " + std::to_string(bytes));
+    unsigned char* start = machine::at(to, bytes, bytes);
+    machine::current->copies_in.push_back([=] { there ? memcpy(start, from, bytes) : memset(start, 0, bytes); });
 }
-inline void copy_4_bytes(uint32_t to, const float* from, bool there) {
-    unsigned char* start = machine::at(to, 4, 4);
-    there ? memcpy(start, from, 4) : memset(start, 0, 4);
+inline void copy_16_bytes(uint32_t to, const void* from, bool there) { copy_bytes(to, from, there, 16); }
+inline void copy_4_bytes(uint32_t to, const float* from, bool there) { copy_bytes(to, from, there, 4); }
+inline void arrive_after_copies(uint32_t address) {
+    machine::Barrier& barrier = machine::barrier_at(address);
+    machine::cluster->under_way.push_back([&barrier, copies = std::move(machine::current->copies_in)] {
+        for (const auto& copy : copies) copy();
+        machine::arrive_late(barrier);
+    });
+    machine::current->copies_in.clear();
 }
-inline void arrive_after_copies(uint32_t barrier) { barrier_arrive(barrier); }

@@ -45,6 +45,7 @@ struct Thread {
     std::string waits_for;
     std::vector<Action> products;               // of the group that is open
     std::deque<std::vector<Action>> committed;  // groups that were not waited for yet
+    std::vector<Action> copies_in;              // that no barrier waits for yet
     std::vector<Action> copies_out;             // the same of copies out
     std::deque<std::vector<Action>> committed_out;
 };
@@ -155,6 +156,14 @@ inline void arrive(Barrier& barrier) {
     if (barrier.pending == 0) fail("more arrivals than the barrier counts");
     --barrier.pending;
     end_phase_if_over(barrier);
+}
+
+// Of what is under way, while no thread runs.
+inline void arrive_late(Barrier& barrier) {
+    if (barrier.pending > 0)
+        arrive(barrier);
+    else if (failure.empty())
+        failure = "more arrivals than the barrier counts";
 }
 
 inline void send(int bytes, Barrier& barrier, Action copy) {

@@ -16,6 +16,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ __forceinline__ void* shared_pointer(uint32_t address) { return __cvta_shared_to_generic(address); }
+
 // The block's dynamic shared memory, which starts at a multiple of 1024 bytes.
 __device__ __forceinline__ uint32_t dynamic_shared() {
     extern __shared__ __align__(1024) unsigned char memory[];

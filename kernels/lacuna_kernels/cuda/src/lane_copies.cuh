@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // Start copying; zeros instead of what is not there.
-__device__ __forceinline__ void copy_16_bytes(uint32_t to, const float* from, bool there) {
+__device__ __forceinline__ void copy_16_bytes(uint32_t to, const void* from, bool there) {
     const int bytes = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }

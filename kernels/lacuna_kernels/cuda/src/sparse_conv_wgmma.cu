@@ -7,6 +7,7 @@
 // ci, and x's pitch and address, are multiples of 8 elements. weight, packed: [volume, panels, tiles of TILE_N channels,
 // TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci and co.
 #include "hopper.cuh"
+#include "lane_copies.cuh"
 #include "ring.cuh"
 #include "sparse_conv.cuh"
 
@@ -38,16 +39,6 @@ struct Input {
     const Element* x;
     int pitch, ci, panels;  // of an offset
 };
-
-// Copy 16 bytes to shared memory, or zeros.
-__device__ __forceinline__ void copy_piece(uint32_t to, const void* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-// Arrive once this thread's copies so far have come.
-__device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 
 // A thread that gathers: a piece of every ROWS_APART-th row, of every other panel. Neighbours have neighbouring pieces of
 // two panels, which mostly lie side by side.
@@ -86,8 +77,8 @@ struct Bringer {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const bool there = rows[i] >= 0 && channel < input.ci;
-            copy_piece(to + i * (ROWS_APART * ROW), there ? input.x + (size_t)rows[i] * input.pitch + channel : input.x,
-                       there);
+            copy_16_bytes(to + i * (ROWS_APART * ROW),
+                          there ? input.x + (size_t)rows[i] * input.pitch + channel : input.x, there);
         }
         arrive_after_copies(stages.full(stage));
     }
@@ -178,6 +169,6 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const char
     barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
     const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const int first = place + warp * 16;
-    float* own = static_cast<float*>(__cvta_shared_to_generic(stages.a(0))) + warp * 16 * pitch_of_sums<TILE_N>;
+    float* own = static_cast<float*>(shared_pointer(stages.a(0))) + warp * 16 * pitch_of_sums<TILE_N>;
     write_rows<TILE_N>(epilogue, own, sums, first, min(16, rows - first), tile_n * TILE_N);
 }
