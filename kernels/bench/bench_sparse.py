@@ -19,12 +19,11 @@ from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import (
     MMA_TILES,
-    PIECE,
     WGMMA_TILES,
     ConvShape,
     MmaTile,
@@ -107,7 +106,7 @@ class Frontend:
         self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
         self.work.append(ints(map_work(CUBE.volume, n)))
         self.geometries = {g: pack_geometry(g).cuda() for g in (CUBE, HALVING)}
-        self.bits = {g: offset_bits(g.kernel_size).cuda() for g in (CUBE, HALVING)}
+        self.bits = {g: offset_bits(g).cuda() for g in (CUBE, HALVING)}
         self.overflow = ints(1)
 
     @staticmethod
@@ -116,7 +115,7 @@ class Frontend:
 
     @staticmethod
     def _map(geometry: Geometry, capacity: int) -> KernelMap:
-        return KernelMap(**{name: ints(*shape) for name, shape in map_shapes(geometry.volume, capacity).items()})
+        return KernelMap.made(geometry.volume, capacity, ints)
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
@@ -188,12 +187,10 @@ class Bench:
         return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, bias=bias)
 
     def best(self, layer: Layer) -> Tile:
-        """What a plan would choose, which knows no more of the rows than the stride of the level."""
-        kernel_map, stride = self.front.maps.get(layer.map), 1 << int(layer.map[-1])
-        volume, points = 1 if kernel_map is None else len(kernel_map.rows), len(self.front.cloud.points)
-        rows, single = points // stride, layer.map.startswith(("up", "one"))
-        shape = ConvShape(volume, layer.ci, layer.co, self.dtype, rows, single)
-        return candidates(shape, hopper=self.front.device.limits.hopper, aligned=layer.ci % PIECE == 0)[0]
+        """What a plan would choose, which knows no more of the rows than the points and the stride of the level."""
+        rows, single = len(self.front.cloud.points) >> int(layer.map[-1]), layer.map.startswith(("up", "one"))
+        shape = ConvShape(layer.ci, layer.co, self.dtype, are_whole_pieces(layer.ci), rows, single)
+        return candidates(shape, self.front.device.limits)[0]
 
     def measure(self, layer: Layer, tile: Tile) -> float:
         """Time and print; milliseconds of all its occurrences."""
@@ -207,12 +204,12 @@ class Bench:
         return time * layer.times
 
 
-def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile) -> Iterator[Tile]:
+def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> Iterator[Tile]:
     """All tiles that waste no more output channels than the best."""
     yield best
-    tiles = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
+    tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
     if dtype is not torch.float32:
-        tiles = [*MMA_TILES, *MORE_TILES, *(WGMMA_TILES if layer.ci % PIECE == 0 else ())]
+        tiles = [*MMA_TILES, *MORE_TILES, *(WGMMA_TILES if hopper and are_whole_pieces(layer.ci) else ())]
     padded = -(-layer.co // best.n) * best.n
     yield from (t for t in tiles if t != best and -(-layer.co // t.n) * t.n <= padded and t.k <= max(64, layer.ci))
 
@@ -240,7 +237,7 @@ def main() -> None:
     chosen = 0.0
     for layer in LAYERS:
         best = bench.best(layer)
-        tiles = tiles_to_try(layer, dtype, best) if options.tiles else [best]
+        tiles = tiles_to_try(layer, dtype, best, device.limits.hopper) if options.tiles else [best]
         times = [bench.measure(layer, tile) for tile in tiles]
         chosen += times[0]
     print(f"all convolutions, {dtype}: {chosen:.3f} ms; sites and maps {milliseconds(device, front.run):.3f} ms")

@@ -81,19 +81,23 @@ class Record:
         return None if self.ours_ms is None else min([self.ours_ms, *right])
 
     @property
-    def best(self) -> tuple[str, float] | None:
-        """The fastest of the existing ways that give the right answer."""
-        others = {name: way for name, way in self.ways.items() if name not in self.mine}
-        right = [(float(way["ms"]), name) for name, way in others.items() if way.get("error", inf) < _WRONG]
-        return (min(right)[1], min(right)[0]) if right else None
+    def others(self) -> dict[str, float]:
+        """Milliseconds of the existing ways that give the right answer, by name."""
+        ways = {name: way for name, way in self.ways.items() if name not in self.mine}
+        return {name: float(way["ms"]) for name, way in ways.items() if way.get("error", inf) < _WRONG}
 
     @property
-    def rivals(self) -> list[str]:
-        """The existing ways that give the right answer and are close to ours; none if the fastest is not."""
+    def best(self) -> tuple[str, float] | None:
+        """The fastest of the existing ways that give the right answer."""
+        return min(self.others.items(), key=lambda other: other[1], default=None)
+
+    @property
+    def close(self) -> list[str]:
+        """Ours first and all ways that are close to it; none if the fastest existing way is not."""
         if self.ours_ms is None or self.best is None or not _are_close(self.ours_ms, self.best[1]):
             return []
-        others = [name for name, way in self.ways.items() if name not in self.mine and way.get("error", inf) < _WRONG]
-        return [name for name in others if _are_close(self.ours_ms, float(self.ways[name]["ms"]))]
+        timed = {name: float(way["ms"]) for name, way in self.mine.items() if "ms" in way} | self.others
+        return [name for name, ms in timed.items() if _are_close(self.ours_ms, ms)]
 
 
 def _are_close(ms: float, other: float) -> bool:
@@ -151,23 +155,23 @@ def measure(device: Device, problem: Problem, wanted: Collection[str] = (), with
         if not wanted or name.partition(":")[0] in wanted:
             best = inf if name.startswith(OURS) or record.best is None else record.best[1]
             record.ways[name] = _measure(prepare, operands, judge, _HOPELESS * best)
-    if rivals := record.rivals:
-        for name, ms in _in_turns({name: ways[name] for name in (OURS, *rivals)}, operands).items():
-            record.ways[name]["ms"] = _rounded(ms)
+    for name, ms in _in_turns({name: ways[name] for name in record.close}, operands).items():
+        record.ways[name]["ms"] = _rounded(ms)
     if OURS in record.ways:
         record.ways[OURS]["way"] = candidates(problem, device.limits)[0].name
     return record
 
 
 def _in_turns(contest: dict[str, Callable[[Operands], Multiply]], operands: Operands) -> dict[str, float]:
-    """Median milliseconds of each, timed in turns, back and forth; none if there is no memory for all."""
+    """Median milliseconds of each, timed in turns, back and forth; none if one of them fails beside the others."""
     try:
         prepared = {name: prepare(operands) for name, prepare in contest.items()}
         times: dict[str, list[float]] = {name: [] for name in contest}
         for turn in range(_TURNS):
             for name in list(contest)[:: -1 if turn % 2 else 1]:
                 times[name].append(milliseconds(prepared[name], len(operands.xs)))
-    except torch.OutOfMemoryError:
+    except (KernelsError, RuntimeError):  # no memory for all, most likely
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
         return {}
     return {name: median(each) for name, each in times.items()}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_work, offset_bits
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
@@ -119,10 +119,9 @@ def mapped(
     device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Geometry, *, backward: bool = False
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
-    shapes = map_shapes(geometry.volume, outputs.capacity)
-    result = KernelMap(**{name: ints(*shape) for name, shape in shapes.items()})
+    result = KernelMap.made(geometry.volume, outputs.capacity, ints)
     make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity))
-    bits = offset_bits(geometry.kernel_size).cuda()
+    bits = offset_bits(geometry).cuda()
     make(device, inputs, outputs, pack_geometry(geometry).cuda(), bits, result, work)
     return result
 

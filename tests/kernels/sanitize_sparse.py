@@ -9,6 +9,7 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
+from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
@@ -17,7 +18,7 @@ from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 from tests.cases import CloudCase
-from tests.kernels.device_sites import cloud_on_device, ints, mapped, poisoned, strided, voxelized
+from tests.kernels.device_sites import cloud_on_device, counted, ints, mapped, poisoned, strided, voxelized
 from tests.kernels.sanitized import noted
 
 HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -43,11 +44,12 @@ def features(rows: int, channels: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def convolve(device: Device, sites: SiteBuffer) -> None:
-    """Each tile with 16-byte copies and without, with every part of the epilogue, with a map and without."""
+    """Each tile with 16-byte copies and, if it can, without, with all of the epilogue, with a map and without."""
     kernel_map = mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)))
     for dtype in DTYPES:
         for tile in FP32_TILES if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
-            for ci, co in ((tile.k + 8, tile.n + 8), (tile.k + (8 if tile in WGMMA_TILES else 3), tile.n + 5)):
+            widths = [(tile.k + 8, tile.n + 8)] + [(tile.k + 3, tile.n + 5)] * (tile not in WGMMA_TILES)
+            for ci, co in widths:
                 x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)
                 bias = torch.ones(co, device="cuda")
                 for volume, used in ((27, kernel_map), (1, None)):
@@ -88,6 +90,8 @@ def main() -> None:
         mapped(device, fine, coarse, HALVING)
         mapped(device, coarse, fine, HALVING, backward=True)
         convolve(device, fine)
+        many = (FEW_TILES + 1) * TILE
+        sort(device, ints(many), counted(many), 8, ints(sort_work(many)))
         follow_points(device, cloud, placement, fine, coarse)
 
 

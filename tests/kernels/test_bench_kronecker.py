@@ -213,13 +213,21 @@ def test_an_existing_way_that_is_wrong_is_not_the_best(error: float):
 
 
 @pytest.mark.parametrize(
-    ("bmm", "einsum", "rivals"),
-    [(1.65, 5.0, ["bmm"]), (2.45, 2.4, ["bmm", "einsum"]), (1.5, 2.0, []), (2.6, 5.0, [])],
+    ("bmm", "einsum", "close"),
+    [(1.65, 5.0, ["ours", "bmm"]), (2.45, 2.4, ["ours", "bmm", "einsum"]), (1.5, 2.0, []), (2.6, 5.0, [])],
 )
-def test_existing_ways_that_are_as_fast_but_for_the_clocks_are_rivals(bmm: float, einsum: float, rivals: list[str]):
+def test_ways_that_are_as_fast_but_for_the_clocks_are_timed_again(bmm: float, einsum: float, close: list[str]):
     data = record(Problem(SMALL[0], ROWS, Precision.FP16), 2.0, bmm=bmm, einsum=einsum)
 
-    assert Record.from_json(data).rivals == rivals
+    assert Record.from_json(data).close == close
+
+
+def test_others_of_ours_are_timed_again_but_not_what_is_wrong():
+    data = record(Problem(SMALL[0], ROWS, Precision.FP16), 2.0, bmm=2.1, lazylinop=2.0)
+    data["ways"]["ours: planes"] = data["ways"]["bmm"]
+    data["ways"]["lazylinop"]["error"] = 0.5
+
+    assert sorted(Record.from_json(data).close) == ["bmm", "ours", "ours: planes"]
 
 
 @pytest.fixture

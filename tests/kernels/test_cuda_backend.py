@@ -64,6 +64,7 @@ def selected() -> Graph:
 
 NETWORKS: dict[str, Callable[[], Graph]] = {
     "minkunet": small_minkunet,
+    "wide": lambda: minkunet(5, (32, 64, 64, 96, 128, 128, 96, 64, 64), (1,) * 8, voxel_size_m=0.5),
     "centerpoint": lambda: centerpoint_encoder(channels=(8, 8, 16, 16), columns=("x", "y", "z", "intensity")),
     "spvcnn": lambda: parse_graph(spvcnn()),
     "head": lambda: parse_graph(centerpoint_head()),
@@ -73,7 +74,7 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
     "vit": lambda: parse_graph(vit()),
     "gpt2": lambda: parse_graph(gpt2_block()),
 }
-CLOUD_NETWORKS = ["minkunet", "centerpoint", "spvcnn", "head", "spreading"]
+CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading"]
 DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
 
 

@@ -1,5 +1,7 @@
 """Kernels for sites and maps on a GPU against the reference ops: whole numbers exactly."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,7 +68,10 @@ def test_the_running_sum_is_that_of_the_values_in_use(device, length):
     assert bool(overflow) == (whole > 300_000)
 
 
-@pytest.mark.parametrize("points, rows", [(0, 5), (1, 1), (2048, 255), (2049, 256), (300_000, 70_000), (50_000, 1)])
+@pytest.mark.parametrize(
+    "points, rows",
+    [(0, 5), (1, 1), (2048, 255), (2049, 256), (262_000, 70_000), (262_100, 70_000), (300_000, 70_000), (50_000, 1)],
+)
 def test_points_are_sorted_by_row_and_keep_their_order(device, points, rows):
     row_of_point = torch.randint(-1, rows, (points + SPARE,), dtype=torch.int32, device="cuda")
     order = torch.sort(torch.where(row_of_point < 0, rows, row_of_point)[:points], stable=True).indices
@@ -75,6 +80,47 @@ def test_points_are_sorted_by_row_and_keep_their_order(device, points, rows):
 
     assert torch.equal(found[:points].long(), order)
     assert torch.equal(keys[:points], row_of_point[order])
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("launches", [0, 1, 5])
+def test_launches_made_at_once_come_after_what_was_before_and_before_what_follows(device, launches, captured):
+    parts, total = torch.zeros(launches, 1 << 20, device="cuda"), torch.zeros(1 << 20, device="cuda")
+    source = torch.zeros(1 << 20, device="cuda")
+
+    def run() -> None:
+        source.add_(1)
+        device.at_once([partial(torch.add, source, index, out=parts[index]) for index in range(launches)])
+        torch.sum(parts, 0, out=total)
+
+    stream = device.new_stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+        graph.replay()
+        torch.cuda.synchronize()
+
+    done = 2 if captured else 1
+    assert bool((total == launches * done + sum(range(launches))).all())
+
+
+def test_a_launch_that_fails_leaves_the_others_joined(device):
+    y, stream = torch.zeros(1 << 24, device="cuda"), device.new_stream()
+    torch.cuda.synchronize()
+
+    def fail() -> None:
+        raise ValueError("no such kernel")
+
+    with torch.cuda.stream(stream), pytest.raises(ValueError, match="no such kernel"):
+        device.at_once([lambda: None, lambda: y.fill_(1), fail])
+    stream.synchronize()
+
+    assert bool((y == 1).all())
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["plain", "origin, first", "range", "fine"])
@@ -169,7 +215,7 @@ def key_of(there: Tensor, bits: Tensor) -> int:
     """What an output row is sorted by: of the bits of the offsets that it has, the rank in the Gray code."""
     word = 0
     for bit in bits[there].tolist():
-        word |= 1 << bit
+        word |= 1 << bit if bit >= 0 else 0
     rank = 0
     while word:
         rank ^= word
@@ -181,7 +227,7 @@ def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
     """Compare with a reference map int64 [k, m]; `present` must tell the same as its rows."""
     k, m = expected.shape
     order = found.order[:m].cpu().long()
-    bits = offset_bits(geometry.kernel_size)
+    bits = offset_bits(geometry)
     keys = [key_of(expected[:, row] >= 0, bits) for row in range(m)]
     assert order.tolist() == sorted(range(m), key=keys.__getitem__)
     assert bool((found.order[m:] == NONSENSE).all())

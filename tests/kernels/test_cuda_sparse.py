@@ -151,7 +151,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
-    given = pack_geometry(geometry).cuda(), offset_bits(geometry.kernel_size).cuda()
+    given = pack_geometry(geometry).cuda(), offset_bits(geometry).cuda()
     work = [ints(4 * capacity + table_slots(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 

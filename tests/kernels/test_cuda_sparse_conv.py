@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, map_shapes
-from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
+from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
@@ -29,6 +29,19 @@ pytestmark = pytest.mark.gpu
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 
 
+KINDS = [None, WGMMA_TILES[0], WGMMA_TILES[3], WGMMA_TILES[-1]]
+"""Tiles that most tests are run with: the portable one that a layer takes, and some of Hopper."""
+
+
+def packed_for(
+    device: Device, weight: Tensor, dtype: torch.dtype, tile: Tile | None, *, aligned: bool = True
+) -> PackedWeight:
+    """Pack a weight for a tile; skips what the tile cannot do."""
+    if tile in WGMMA_TILES and not (device.limits.hopper and aligned and dtype.itemsize == 2):
+        pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
+    return pack_weight(weight, dtype, tile)
+
+
 def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
     """A map with some inputs; two offsets are missing from all rows, one row has none."""
     rows = torch.randint(0, max(inputs, 1), (k, outputs))
@@ -39,17 +52,22 @@ def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
     return rows
 
 
-def map_on_device(rows: Tensor, capacity: int) -> KernelMap:
-    """A map in some random order."""
+def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
+    """The same map, where some 300 rows have no offset at all."""
+    return torch.where(torch.arange(rows.shape[1]) < 300, -1, rows)
+
+
+def map_on_device(rows: Tensor, capacity: int, *, shuffled: bool = True) -> KernelMap:
+    """A map in some random order, or in that of the rows."""
     k, m = rows.shape
-    order = torch.randperm(m)
+    order = torch.randperm(m) if shuffled else torch.arange(m)
     padded = torch.full((k, -(-m // 64) * 64), -1)
     padded[:, :m] = rows[:, order]
     present = (padded >= 0).view(k, -1, 64).any(2).T.long()
     bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
     bits[:, :k] = present
     words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
-    result = KernelMap(**{name: ints(*shape) for name, shape in map_shapes(k, capacity).items()})
+    result = KernelMap.made(k, capacity, ints)
     result.rows[:, :m] = padded[:, :m].int().cuda()
     result.order[:m] = order.int().cuda()
     result.present[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int().cuda()
@@ -71,12 +89,13 @@ def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
 
 @pytest.mark.parametrize("k", [1, 2, 8, 31, 32, 33, 64, 125, 343])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_kernel_may_have_any_volume(device, dtype, k):
-    rows = random_map(k, 200, 500, 0.1)
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_a_kernel_may_have_any_volume(device, dtype, k, tile):
+    rows = nothing_in_the_first_tile(random_map(k, 200, 500, 0.1))
     x, weight = operands(16, 24, k, 200, dtype)
-    y = poisoned(520, 24, dtype=dtype)
+    y, kernel_map = poisoned(520, 24, dtype=dtype), map_on_device(rows, 520, shuffled=False)
 
-    sparse_conv(device, x, pack_weight(weight, dtype), map_on_device(rows, 520), counted(500), y)
+    sparse_conv(device, x, packed_for(device, weight, dtype, tile), kernel_map, counted(500), y)
 
     assert_close(y[:500], expected_conv(x, weight, rows), tolerance(dtype, 16 * k))
 
@@ -84,11 +103,13 @@ def test_a_kernel_may_have_any_volume(device, dtype, k):
 @pytest.mark.parametrize("ci, co", [(32, 64), (5, 19), (96, 7)])
 @pytest.mark.parametrize("m", [0, 1, 63, 64, 65, 129, 1000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co):
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co, tile):
     x, weight = operands(ci, co, 1, m, dtype)
     bias, y = torch.randn(co, device="cuda"), poisoned(1100, co, dtype=dtype)
+    packed = packed_for(device, weight, dtype, tile, aligned=ci % 8 == 0)
 
-    sparse_conv(device, x, pack_weight(weight, dtype), None, counted(m), y, bias=bias)
+    sparse_conv(device, x, packed, None, counted(m), y, bias=bias)
 
     assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), tolerance(dtype, ci))
     assert bool(y[m:].isnan().all())
@@ -97,13 +118,14 @@ def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co):
 @pytest.mark.parametrize("activation", [None, *Activation], ids=str)
 @pytest.mark.parametrize("co", [32, 19])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, dtype, co, activation):
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, dtype, co, activation, tile):
     rows = random_map(8, 100, 200, 0.3)
     x, weight = operands(24, co, 8, 100, dtype)
     bias, residual = torch.randn(co, device="cuda"), torch.randn(200, co, device="cuda").to(dtype)
     y = residual.clone()
     sums = expected_conv(x, weight, rows) + bias.double() + residual.double()
-    packed, kernel_map = pack_weight(weight, dtype), map_on_device(rows, 200)
+    packed, kernel_map = packed_for(device, weight, dtype, tile), map_on_device(rows, 200)
 
     sparse_conv(device, x, packed, kernel_map, counted(200), y, bias=bias, residual=y, activation=activation, slope=0.2)
 
@@ -112,16 +134,17 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
 
 @pytest.mark.parametrize("start", [8, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, start):
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, start, tile):
     rows = random_map(27, 150, 150, 0.2)
     x, weight = operands(48, 40, 27, 150, dtype)
     wide_x, wide_y = poisoned(155, 64, dtype=dtype), poisoned(150, 56, dtype=dtype)
     wide_x[:, start : start + 48] = x
-    y = wide_y[:, start : start + 40]
+    y, packed = wide_y[:, start : start + 40], packed_for(device, weight, dtype, tile, aligned=start % 8 == 0)
 
     sparse_conv(
         device,
-        *(wide_x[:, start : start + 48], pack_weight(weight, dtype), map_on_device(rows, 150), counted(150), y),
+        *(wide_x[:, start : start + 48], packed, map_on_device(rows, 150), counted(150), y),
         residual=wide_x[:150, start : start + 40],
     )
 
@@ -156,7 +179,8 @@ def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device, dtype):
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device, dtype, tile):
     alone = random_sites((3000,), 12)
     others = random_sites((500, 0, 700), 9, seed=1)
     batch = torch.cat([others[others[:, 0] == 0], alone + torch.tensor([1, 0, 0, 0]), others[others[:, 0] == 2]]).int()
@@ -167,7 +191,8 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
     for coordinates, x in ((batch, features), (alone, features[start : start + len(alone)].clone())):
         sites = sites_on_device(device, coordinates, 4)
         y = poisoned(sites.capacity, 96, dtype=dtype)
-        sparse_conv(device, x, pack_weight(weight, dtype), mapped(device, sites, sites, SUBMANIFOLD[0]), sites.count, y)
+        packed = packed_for(device, weight, dtype, tile)
+        sparse_conv(device, x, packed, mapped(device, sites, sites, SUBMANIFOLD[0]), sites.count, y)
         results.append(y[: len(coordinates)])
 
     assert torch.equal(results[0][start : start + len(alone)], results[1])

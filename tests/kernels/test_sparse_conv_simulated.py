@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap, map_shapes
+from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
@@ -31,15 +31,15 @@ def random_map(k: int, outputs: int, density: float) -> Tensor:
 def as_kernel_map(rows: Tensor, capacity: int) -> KernelMap:
     """The map in some random order, with nonsense where nothing is."""
     k, m = rows.shape
-    made = {name: torch.full(shape, 0x7B7B7B7B, dtype=torch.int32) for name, shape in map_shapes(k, capacity).items()}
+    made = KernelMap.made(k, capacity, lambda *shape: torch.full(shape, 0x7B7B7B7B, dtype=torch.int32))
     order = torch.randperm(m)
-    made["order"][:m], made["rows"][:, :m] = order.int(), rows[:, order].int()
+    made.order[:m], made.rows[:, :m] = order.int(), rows[:, order].int()
     for group in range(-(-m // 64)):
         there = (rows[:, order[group * 64 : group * 64 + 64]] >= 0).any(1)
-        for word in range(made["present"].shape[1]):
+        for word in range(made.present.shape[1]):
             bits = sum(1 << bit for bit, has in enumerate(there[word * 32 : word * 32 + 32].tolist()) if has)
-            made["present"][group, word] = bits - (bits >> 31 << 32)
-    return KernelMap(**made)
+            made.present[group, word] = bits - (bits >> 31 << 32)
+    return made
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,19 +1,23 @@
 """Which tile a sparse convolution takes, and how its weights lie."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, WGMMA_TILES, ConvShape, SimtTile, WgmmaTile, candidates
 from tests.kernels.device_sites import DTYPES
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
+H200 = DeviceLimits(132, 232_448, "sm_90")
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, dtype: torch.dtype):
-    tiles = candidates(ConvShape(27, ci, co, dtype))
+    tiles = candidates(ConvShape(ci, co, dtype))
 
     for tile in tiles:
         variant = tile.variant(dtype, True)
@@ -38,24 +42,38 @@ def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, dtype: 
     ],
 )
 def test_hopper_takes_what_was_measured_to_be_fastest(ci: int, co: int, rows: int, single: bool, m: int, n: int):
-    tile = candidates(ConvShape(27, ci, co, HALF, rows, single), hopper=True, aligned=True)[0]
+    tile = candidates(ConvShape(ci, co, HALF, aligned=True, rows=rows, single=single), H200)[0]
 
     assert isinstance(tile, WgmmaTile)
     assert (tile.m, tile.n) == (m, n)
 
 
 @pytest.mark.parametrize(
-    ("shape", "aligned"),
+    "shape",
     [
-        (ConvShape(27, 256, 256, HALF, 16384), False),
-        (ConvShape(27, 24, 256, HALF, 16384), True),
-        (ConvShape(27, 256, 19, HALF, 16384), True),
-        (ConvShape(27, 256, 256, torch.float32, 16384), True),
+        ConvShape(256, 256, HALF, rows=16384),
+        ConvShape(24, 256, HALF, aligned=True, rows=16384),
+        ConvShape(256, 19, HALF, aligned=True, rows=16384),
+        ConvShape(256, 256, torch.float32, aligned=True, rows=16384),
     ],
     ids=["unaligned", "few channels in", "few channels out", "fp32"],
 )
-def test_hopper_takes_a_portable_tile_otherwise(shape: ConvShape, aligned: bool):
-    assert candidates(shape, hopper=True, aligned=aligned) == candidates(shape)
+def test_hopper_takes_a_portable_tile_otherwise(shape: ConvShape):
+    assert candidates(shape, H200) == candidates(shape)
+
+
+def test_smaller_gpus_have_wide_tiles_for_fewer_rows():
+    shape = ConvShape(256, 256, HALF, aligned=True, rows=8192)
+
+    assert candidates(shape, replace(H200, multiprocessors=78))[0].n == 256
+    assert candidates(shape, H200)[0].n == 128
+
+
+def test_every_source_for_hopper_alone_has_a_portable_one_beside_it():
+    for shape in (ConvShape(256, 256, HALF, aligned=True, rows=rows, single=s) for rows in (1, 99999) for s in (0, 1)):
+        hopper, *portable = candidates(shape, H200)
+        assert hopper in WGMMA_TILES
+        assert portable
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)

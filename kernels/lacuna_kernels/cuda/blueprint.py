@@ -101,7 +101,7 @@ def draw(
 ) -> Blueprint:
     """Write the steps of a network for a capacity, and place their buffers; what was measured chooses kernels."""
     parts, coming = joins(graph, layers), status(levels_of(graph.types))
-    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, parts, table, layers)
+    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, layers, parts, table)
     inputs = _write(writer, graph, layers, coming)
     results = {name: _result(writer, name, kind) for name, kind in graph.output_types.items()}
     outputs, unstaged = _outputs(writer, graph, results)

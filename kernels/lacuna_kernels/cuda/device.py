@@ -79,19 +79,26 @@ class Device:
         return torch.cuda.get_stream_from_external(stream.handle, self.index)
 
     def at_once(self, launches: Sequence[Callable[[], None]]) -> None:
-        """Make launches that do not depend on one another on streams of their own, which join the current one again."""
+        """Make launches that do not depend on one another on streams of their own, which join the current one again.
+
+        None of their kernels may take tiles from a counter, as those of one stream share one.
+        """
+        if not launches:
+            return
         main = torch.cuda.current_stream(self.index)
         sides = self._sides.setdefault(main.cuda_stream, [])  # of one thread, like the stream itself
         while len(sides) < len(launches) - 1:
             sides.append(self.new_stream())
-        streams = (main, *sides[: max(0, len(launches) - 1)])
+        streams = (main, *sides[: len(launches) - 1])
         for side in streams[1:]:
             side.wait_stream(main)
-        for launch, stream in zip(launches, streams, strict=False):
-            with torch.cuda.stream(stream):
-                launch()
-        for side in streams[1:]:
-            main.wait_stream(side)
+        try:
+            for launch, stream in zip(launches, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    launch()
+        finally:
+            for side in streams[1:]:
+                main.wait_stream(side)
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Kernel maps on the device: which input row every output row reads through every offset."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -10,8 +11,8 @@ from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.coordinates import SiteBuffer
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sort import sort, sort_work
-from lacuna_kernels.types import Triple
+from lacuna_kernels.cuda.sort import DIGIT_BITS, sort, sort_work
+from lacuna_kernels.types import Geometry
 
 FORWARD, INVERSE, ORDER = (Variant("kernel_map.cu", name) for name in ("forward_rows", "inverse_rows", "order_map"))
 VARIANTS = (FORWARD, INVERSE, ORDER)
@@ -19,8 +20,8 @@ VARIANTS = (FORWARD, INVERSE, ORDER)
 GROUP = 64
 THREADS = 256
 WORD_BITS = 32
-KEY_BITS = 16
-"""Of what rows are sorted by: as many offsets as a kernel has would be two more passes, for 2 to 7 % fewer products."""
+KEY_BITS = 2 * DIGIT_BITS
+"""Of what rows are sorted by: one for each of 27 offsets would be two more passes, for 2 to 5 % fewer products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,14 @@ class KernelMap:
     order: Tensor
     present: Tensor
 
+    @classmethod
+    def made(cls, volume: int, capacity: int, tensor: Callable[..., Tensor]) -> "KernelMap":
+        """Room for a map, by what makes int32 of a shape."""
+        return cls(*(tensor(*shape) for shape in map_shapes(volume, capacity).values()))
+
 
 def map_shapes(volume: int, capacity: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a map, by name."""
+    """Shapes of the tensors of a map, by the names of its fields, in their order."""
     present = (blocks(capacity, GROUP), blocks(volume, WORD_BITS))
     return {"rows": (volume, capacity), "order": (capacity,), "present": present}
 
@@ -48,20 +54,26 @@ def map_work(volume: int, capacity: int) -> int:
     return capacity * (_pitch(volume) + 1) + sort_work(capacity)
 
 
-def offset_bits(kernel_size: Triple) -> Tensor:
+def offset_bits(geometry: Geometry) -> Tensor:
     """Which bit of a row's key each offset sets: int32 [k].
 
     The furthest from the middle of the kernel, which the fewest rows have, set the highest; a bit is for several
-    neighbours in that order if there are more offsets than bits.
+    neighbours in that order if there are more offsets than bits. The middle of a submanifold convolution, which all
+    rows have, sets none: -1.
     """
-    offsets = [*product(*map(range, kernel_size))]
-    distances = [
-        sum((2 * at + 1 - size) ** 2 for at, size in zip(offset, kernel_size, strict=True)) for offset in offsets
-    ]
-    nearest_first = sorted(range(len(offsets)), key=lambda offset: distances[offset])
-    bits = torch.empty(len(offsets), dtype=torch.int32)
-    bits[nearest_first] = torch.arange(len(offsets), dtype=torch.int32) * _key_bits(len(offsets)) // len(offsets)
+    sizes = geometry.kernel_size
+    offsets = [*product(*map(range, sizes))]
+    distances = [sum((2 * at + 1 - size) ** 2 for at, size in zip(each, sizes, strict=True)) for each in offsets]
+    telling = [offset for offset in range(len(offsets)) if distances[offset] or not _is_submanifold(geometry)]
+    telling.sort(key=lambda offset: distances[offset])
+    bits = torch.full((len(offsets),), -1, dtype=torch.int32)
+    bits[telling] = torch.arange(len(telling), dtype=torch.int32) * _key_bits(len(offsets)) // max(1, len(telling))
     return bits
+
+
+def _is_submanifold(g: Geometry) -> bool:
+    middles = (2 * p == (k - 1) * d for k, p, d in zip(g.kernel_size, g.padding, g.dilation, strict=True))
+    return g.stride == (1, 1, 1) and all(middles) and not g.generative
 
 
 def forward_map(

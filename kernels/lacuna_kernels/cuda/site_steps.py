@@ -19,26 +19,32 @@ from lacuna_kernels.cuda.coordinates import (
 from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
-from lacuna_kernels.ops.sparse_conv import SparseConv
+from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
-_ONES = (1, 1, 1)
+_LANES = 4
+WORK = "work"
+"""Name of the buffer int32 that the tasks of a lane have to work with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Launches of a step that may be made beside those of others, what they read and what they make."""
+    """Launches of a step that may be made beside those of others, what they read and what they make.
+
+    work  numbers of int32 that they need in the buffer `WORK`, if they are in a lane
+    """
 
     reads: Sequence[str]
     makes: Mapping[str, BufferSpec]
     run: Run
+    work: int = 0
 
 
 def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
     """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them.
 
     Sites that are made of the grid's, and the features, are made at once; then those that are made of others, one after
-    the other; then all maps at once.
+    the other; then all maps, in lanes.
     """
     device, first = writer.device, [means]
     then: list[Task] = []
@@ -54,21 +60,44 @@ def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
         key = map_name(node, level_in, level_out)
         if key is not None and key not in maps:
             maps[key] = _map(writer, key, node, level_in, level_out)
+    lanes = in_lanes(list(maps.values()), [f"{name}:lane{i}" for i in range(_LANES)])
 
     def run(b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in first])
         for task in then:
             task.run(b)
-        device.at_once([partial(task.run, b) for task in maps.values()])
+        device.at_once([partial(lane.run, b) for lane in lanes])
 
-    tasks = [*first, *then, *maps.values()]
+    tasks = [*first, *then, *lanes]
     makes = {key: spec for task in tasks for key, spec in task.makes.items()}
     reads = dict.fromkeys(key for task in tasks for key in task.reads)
     writer.add(name, [key for key in reads if key not in makes], makes, run)
 
 
+def in_lanes(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
+    """Deal tasks out to lanes, one after another in each, which have one piece of memory to work with; none is empty.
+
+    The longest come first, each to the lane that has the least to do.
+    """
+    lanes: list[list[Task]] = [[] for _ in names]
+    for task in sorted(tasks, key=lambda task: -task.work):
+        min(lanes, key=lambda lane: sum(other.work for other in lane)).append(task)
+    return [_lane(lane, f"{name}:work") for lane, name in zip(lanes, names, strict=True) if lane]
+
+
+def _lane(tasks: Sequence[Task], work: str) -> Task:
+    length = max(task.work for task in tasks)
+
+    def run(b: Buffers) -> None:
+        for task in tasks:
+            task.run({**b, WORK: b[work][: task.work]})
+
+    makes = {key: spec for task in tasks for key, spec in task.makes.items()} | {work: ints(length)}
+    return Task([key for task in tasks for key in task.reads], makes, run)
+
+
 def source_of(level: Level) -> tuple[Level, Geometry]:
-    """The level that the sites of a level are made of, and how: its parent's, unless both divide space into cells.
+    """The level that the sites of a level are made of, and how: its parent, unless both divide space into cells.
 
     Cells of cells are cells of the finest; the first site in one is the first in the other, so that the order of the
     sites is the same.
@@ -80,7 +109,7 @@ def source_of(level: Level) -> tuple[Level, Geometry]:
     while source.parent is not None and source.geometry is not None and _are_cells(source):
         x, y, z = source.geometry.stride
         source, stride = source.parent, (stride[0] * x, stride[1] * y, stride[2] * z)
-    return source, Geometry(_ONES, stride, (0, 0, 0), _ONES, floor_sites=True)
+    return source, Geometry(ONES, stride, (0, 0, 0), ONES, floor_sites=True)
 
 
 def _are_cells(level: Level) -> bool:
@@ -88,7 +117,7 @@ def _are_cells(level: Level) -> bool:
     g = level.geometry
     if g is None or g.generative or level.spatial_shape is not None:
         return False
-    return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == _ONES)
+    return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == ONES)
 
 
 def _sites(writer: Writer, source: Level, level: Level, g: Geometry) -> Task:
@@ -123,26 +152,26 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
     device, geometry = writer.device, _geometry(writer, g, None)
     make = inverse_map if node.mode == "inverse" or g.generative else forward_map
     held = writer.weights
-    bits = held.make(("bits", g.kernel_size), lambda: held.upload(offset_bits(g.kernel_size), torch.int32))
-    capacity, work = writer.room.sites(level_out), f"{name}:work"
+    bits = held.make(("bits", g), lambda: held.upload(offset_bits(g), torch.int32))
+    capacity = writer.room.sites(level_out)
 
     def run(b: Buffers) -> None:
         sites = sites_in(b, level_in), sites_in(b, level_out)
-        make(device, *sites, geometry, bits, kernel_map_in(b, name), b[work])
+        make(device, *sites, geometry, bits, kernel_map_in(b, name), b[WORK])
 
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in map_shapes(g.volume, capacity).items()}
-    made[work] = ints(map_work(g.volume, capacity))
-    return Task([*site_specs(writer, level_in), *site_specs(writer, level_out)], made, run)
+    reads = [*site_specs(writer, level_in), *site_specs(writer, level_out)]
+    return Task(reads, made, run, map_work(g.volume, capacity))
 
 
 def kernel_map_in(b: Buffers, name: str) -> KernelMap:
     """The kernel map of a name."""
-    return KernelMap(b[f"{name}:rows"], b[f"{name}:order"], b[f"{name}:present"])
+    return KernelMap(*(b[part] for part in kernel_map_buffers(name)))
 
 
 def kernel_map_buffers(name: str) -> list[str]:
     """Names of its buffers."""
-    return [f"{name}:{part}" for part in ("rows", "order", "present")]
+    return [f"{name}:{part}" for part in map_shapes(1, 1)]
 
 
 def row_of_point(writer: Writer, level: Level) -> str:

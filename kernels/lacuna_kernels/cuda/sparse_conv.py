@@ -25,9 +25,12 @@ class PackedWeight:
 
 
 def pack_weight(weight: Tensor, dtype: torch.dtype, tile: Tile | None = None) -> PackedWeight:
-    """Pack a weight [k, channels, out_channels] for a tile, or one of any GPU; for a linear layer, weight.T[None]."""
+    """Pack a weight [k, channels, out_channels], by default for the best portable tile.
+
+    That of a linear layer is weight.T[None].
+    """
     volume, ci, co = weight.shape
-    tile = tile or candidates(ConvShape(volume, ci, co, dtype))[0]
+    tile = tile or candidates(ConvShape(ci, co, dtype))[0]
     return PackedWeight(tile.pack(weight.to(dtype)), volume, ci, co, tile)
 
 
@@ -62,8 +65,8 @@ def sparse_conv(
     words = 1 if present is None else present.shape[1]
     assert map_rows is None or map_rows.shape == (volume, capacity)
     across = blocks(co, tile.n)
-    device.kernel(tile.variant(x.dtype, is_aligned(x)))(
-        (blocks(capacity, tile.m) * across, 1, 1),
+    device.kernel(tile.variant(x.dtype, _is_aligned(x)))(
+        (tile.grid(blocks(capacity, tile.m) * across, device.limits.multiprocessors), 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels, weight.data, across * tile.n),
         *(map_rows, present, volume, words, capacity, order, count),
@@ -72,6 +75,11 @@ def sparse_conv(
     )
 
 
-def is_aligned(x: Tensor) -> bool:
+def _is_aligned(x: Tensor) -> bool:
     """Whether 16 bytes can be copied at a time; the fp32 kernel does not mind."""
-    return x.dtype is torch.float32 or not (x.shape[1] % PIECE or x.stride(0) % PIECE or x.data_ptr() % 16)
+    return x.dtype is torch.float32 or (are_whole_pieces(x.shape[1], x.stride(0)) and x.data_ptr() % 16 == 0)
+
+
+def are_whole_pieces(*elements: int) -> bool:
+    """Whether so many are whole pieces of 16 bytes, in 16-bit types: channels, where they begin, and pitches."""
+    return not any(number % PIECE for number in elements)

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.scan import blocks
 
 PIECE = 8
 """Elements of 16 bytes, in 16-bit types."""
+_BARRIERS_BYTES = 1024
 
 
 class Tile(Protocol):
@@ -37,8 +39,17 @@ class Tile(Protocol):
         """Threads of a block."""
         ...
 
+    def grid(self, tiles: int, multiprocessors: int) -> int:
+        """Blocks of a launch for so many tiles."""
+        ...
+
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel; aligned if 16 bytes of the input can be copied at a time, which it may need."""
+        ...
+
+    @property
+    def packing(self) -> str:
+        """What the order of a weight follows from."""
         ...
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -60,10 +71,19 @@ class SimtTile:
         """Threads of a block."""
         return self.m // self.rows * (self.n // 4)
 
+    def grid(self, tiles: int, multiprocessors: int) -> int:
+        """One a tile."""
+        return tiles
+
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel, which does not mind how the input lies."""
         constants = (("TILE_M", self.m), ("TILE_N", self.n), ("TILE_K", self.k), ("ROWS", self.rows))
         return Variant("sparse_conv_fp32.cu", "sparse_conv_fp32", constants)
+
+    @property
+    def packing(self) -> str:
+        """Padded."""
+        return f"{self.k}x{self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:
         """[volume, padded channels, padded out_channels], zeros in the padding."""
@@ -92,6 +112,10 @@ class MmaTile:
         sums = 4 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
         return max(self.stages * stage, sums)
 
+    def grid(self, tiles: int, multiprocessors: int) -> int:
+        """One a tile."""
+        return tiles
+
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel."""
         constants: tuple[tuple[str, int | str], ...] = (
@@ -106,6 +130,11 @@ class MmaTile:
         )
         return Variant("sparse_conv_mma.cu", "sparse_conv_mma", constants, dynamic_shared_bytes=self.shared_bytes)
 
+    @property
+    def packing(self) -> str:
+        """Padded."""
+        return f"{self.k}x{self.n}"
+
     def pack(self, weight: Tensor) -> Tensor:
         """[volume, padded channels, padded out_channels], zeros in the padding."""
         return _padded(weight, self.k, self.n)
@@ -117,7 +146,7 @@ class WgmmaTile:
 
     stages    steps under way
     bringers  threads that gather
-    blocks    of a multiprocessor, at least
+    blocks    of a multiprocessor, which take all tiles in turn
     """
 
     m: int
@@ -136,9 +165,14 @@ class WgmmaTile:
         """Threads of a block: a warpgroup multiplies 64 rows."""
         return 2 * self.m + self.bringers
 
+    def grid(self, tiles: int, multiprocessors: int) -> int:
+        """As many as run at once."""
+        return min(tiles, multiprocessors * self.blocks)
+
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel."""
-        assert aligned
+        if not aligned:
+            raise ValueError(f"{self} takes 16 bytes of the input at a time, and so channels and pitches of 8")
         constants: tuple[tuple[str, int | str], ...] = (
             ("ELEMENT", ELEMENTS[dtype]),
             ("TILE_M", self.m),
@@ -147,8 +181,13 @@ class WgmmaTile:
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
         )
-        shared_bytes = 1024 + self.stages * (self.m + self.n) * 128
+        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)
+
+    @property
+    def packing(self) -> str:
+        """In panels."""
+        return f"panels of {self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:
         """[volume, panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4."""
@@ -188,24 +227,25 @@ VARIANTS = (
 class ConvShape:
     """What the choice of a tile depends on.
 
-    volume  offsets of the kernel
-    rows    of the output, about
-    single  whether each output row has one offset, as with inverse convolutions by as much as the stride
+    aligned  whether 16 bytes of the input can be copied at a time
+    rows     of the output, about
+    single   whether each output row has one offset, as with inverse convolutions by as much as the stride
     """
 
-    volume: int
     ci: int
     co: int
     dtype: torch.dtype
+    aligned: bool = False
     rows: int = 0
     single: bool = False
 
 
-def candidates(shape: ConvShape, *, hopper: bool = False, aligned: bool = False) -> list[Tile]:
-    """Tiles for a layer, best first: on Hopper those of an H200's measurements, then the portable ones."""
+def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
+    """Tiles for a layer, best first: on Hopper one by the measurements of an H200, then those that run on any GPU."""
     tiles: list[Tile] = [*_portable(shape)]
-    if hopper and aligned and shape.dtype is not torch.float32 and shape.ci >= _LEAST_IN and shape.co >= _LEAST_OUT:
-        tiles.insert(0, _of_hopper(shape))
+    wide = shape.ci >= _LEAST_IN and shape.co >= _LEAST_OUT and shape.dtype is not torch.float32
+    if limits is not None and limits.hopper and shape.aligned and wide:
+        tiles.insert(0, _of_hopper(shape, limits.multiprocessors))
     return tiles
 
 
@@ -216,23 +256,27 @@ def _portable(shape: ConvShape) -> list[Tile]:
 
 
 _LEAST_IN, _LEAST_OUT = 32, 64
-"""With 32 to 32 channels, or fewer, portable tiles are about as fast: what counts is how long a tile takes to begin."""
-_MULTIPROCESSORS = 132
+"""With 32 to 32 channels, or fewer, portable tiles were as fast: what counts is how long a tile takes to begin."""
 _MANY_ROWS = 60_000
+"""From there on 256 rows that share weights were faster than 64, of which two blocks are at work: 167 and 197 us for
+128 channels, 123,000 rows; 67 and 60 us for 31,000."""
 
 
-def _of_hopper(shape: ConvShape) -> Tile:
-    """Wide where all multiprocessors have a tile; 256 rows share weights where there is little else to do, or a lot."""
+def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
+    """As wide as the layer if all multiprocessors have a tile then, else smaller ones.
+
+    With one offset a row, gathering is what takes the time: 256 rows at once, unless that leaves many idle.
+    """
     n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
     if n == 96:
         return _MIDDLE
     if n == 64:
-        return _NARROW if shape.single or blocks(shape.rows, _NARROW.m) >= 3 * _MULTIPROCESSORS else _SMALL
+        return _NARROW if shape.single or blocks(shape.rows, _NARROW.m) >= 3 * multiprocessors else _SMALL
     if shape.single:
         tiles = blocks(shape.rows, _LONGEST.m) * blocks(shape.co, _LONGEST.n)
-        return _LONGEST if tiles >= 0.75 * _MULTIPROCESSORS else _NARROW
+        return _LONGEST if tiles >= 0.75 * multiprocessors else _NARROW
     if n == 256:
-        return _WIDEST if blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * _MULTIPROCESSORS else _WIDE
+        return _WIDEST if blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors else _WIDE
     return _LONGEST if shape.rows >= _MANY_ROWS else _WIDE
 
 

@@ -1,8 +1,7 @@
 """Steps of the ops on points and sites."""
 
-from dataclasses import replace
-
 import torch
+from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import table_slots
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
@@ -24,9 +23,9 @@ from lacuna_kernels.cuda.site_steps import (
     sites_in,
     write_front,
 )
-from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight
+from lacuna_kernels.cuda.sparse_conv import PackedWeight, are_whole_pieces, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
@@ -35,7 +34,7 @@ from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.voxelize import Voxelize
-from lacuna_kernels.types import Axis, Geometry
+from lacuna_kernels.types import Axis
 
 
 def voxelize(writer: Writer, layer: Layer) -> None:
@@ -91,31 +90,32 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
 
 def _packed(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> PackedWeight:
     """The layer's weight for the best tile."""
-    node, weight, level = layer.node, layer.weights["weight"], writer.level(layer.output)
-    assert isinstance(node, SparseConv)
+    weight = layer.weights["weight"]
     volume, ci, co = weight.shape
+    tile = candidates(_shape(writer, layer, x, dtype), writer.device.limits)[0]
+
+    def pack() -> Tensor:
+        return writer.weights.upload(pack_weight(weight, dtype, tile).data, dtype)
+
+    data = writer.weights.make((layer.output, "packed", tile.packing), pack)
+    return PackedWeight(data, volume, ci, co, tile)
+
+
+def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShape:
+    """What the choice of a tile depends on.
+
+    The rows that there will be are guessed: of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice
+    the size are 92, 60, 32, 14 and 6 thousand, about as many as the points by the stride.
+    """
+    node, (volume, ci, co) = layer.node, layer.weights["weight"].shape
+    assert isinstance(node, SparseConv)
+    part, level = writer.parts.get(x), writer.level(layer.output)
+    start, pitch = (0, ci) if part is None else (part.start, writer.types[part.whole].shape[-1])
     undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
-    single = volume == 1 or (node.mode != "submanifold" and undone is not None and _is_single(node.mode, undone))
-    shape = ConvShape(volume, ci, co, dtype, writer.room.points // max(level.stride), single)
-    tile = candidates(shape, hopper=writer.device.limits.hopper, aligned=_is_aligned(writer, x, ci))[0]
-
-    def pack() -> PackedWeight:
-        packed = pack_weight(weight, dtype, tile)
-        return replace(packed, data=writer.weights.upload(packed.data, dtype))
-
-    return writer.weights.make((layer.output, "packed", tile), pack)
-
-
-def _is_single(mode: str, geometry: Geometry) -> bool:
-    """Whether every fine site has one offset to a coarse one, and that is how they are read."""
-    return mode in ("inverse", "generative") and geometry.kernel_size == geometry.stride
-
-
-def _is_aligned(writer: Writer, x: str, channels: int) -> bool:
-    """Whether 16 bytes of a value can be copied at a time."""
-    part = writer.parts.get(x)
-    place = (0, channels) if part is None else (part.start, writer.types[part.whole].shape[-1])
-    return not any(number % PIECE for number in (channels, *place))
+    assert undone is not None
+    apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
+    rows = writer.room.points // max(level.stride)
+    return ConvShape(ci, co, dtype, are_whole_pieces(ci, start, pitch), rows, single=volume == 1 or apart)
 
 
 def devoxelize(writer: Writer, layer: Layer) -> None:

@@ -30,7 +30,7 @@ OVERFLOW = "status:overflow"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Some launches that always run together, in order, on the current stream: no allocation, no synchronisation."""
+    """Launches that always run together, between others of the current stream: no allocation, no synchronisation."""
 
     name: str
     use: Use
@@ -82,9 +82,9 @@ class Writer:
         types: Mapping[str, ValueType],
         weights: Weights,
         room: Capacity,
+        layers: Sequence[Layer],
         parts: Mapping[str, Part] | None = None,
         table: Table | None = None,
-        layers: Sequence[Layer] = (),
     ) -> None:
         self.device, self.types, self.weights, self.room, self.layers = device, types, weights, room, layers
         self.table = table or Table()

@@ -193,6 +193,9 @@ inline int hidden(int number) { return number; }
 template <int REGISTERS, int START>
 inline void take_registers() {}
 
+inline uint64_t operand_of_32(uint32_t address) {
+    return uint64_t(2) << 62 | uint64_t(512 >> 4) << 32 | (address & 0x3FFFF) >> 4;
+}
 inline void products_begin() {}
 inline void products_commit() {
     machine::current->committed.push_back(std::move(machine::current->products));

@@ -149,6 +149,12 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, int apart = 16) {
     return uint64_t(1) << 62 | uint64_t(1024 >> 4) << 32 | uint64_t(apart >> 4) << 16 | (address & 0x3FFFF) >> 4;
 }
 
+// The same, swizzled by 64 bytes: rows of 32 elements along k, of which groups of 8 lie 512 bytes apart, k16 steps 32; or
+// rows of 32 elements across k, of which groups of 8 k lie 512 bytes apart, k16 steps 1024.
+__device__ __forceinline__ uint64_t operand_of_32(uint32_t address) {
+    return uint64_t(2) << 62 | uint64_t(512 >> 4) << 32 | uint64_t(1) << 16 | (address & 0x3FFFF) >> 4;
+}
+
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING>

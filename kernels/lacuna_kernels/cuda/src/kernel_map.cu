@@ -16,8 +16,9 @@ __device__ inline int gray_rank(unsigned word) {
 }
 
 // rows int32 [capacity, pitch] what each output row reads, -1 for nothing and past the volume; pitch is 8, 16 or a
-// multiple of 32. keys [capacity] are what rows are sorted by: of the bits of the offsets that lead anywhere, where they
-// come in the Gray code. find(site, kx, ky, kz) gives the input row of an output site.
+// multiple of 32. keys [capacity] are what rows are sorted by: where the word comes in the Gray code of those bits
+// that an offset which leads somewhere has: bits [volume], -1 for none.
+// find(site, kx, ky, kz) gives the input row of an output site.
 template <class Find>
 __device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g,
                                  const int* __restrict__ bits, int* __restrict__ rows, int pitch,
@@ -30,7 +31,7 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
         const int kz = k % g.size[2], ky = k / g.size[2] % g.size[1], kx = k / (g.size[1] * g.size[2]);
         const int row = m < count && k < volume ? find(site, kx, ky, kz) : -1;
         if (m < count) rows[(size_t)m * pitch + k] = row;
-        if (row >= 0) word |= 1u << bits[k];
+        if (row >= 0 && bits[k] >= 0) word |= 1u << bits[k];
     }
     for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
     if (m < count && lane == 0) keys[m] = gray_rank(word);

@@ -68,11 +68,6 @@ __device__ __forceinline__ void finish_products(float (&d)[SUMS]) {
     for (int i = 0; i < SUMS; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Lines of 64 bytes of z, swizzled by 64 bytes; groups of 8 k lie 512 bytes apart, and k16 steps 1024.
-__device__ __forceinline__ uint64_t z_operand(uint32_t address) {
-    return uint64_t(2) << 62 | uint64_t(512 >> 4) << 32 | uint64_t(1) << 16 | (address & 0x3FFFF) >> 4;
-}
-
 // ---- elements ----
 __device__ __forceinline__ uint32_t pack(float low, float high) { return pack(low, high, Element()); }
 
@@ -312,7 +307,7 @@ __device__ __forceinline__ void multiply_tile(const Place& at, const uint4 (&w)[
     for (int m = 0; m < SECOND_M; ++m) {
         float d[SUMS];
         const int l = (group * SECOND_M + m) / PARTS, part = (group * SECOND_M + m) % PARTS;
-        const uint64_t z = z_operand(at.shared + AT_Z + from.stage * Z_BYTES + l * SECOND_K * Z_LINE);
+        const uint64_t z = operand_of_32(at.shared + AT_Z + from.stage * Z_BYTES + l * SECOND_K * Z_LINE);
         products_begin();
 #pragma unroll
         for (int k = 0; k < SECOND_K / 16; ++k)

@@ -37,8 +37,9 @@ __device__ inline int first_place(const int* __restrict__ counts) {
     return before + block_exclusive_sum<THREADS>(sum, &all);
 }
 
-// places: the running sum of counts if they were scanned, or counts. Without values a pair's value is its index. Each warp takes ROUNDS*32 pairs in
-// a row; a pair's place is that of its tile and digit, plus equal digits of earlier warps, plus those before it.
+// places: the running sum of counts if they were scanned, or counts. Without values a pair's value is its index. Each
+// warp takes ROUNDS*32 pairs in a row; a pair's place is that of its tile and digit, plus equal digits of earlier warps,
+// plus those before it.
 extern "C" __global__ void __launch_bounds__(THREADS)
 sort_move(const int* __restrict__ keys, const int* __restrict__ values, const int* __restrict__ count, int shift,
           int scanned, const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out) {

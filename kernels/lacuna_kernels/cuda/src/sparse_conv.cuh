@@ -1,5 +1,5 @@
 // What the sparse convolutions share:
-//   y[m] = f(sum over offsets k of x[map[k, i]] @ weight[k] + bias + residual[m])   for the places i in use, m = order[i].
+//   y[m] = f(sum over offsets k of x[map[k, i]] @ weight[k] + bias + residual[m])   for places i in use, m = order[i].
 // Sums run over k and then over the channels, upwards, in fp32; what a tile skips would have added zeros. So a row's
 // bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
 #pragma once
@@ -19,7 +19,7 @@ struct KernelMap {
     int volume, words, capacity;
 };
 
-// The offsets that any place of a tile has, in rising order. All threads of a block walk in step.
+// The offsets that any place of a tile has, in rising order, as a thread walks through them.
 struct OffsetWalk {
     const KernelMap& map;
     int place, places;  // first place of the tile; places past the tile or past those in use start here
@@ -52,7 +52,8 @@ __device__ inline int input_row(const KernelMap& map, int offset, int place) {
     return map.map ? map.map[(size_t)offset * map.capacity + place] : place;
 }
 
-// Of a tile, the `from`-th from the last, the first place: those with the most offsets come first, as they take longest.
+// The first place of a tile, counted from the last tile back: rows with far offsets come last in the order, and their
+// tiles take longest. Negative past the first.
 __device__ inline int place_of_tile(int from, int tile, int places) {
     return ((places + tile - 1) / tile - 1 - from) * tile;
 }
@@ -75,6 +76,22 @@ struct Epilogue {
         return activate(sum, activation, negative_slope);
     }
 
+    // Two neighbouring columns, in one store where the address allows it.
+    __device__ void write_pair(float one, float other, int row, int column) const {
+        struct __align__(2 * sizeof(Element)) Pair { Element values[2]; };
+        if (column >= channels) return;
+        const bool both = column + 1 < channels;
+        Element* to = y + (size_t)row * y_pitch + column;
+        const Pair pair = {{from_float<Element>(finish(one, row, column)),
+                            from_float<Element>(both ? finish(other, row, column + 1) : 0.0f)}};
+        if (both && (size_t)to % sizeof(Pair) == 0) {
+            *reinterpret_cast<Pair*>(to) = pair;
+        } else {
+            to[0] = pair.values[0];
+            if (both) to[1] = pair.values[1];
+        }
+    }
+
     __device__ void write(float sum, int row, int column) const {
         if (column < channels) y[(size_t)row * y_pitch + column] = from_float<Element>(finish(sum, row, column));
     }
@@ -95,27 +112,3 @@ struct Epilogue {
             for (int c = 0; c < there; ++c) to[c] = piece.values[c];
     }
 };
-
-// Write `rows` (at most 16) rows of a warp's WIDTH channels, by way of shared memory, so that neighbours write side by
-// side. Of every 8 channels a lane has four sums: two of row lane / 4, from channel lane % 4 * 2 on, and of 8 rows on.
-template <int WIDTH>
-constexpr int pitch_of_sums = WIDTH + PIECE;
-
-template <int WIDTH>
-__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float* sums, int first, int rows,
-                                  int column) {
-    const int lane = threadIdx.x % 32;
-    float* to = own + lane / 4 * pitch_of_sums<WIDTH> + lane % 4 * 2;
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[4 * j], sums[4 * j + 1]);
-        *reinterpret_cast<float2*>(to + 8 * pitch_of_sums<WIDTH> + j * 8) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int piece = lane; piece < rows * (WIDTH / PIECE); piece += 32) {
-        const int m = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
-        epilogue.write_piece(own + m * pitch_of_sums<WIDTH> + n, epilogue.row_of(first + m), column + n);
-    }
-}

@@ -83,7 +83,8 @@ struct Fetcher {
 extern "C" __global__ void __launch_bounds__(THREADS)
 sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ weight, int weight_pitch,
                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume, int words,
-                 int capacity, const int* __restrict__ order, const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
+                 int capacity, const int* __restrict__ order,
+                 const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
                  int residual_pitch, float* y, int y_pitch, int co, int activation, float negative_slope) {
     __shared__ float a[2][TILE_K][PITCH_A];
     __shared__ __align__(16) float b[2][TILE_K][TILE_N];
