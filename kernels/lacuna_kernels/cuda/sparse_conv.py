@@ -66,7 +66,7 @@ def sparse_conv(
     assert map_rows is None or map_rows.shape == (volume, capacity)
     across = blocks(co, tile.n)
     device.kernel(tile.variant(x.dtype, _is_aligned(x)))(
-        (tile.grid(blocks(capacity, tile.m) * across, device.limits.multiprocessors), 1, 1),
+        (blocks(capacity, tile.m) * across, 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels, weight.data, across * tile.n),
         *(map_rows, present, volume, words, capacity, order, count),

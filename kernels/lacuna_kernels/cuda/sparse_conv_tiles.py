@@ -39,10 +39,6 @@ class Tile(Protocol):
         """Threads of a block."""
         ...
 
-    def grid(self, tiles: int, multiprocessors: int) -> int:
-        """Blocks of a launch for so many tiles."""
-        ...
-
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel; aligned if 16 bytes of the input can be copied at a time, which it may need."""
         ...
@@ -70,10 +66,6 @@ class SimtTile:
     def threads(self) -> int:
         """Threads of a block."""
         return self.m // self.rows * (self.n // 4)
-
-    def grid(self, tiles: int, multiprocessors: int) -> int:
-        """One a tile."""
-        return tiles
 
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel, which does not mind how the input lies."""
@@ -112,10 +104,6 @@ class MmaTile:
         sums = 4 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
         return max(self.stages * stage, sums)
 
-    def grid(self, tiles: int, multiprocessors: int) -> int:
-        """One a tile."""
-        return tiles
-
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel."""
         constants: tuple[tuple[str, int | str], ...] = (
@@ -146,7 +134,7 @@ class WgmmaTile:
 
     stages    steps under way
     bringers  threads that gather
-    blocks    of a multiprocessor, which take all tiles in turn
+    blocks    of a multiprocessor, at least
     """
 
     m: int
@@ -164,10 +152,6 @@ class WgmmaTile:
     def threads(self) -> int:
         """Threads of a block: a warpgroup multiplies 64 rows."""
         return 2 * self.m + self.bringers
-
-    def grid(self, tiles: int, multiprocessors: int) -> int:
-        """As many as run at once."""
-        return min(tiles, multiprocessors * self.blocks)
 
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel."""

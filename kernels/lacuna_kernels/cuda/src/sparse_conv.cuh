@@ -76,22 +76,6 @@ struct Epilogue {
         return activate(sum, activation, negative_slope);
     }
 
-    // Two neighbouring columns, in one store where the address allows it.
-    __device__ void write_pair(float one, float other, int row, int column) const {
-        struct __align__(2 * sizeof(Element)) Pair { Element values[2]; };
-        if (column >= channels) return;
-        const bool both = column + 1 < channels;
-        Element* to = y + (size_t)row * y_pitch + column;
-        const Pair pair = {{from_float<Element>(finish(one, row, column)),
-                            from_float<Element>(both ? finish(other, row, column + 1) : 0.0f)}};
-        if (both && (size_t)to % sizeof(Pair) == 0) {
-            *reinterpret_cast<Pair*>(to) = pair;
-        } else {
-            to[0] = pair.values[0];
-            if (both) to[1] = pair.values[1];
-        }
-    }
-
     __device__ void write(float sum, int row, int column) const {
         if (column < channels) y[(size_t)row * y_pitch + column] = from_float<Element>(finish(sum, row, column));
     }
@@ -112,3 +96,28 @@ struct Epilogue {
             for (int c = 0; c < there; ++c) to[c] = piece.values[c];
     }
 };
+
+// The distance between rows of a warp's WIDTH sums in shared memory.
+template <int WIDTH>
+constexpr int pitch_of_sums = WIDTH + PIECE;
+
+// Write `rows` (at most 16) rows of a warp's WIDTH channels, by way of shared memory, so that neighbours write side by
+// side. Of every 8 channels a lane has four sums: two of row lane / 4, from channel lane % 4 * 2 on, and of 8 rows on.
+template <int WIDTH>
+__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float* sums, int first, int rows,
+                                  int column) {
+    const int lane = threadIdx.x % 32;
+    float* to = own + lane / 4 * pitch_of_sums<WIDTH> + lane % 4 * 2;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[4 * j], sums[4 * j + 1]);
+        *reinterpret_cast<float2*>(to + 8 * pitch_of_sums<WIDTH> + j * 8) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int piece = lane; piece < rows * (WIDTH / PIECE); piece += 32) {
+        const int m = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
+        epilogue.write_piece(own + m * pitch_of_sums<WIDTH> + n, epilogue.row_of(first + m), column + n);
+    }
+}

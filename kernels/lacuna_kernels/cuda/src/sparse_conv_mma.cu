@@ -26,7 +26,6 @@
 #define STAGE_ELEMENTS (TILE_M * PITCH_A + TILE_K * PITCH_B)
 #define GATHERS ((TILE_M * PIECES_K + THREADS - 1) / THREADS)
 #define WARP_N (TILE_N / WARPS_N)
-#define PITCH_C (WARP_N + PIECE)  // of the sums, once they are complete
 #define PRODUCTS_M (TILE_M / WARPS_M / 16)
 #define PRODUCTS_N (WARP_N / 16)
 #define BLOCKS (ALIGNED ? 512 / THREADS : 1)  // at least, at the same time: 128 registers a thread, or what it takes
@@ -154,26 +153,6 @@ __device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Eleme
     }
 }
 
-// Write `rows` (at most 16) rows of a warp's patch, by way of shared memory, so that neighbours write side by side. Of
-// every 8 channels a lane has four sums: two of row lane / 4, from channel lane % 4 * 2 on, and two of 8 rows on.
-__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float* sums, int first, int rows,
-                                  int column) {
-    const int lane = threadIdx.x % 32;
-    float* to = own + lane / 4 * PITCH_C + lane % 4 * 2;
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < WARP_N / 8; ++j) {
-        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[4 * j], sums[4 * j + 1]);
-        *reinterpret_cast<float2*>(to + 8 * PITCH_C + j * 8) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int piece = lane; piece < rows * (WARP_N / PIECE); piece += 32) {
-        const int m = piece / (WARP_N / PIECE), n = piece % (WARP_N / PIECE) * PIECE;
-        epilogue.write_piece(own + m * PITCH_C + n, epilogue.row_of(first + m), column + n);
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ weight,
                 int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
@@ -207,10 +186,10 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
 
     __syncthreads();  // all are done with the stages: each warp takes a part of them
     const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
-    float* own = reinterpret_cast<float*>(shared_memory) + threadIdx.x / 32 * 16 * PITCH_C;
+    float* own = reinterpret_cast<float*>(shared_memory) + threadIdx.x / 32 * 16 * pitch_of_sums<WARP_N>;
 #pragma unroll
     for (int i = 0; i < PRODUCTS_M; ++i) {
         const int first = place + (warp_m * PRODUCTS_M + i) * 16;
-        write_rows(epilogue, own, sums[i][0][0], first, min(16, rows - first), column + warp_n * WARP_N);
+        write_rows<WARP_N>(epilogue, own, sums[i][0][0], first, min(16, rows - first), column + warp_n * WARP_N);
     }
 }
