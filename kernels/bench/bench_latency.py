@@ -11,10 +11,10 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bench.gpu import need_gpu
+from bench.scans import read as read_scan
 from lacuna_kernels import Batch, Model, Options, Precision, Value, collate, load_model, open_backend, random_weights
 from lacuna_kernels.cuda.backend import CudaProgram
 from lacuna_kernels.zoo import minkunet
@@ -33,7 +33,7 @@ def main() -> None:
     if options.device == "cuda":
         need_gpu()
 
-    scans = itertools.cycle([read(path) for path in options.scans])
+    scans = itertools.cycle([batch_of(path) for path in options.scans])
     batches = [collate(list(itertools.islice(scans, options.batch))) for _ in options.scans]
     model = load_model(options.model) if options.model else random_minkunet()
     backend = open_backend(options.device)
@@ -64,8 +64,8 @@ def random_minkunet() -> Model:
     return Model(graph, random_weights(graph, 0))
 
 
-def read(path: Path) -> Batch:
-    points = torch.from_numpy(np.fromfile(path, np.float32).reshape(-1, 4))
+def batch_of(path: Path) -> Batch:
+    points = read_scan(path)
     return {"points": Value(points, torch.tensor([0, len(points)]))}
 
 

@@ -73,7 +73,7 @@ def shapes(way):
         yield (1, 200, 40, d), ROWS + 1
         yield (3, least(75, way), 144 if way.teams.whole else 13, d if way.teams.whole else d + 4), 5
     else:
-        yield (1, 200, 128, d), 2 * ROWS + 1
+        yield (1, 200, 128, d), ROWS + 1
         yield (3, least(65, way), 144, d if way.teams.whole else d + 8), 5
     yield (1, 256, 384, d), 3
 

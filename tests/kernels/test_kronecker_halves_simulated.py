@@ -13,7 +13,7 @@ from tests.kernels.simulated import SimulatedDevice, guarded, tensor_map
 
 some = pytest.mark.parametrize(
     "way",
-    [way for n, way in enumerate(halves.WAYS) if n % (3 if n < len(halves.WAYS) // 2 else 6) == 0],
+    [way for n, way in enumerate(halves.WAYS) if n % (4 if n < len(halves.WAYS) // 2 else 8) == 0],
     ids=lambda way: f"{way.precision} {way.name}",
 )
 
