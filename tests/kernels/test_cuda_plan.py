@@ -17,10 +17,10 @@ from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, power_of_two
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
-from lacuna_kernels.cuda.site_steps import WORK, Task, in_lanes, source_of
+from lacuna_kernels.cuda.site_steps import WORK, Front, Task, in_lanes, source_of
 from lacuna_kernels.cuda.sparse_conv_tiles import WGMMA_TILES, ConvShape, Tile
 from lacuna_kernels.cuda.sparse_conv_tiles import candidates as choose
-from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.cuda.steps import Weights, Writer
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.activation import activate
 from lacuna_kernels.ops.context import Context
@@ -256,6 +256,27 @@ def test_each_grid_of_a_network_makes_its_own_sites_and_maps() -> None:
     plan = drawn(parse_graph(document(cloud("intensity"), nodes, "a", "b")))
 
     assert [name.split(" (")[0] for name in made_in_front(plan) if name.endswith(":rows")] == ["map from grid to grid"]
+
+
+def test_nothing_of_a_front_reads_what_is_made_beside_it_or_later() -> None:
+    """CenterPoint's four levels overlap, so that three are made of others; those of MinkUNet are cells of the grid."""
+    for graph, after_another in ((minkunet(5, width=0.25), 0), (centerpoint_encoder(channels=(4, 4, 8, 8)), 3)):
+        layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+        device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90")))
+        writer = Writer(device, graph.types, Weights(torch.device("cpu")), Capacity(1000, 4), layers)
+        grid = next(kind.level for kind in graph.types.values() if kind.level is not None)
+
+        front = Front.of(writer, grid, Task([], {"features": BufferSpec((1,), torch.float32)}, lambda b: None))
+
+        assert len(front.then) == after_another
+        made = {name for name in all_read(front) if name.startswith(f"{grid.name}:sites")}
+        for at_once in (front.first, *([task] for task in front.then), front.maps):
+            assert all(set(task.reads) <= made for task in at_once)
+            made |= {name for task in at_once for name in task.makes}
+
+
+def all_read(front: Front) -> set[str]:
+    return {name for task in (*front.first, *front.then, *front.maps) for name in task.reads}
 
 
 def test_maps_share_memory_to_work_with() -> None:

@@ -40,35 +40,49 @@ class Task:
     work: int = 0
 
 
-def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
-    """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them.
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What has to be made before the convolutions of a grid.
 
-    Sites that are made of the grid's, and the features, are made at once; then those that are made of others, one after
-    the other; then all maps, in lanes.
+    first  the features of its sites, and sites that are made of the grid's: all at once
+    then   sites that are made of others, one after the other
+    maps   all kernel maps, after that
     """
-    device, first = writer.device, [means]
-    then: list[Task] = []
-    maps: dict[str, Task] = {}
-    for layer in writer.layers:
-        node = layer.node
-        if not isinstance(node, SparseConv) or writer.level(layer.output).grid != grid.name:
-            continue
-        level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-        if node.mode in ("strided", "generative"):
-            source, geometry = source_of(level_out)
-            (first if source == grid else then).append(_sites(writer, source, level_out, geometry))
-        key = map_name(node, level_in, level_out)
-        if key is not None and key not in maps:
-            maps[key] = _map(writer, key, node, level_in, level_out)
-    lanes = in_lanes(list(maps.values()), [f"{name}:lane{i}" for i in range(_LANES)])
+
+    first: Sequence[Task]
+    then: Sequence[Task]
+    maps: Sequence[Task]
+
+    @classmethod
+    def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
+        """Collect it from the layers to come; `means` makes the features."""
+        first, then, maps = [means], list[Task](), dict[str, Task]()
+        for layer in writer.layers:
+            node = layer.node
+            if not isinstance(node, SparseConv) or writer.level(layer.output).grid != grid.name:
+                continue
+            level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
+            if node.mode in ("strided", "generative"):
+                source, geometry = source_of(level_out)
+                (first if source == grid else then).append(_sites(writer, source, level_out, geometry))
+            key = map_name(node, level_in, level_out)
+            if key is not None and key not in maps:
+                maps[key] = _map(writer, key, node, level_in, level_out)
+        return cls(first, then, list(maps.values()))
+
+
+def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
+    """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them."""
+    device, front = writer.device, Front.of(writer, grid, means)
+    lanes = in_lanes(front.maps, [f"{name}:lane{i}" for i in range(_LANES)])
 
     def run(b: Buffers) -> None:
-        device.at_once([partial(task.run, b) for task in first])
-        for task in then:
+        device.at_once([partial(task.run, b) for task in front.first])
+        for task in front.then:
             task.run(b)
         device.at_once([partial(lane.run, b) for lane in lanes])
 
-    tasks = [*first, *then, *lanes]
+    tasks = [*front.first, *front.then, *lanes]
     makes = {key: spec for task in tasks for key, spec in task.makes.items()}
     reads = dict.fromkeys(key for task in tasks for key in task.reads)
     writer.add(name, [key for key in reads if key not in makes], makes, run)
