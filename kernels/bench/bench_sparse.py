@@ -19,7 +19,7 @@ from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import KernelMap, Offsets, forward_map, inverse_map, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import (
@@ -105,8 +105,7 @@ class Frontend:
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
         self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
         self.work.append(ints(map_work(CUBE.volume, n)))
-        self.geometries = {g: pack_geometry(g).cuda() for g in (CUBE, HALVING)}
-        self.bits = {g: offset_bits(g).cuda() for g in (CUBE, HALVING)}
+        self.offsets = {g: Offsets(pack_geometry(g).cuda(), offset_bits(g).cuda()) for g in (CUBE, HALVING)}
         self.overflow = ints(1)
 
     @staticmethod
@@ -126,18 +125,15 @@ class Frontend:
 
     def sites(self) -> None:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
-            output_sites(self.device, fine, coarse, self.geometries[HALVING], self.work[2], self.overflow)
+            output_sites(self.device, fine, coarse, self.offsets[HALVING].geometry, self.work[2], self.overflow)
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):
-            forward_map(self.device, sites, sites, *self._given(CUBE), self.maps[f"cube {level}"], self.work[3])
+            forward_map(self.device, sites, sites, self.offsets[CUBE], self.maps[f"cube {level}"], self.work[3])
         for level, (fine, coarse) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
-            given = self._given(HALVING)
-            forward_map(self.device, fine, coarse, *given, self.maps[f"down {level + 1}"], self.work[3])
-            inverse_map(self.device, coarse, fine, *given, self.maps[f"up {level}"], self.work[3])
-
-    def _given(self, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.geometries[geometry], self.bits[geometry]
+            offsets = self.offsets[HALVING]
+            forward_map(self.device, fine, coarse, offsets, self.maps[f"down {level + 1}"], self.work[3])
+            inverse_map(self.device, coarse, fine, offsets, self.maps[f"up {level}"], self.work[3])
 
     def run(self) -> None:
         """Everything, in order."""

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,7 +89,7 @@ def measure(program: Program, batches: Sequence[Batch], number: int) -> dict[str
 def millijoules(program: Program, batches: Sequence[Batch], meter: Meter, ms: float) -> float:
     """Of one cloud, while batches follow one another."""
     running: deque[Any] = deque()
-    turn = iter(batch for _ in range(1 << 30) for batch in batches)
+    turn = cycle(batches)
 
     def run() -> None:
         running.append(program.submit(next(turn)))

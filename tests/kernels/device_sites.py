@@ -1,11 +1,13 @@
 """Clouds, sites and maps on a GPU, with room to spare that is filled with nonsense, so that nothing may rely on it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import KernelMap, Offsets, forward_map, inverse_map, map_work, offset_bits
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
@@ -48,9 +50,14 @@ GENERATIVE = [
 ]
 
 
+def nonsense(*shape: int, device: str = "cpu") -> Tensor:
+    """What a kernel should write over: int32."""
+    return torch.full(shape, NONSENSE, dtype=torch.int32, device=device)
+
+
 def ints(*shape: int) -> Tensor:
-    """Nonsense where a kernel should write: int32."""
-    return torch.full(shape, NONSENSE, dtype=torch.int32, device="cuda")
+    """Nonsense on the device."""
+    return nonsense(*shape, device="cuda")
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -121,9 +128,13 @@ def mapped(
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
     result = KernelMap.made(geometry.volume, outputs.capacity, ints)
     make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity))
-    bits = offset_bits(geometry).cuda()
-    make(device, inputs, outputs, pack_geometry(geometry).cuda(), bits, result, work)
+    make(device, inputs, outputs, offsets_on_device(geometry), result, work)
     return result
+
+
+def offsets_on_device(geometry: Geometry) -> Offsets:
+    """What the maps of a convolution are made by."""
+    return Offsets(pack_geometry(geometry).cuda(), offset_bits(geometry).cuda())
 
 
 def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:
@@ -133,6 +144,33 @@ def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: in
     item = torch.repeat_interleave(torch.arange(len(points)), torch.tensor(points))[:, None]
     coordinates = torch.cat([item, xyz], 1).int()
     return coordinates[reference.unique_first(coordinates)[0]]
+
+
+def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
+    """A map with some inputs; two offsets are missing from all rows, one row has none."""
+    rows = torch.randint(0, max(inputs, 1), (k, outputs))
+    rows[torch.rand(k, outputs) > density] = -1
+    if k > 4:
+        rows[[1, k - 2]] = -1
+    rows[:, outputs // 2 : outputs // 2 + 1] = -1
+    return rows
+
+
+def map_of(rows: Tensor, capacity: int, tensor: Callable[..., Tensor] = ints, *, shuffled: bool = True) -> KernelMap:
+    """A given map, int [k, outputs], in some random order, or in that of the rows; `tensor` makes room for it."""
+    k, m = rows.shape
+    order = torch.randperm(m) if shuffled else torch.arange(m)
+    padded = torch.full((k, -(-m // 64) * 64), -1)
+    padded[:, :m] = rows[:, order]
+    present = (padded >= 0).view(k, -1, 64).any(2).T.long()
+    bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
+    bits[:, :k] = present
+    words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
+    result = KernelMap.made(k, capacity, tensor)
+    result.rows[:, :m] = padded[:, :m].int()
+    result.order[:m] = order.int()
+    result.present[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int()
+    return result
 
 
 def voxelized_by_reference(grid: dict[str, object], cloud: Value) -> tuple[Value, Placement]:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lacuna_kernels.cuda.coordinates import pack_geometry, table_slots
+from lacuna_kernels.cuda.coordinates import table_slots
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
-from lacuna_kernels.cuda.kernel_map import forward_map, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import forward_map, map_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
@@ -29,6 +29,7 @@ from tests.kernels.device_sites import (
     grid_of,
     ints,
     mapped,
+    offsets_on_device,
     operands,
     poisoned,
     random_sites,
@@ -151,7 +152,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
-    given = pack_geometry(geometry).cuda(), offset_bits(geometry).cuda()
+    offsets = offsets_on_device(geometry)
     work = [ints(4 * capacity + table_slots(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 
@@ -159,7 +160,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         placement, sites, overflow = buffers
         voxelize(device, room, grid, placement, sites, work[0], overflow)
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
-        forward_map(device, sites, sites, *given, kernel_map, work[2])
+        forward_map(device, sites, sites, offsets, kernel_map, work[2])
         sparse_conv(device, x, packed, kernel_map, sites.count, y)
         devoxelize_nearest(device, y, placement, room.count, result)
 

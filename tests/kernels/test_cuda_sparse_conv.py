@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile
 from lacuna_kernels.ops.activation import Activation, activate
@@ -16,10 +15,11 @@ from tests.kernels.device_sites import (
     SUBMANIFOLD,
     counted,
     expected_conv,
-    ints,
+    map_of,
     mapped,
     operands,
     poisoned,
+    random_map,
     random_sites,
     sites_on_device,
 )
@@ -42,36 +42,9 @@ def packed_for(
     return pack_weight(weight, dtype, tile)
 
 
-def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
-    """A map with some inputs; two offsets are missing from all rows, one row has none."""
-    rows = torch.randint(0, max(inputs, 1), (k, outputs))
-    rows[torch.rand(k, outputs) > density] = -1
-    if k > 4:
-        rows[[1, k - 2]] = -1
-    rows[:, outputs // 2 : outputs // 2 + 1] = -1
-    return rows
-
-
 def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
     """The same map, where some 300 rows have no offset at all."""
     return torch.where(torch.arange(rows.shape[1]) < 300, -1, rows)
-
-
-def map_on_device(rows: Tensor, capacity: int, *, shuffled: bool = True) -> KernelMap:
-    """A map in some random order, or in that of the rows."""
-    k, m = rows.shape
-    order = torch.randperm(m) if shuffled else torch.arange(m)
-    padded = torch.full((k, -(-m // 64) * 64), -1)
-    padded[:, :m] = rows[:, order]
-    present = (padded >= 0).view(k, -1, 64).any(2).T.long()
-    bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
-    bits[:, :k] = present
-    words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
-    result = KernelMap.made(k, capacity, ints)
-    result.rows[:, :m] = padded[:, :m].int().cuda()
-    result.order[:m] = order.int().cuda()
-    result.present[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int().cuda()
-    return result
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
@@ -81,7 +54,7 @@ def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
     x, weight = operands(ci, co, 27, 400, dtype)
     y = poisoned(333 + SPARE, co, dtype=dtype)
 
-    sparse_conv(device, x, pack_weight(weight, dtype), map_on_device(rows, len(y)), counted(333), y)
+    sparse_conv(device, x, pack_weight(weight, dtype), map_of(rows, len(y)), counted(333), y)
 
     assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
     assert bool(y[333:].isnan().all())
@@ -93,7 +66,7 @@ def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
 def test_a_kernel_may_have_any_volume(device, dtype, k, tile):
     rows = nothing_in_the_first_tile(random_map(k, 200, 500, 0.1))
     x, weight = operands(16, 24, k, 200, dtype)
-    y, kernel_map = poisoned(520, 24, dtype=dtype), map_on_device(rows, 520, shuffled=False)
+    y, kernel_map = poisoned(520, 24, dtype=dtype), map_of(rows, 520, shuffled=False)
 
     sparse_conv(device, x, packed_for(device, weight, dtype, tile), kernel_map, counted(500), y)
 
@@ -125,7 +98,7 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
     bias, residual = torch.randn(co, device="cuda"), torch.randn(200, co, device="cuda").to(dtype)
     y = residual.clone()
     sums = expected_conv(x, weight, rows) + bias.double() + residual.double()
-    packed, kernel_map = packed_for(device, weight, dtype, tile), map_on_device(rows, 200)
+    packed, kernel_map = packed_for(device, weight, dtype, tile), map_of(rows, 200)
 
     sparse_conv(device, x, packed, kernel_map, counted(200), y, bias=bias, residual=y, activation=activation, slope=0.2)
 
@@ -144,7 +117,7 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
 
     sparse_conv(
         device,
-        *(wide_x[:, start : start + 48], packed, map_on_device(rows, 150), counted(150), y),
+        *(wide_x[:, start : start + 48], packed, map_of(rows, 150), counted(150), y),
         residual=wide_x[:150, start : start + 40],
     )
 
@@ -166,7 +139,7 @@ def tiles_for(device: Device, dtype: torch.dtype, ci: int) -> list[Tile]:
 def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs):
     rows = random_map(k, 500, outputs, 0.15)
     x, weight = operands(ci, co, k, 500, dtype)
-    kernel_map, first = map_on_device(rows, outputs + SPARE), None
+    kernel_map, first = map_of(rows, outputs + SPARE), None
 
     for tile in tiles_for(device, dtype, ci):
         y = poisoned(outputs + SPARE, co, dtype=dtype)

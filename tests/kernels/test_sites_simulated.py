@@ -8,15 +8,11 @@ from lacuna_kernels.cuda.coordinates import FREE, SiteBuffer, output_sites, outp
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Level
-from tests.kernels.device_sites import GENERATIVE, NONSENSE, STRIDED, random_sites
+from tests.kernels.device_sites import GENERATIVE, NONSENSE, STRIDED, nonsense, random_sites
 from tests.kernels.simulated import SimulatedDevice
 
 ITEMS = 4
 SPARE = 5
-
-
-def nonsense(*shape):
-    return torch.full(shape, NONSENSE, dtype=torch.int32)
 
 
 def scan_on_the_cpu(device, values, running, count, work, total):

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import assert_close, tolerance
+from tests.kernels.device_sites import map_of, nonsense, random_map
 from tests.kernels.simulated import SimulatedDevice, guarded
 
 TILES = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1)]
@@ -18,43 +17,19 @@ SPARE = 9
 """Rows of y past the count, which are left alone."""
 
 
-def random_map(k: int, outputs: int, density: float) -> Tensor:
-    """int64 [k, outputs]; one offset is missing from all rows, one row has none."""
-    rows = torch.randint(INPUTS, (k, outputs))
-    rows[torch.rand(k, outputs) > density] = -1
-    if k > 4:
-        rows[k - 2] = -1
-    rows[:, outputs // 2 : outputs // 2 + 1] = -1
-    return rows
-
-
-def as_kernel_map(rows: Tensor, capacity: int) -> KernelMap:
-    """The map in some random order, with nonsense where nothing is."""
-    k, m = rows.shape
-    made = KernelMap.made(k, capacity, lambda *shape: torch.full(shape, 0x7B7B7B7B, dtype=torch.int32))
-    order = torch.randperm(m)
-    made.order[:m], made.rows[:, :m] = order.int(), rows[:, order].int()
-    for group in range(-(-m // 64)):
-        there = (rows[:, order[group * 64 : group * 64 + 64]] >= 0).any(1)
-        for word in range(made.present.shape[1]):
-            bits = sum(1 << bit for bit, has in enumerate(there[word * 32 : word * 32 + 32].tolist()) if has)
-            made.present[group, word] = bits - (bits >> 31 << 32)
-    return made
-
-
 @pytest.mark.parametrize("k, outputs, ci, co", [(27, 150, 32, 40), (8, 64, 104, 64), (40, 70, 8, 5), (5, 1, 72, 64)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, seed):
     torch.manual_seed(seed)
     tile, dtype = TILES[seed], (torch.float16, torch.bfloat16)[seed]
-    rows = random_map(k, outputs, 0.15)
+    rows = random_map(k, INPUTS, outputs, 0.15)
     x, weight = torch.randn(INPUTS, ci).to(dtype), (torch.randn(k, ci, co) * ci**-0.5).to(dtype)
     bias, residual = torch.randn(co), torch.randn(outputs + SPARE, co).to(dtype)
     y, memory = guarded(outputs + SPARE, co, dtype)
     count = torch.tensor([outputs], dtype=torch.int32)
     added = {"bias": bias, "residual": residual, "activation": Activation.RELU}
 
-    packed, kernel_map = pack_weight(weight, dtype, tile), as_kernel_map(rows, len(y))
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense)
     sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, **added)
 
     sums = gather_multiply_add(x.double(), weight.double(), rows) + bias.double() + residual[:outputs].double()

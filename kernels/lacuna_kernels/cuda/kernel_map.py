@@ -43,6 +43,18 @@ class KernelMap:
         return cls(*(tensor(*shape) for shape in map_shapes(volume, capacity).values()))
 
 
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """Where a convolution reads, on the device.
+
+    geometry  int32 [17], from `pack_geometry`
+    bits      int32 [k], from `offset_bits`
+    """
+
+    geometry: Tensor
+    bits: Tensor
+
+
 def map_shapes(volume: int, capacity: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a map, by the names of its fields, in their order."""
     present = (blocks(capacity, GROUP), blocks(volume, WORD_BITS))
@@ -77,48 +89,33 @@ def _is_submanifold(g: Geometry) -> bool:
 
 
 def forward_map(
-    device: Device,
-    inputs: SiteBuffer,
-    outputs: SiteBuffer,
-    geometry: Tensor,
-    bits: Tensor,
-    result: KernelMap,
-    work: Tensor,
+    device: Device, inputs: SiteBuffer, outputs: SiteBuffer, offsets: Offsets, result: KernelMap, work: Tensor
 ) -> None:
     """Launch the map of a submanifold (inputs are the outputs) or strided convolution.
 
-    geometry  int32 [17] on the device, from `pack_geometry`
-    bits      int32 [k] on the device, from `offset_bits`
-    work      int32 [map_work(k, outputs.capacity)]
+    work  int32 [map_work(k, outputs.capacity)]
     """
-    _launch(FORWARD, device, inputs, outputs, geometry, bits, result, work)
+    _launch(device, FORWARD, inputs, outputs, offsets, result, work)
 
 
 def inverse_map(
-    device: Device,
-    coarse: SiteBuffer,
-    fine: SiteBuffer,
-    geometry: Tensor,
-    bits: Tensor,
-    result: KernelMap,
-    work: Tensor,
+    device: Device, coarse: SiteBuffer, fine: SiteBuffer, offsets: Offsets, result: KernelMap, work: Tensor
 ) -> None:
     """Launch the map that leads back from the coarse sites of a strided convolution to its fine ones.
 
     A generative convolution leads from its inputs, the coarse sites, to its outputs in the same way. See `forward_map`.
 
-    geometry  that of the strided or generative convolution
+    offsets  those of the strided or generative convolution
     """
-    _launch(INVERSE, device, coarse, fine, geometry, bits, result, work)
+    _launch(device, INVERSE, coarse, fine, offsets, result, work)
 
 
 def _launch(
-    find: Variant,
     device: Device,
+    find: Variant,
     inputs: SiteBuffer,
     outputs: SiteBuffer,
-    geometry: Tensor,
-    bits: Tensor,
+    offsets: Offsets,
     result: KernelMap,
     work: Tensor,
 ) -> None:
@@ -128,8 +125,8 @@ def _launch(
     device.kernel(find)(
         (blocks(capacity * min(pitch, WORD_BITS), THREADS), 1, 1),
         (THREADS, 1, 1),
-        *(outputs.coordinates, outputs.count, geometry, bits, inputs.coordinates, inputs.table, inputs.mask),
-        *(rows, pitch, keys),
+        *(outputs.coordinates, outputs.count, offsets.geometry, offsets.bits),
+        *(inputs.coordinates, inputs.table, inputs.mask, rows, pitch, keys),
     )
     _, by_key = sort(device, keys, outputs.count, _key_bits(volume), sorting)
     groups, words = result.present.shape

@@ -16,7 +16,15 @@ from lacuna_kernels.cuda.coordinates import (
     pack_geometry,
     table_slots,
 )
-from lacuna_kernels.cuda.kernel_map import KernelMap, forward_map, inverse_map, map_shapes, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import (
+    KernelMap,
+    Offsets,
+    forward_map,
+    inverse_map,
+    map_shapes,
+    map_work,
+    offset_bits,
+)
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
@@ -163,15 +171,14 @@ def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
 def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> Task:
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
-    device, geometry = writer.device, _geometry(writer, g, None)
+    device, held, capacity = writer.device, writer.weights, writer.room.sites(level_out)
     make = inverse_map if node.mode == "inverse" or g.generative else forward_map
-    held = writer.weights
     bits = held.make(("bits", g), lambda: held.upload(offset_bits(g), torch.int32))
-    capacity = writer.room.sites(level_out)
+    offsets = Offsets(_geometry(writer, g, None), bits)
 
     def run(b: Buffers) -> None:
         sites = sites_in(b, level_in), sites_in(b, level_out)
-        make(device, *sites, geometry, bits, kernel_map_in(b, name), b[WORK])
+        make(device, *sites, offsets, kernel_map_in(b, name), b[WORK])
 
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in map_shapes(g.volume, capacity).items()}
     reads = [*site_specs(writer, level_in), *site_specs(writer, level_out)]

@@ -54,23 +54,12 @@ class Tile(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SimtTile:
-    """In fp32, by multiply-adds; `rows` of a thread, which has 4 channels of each."""
+class _OfPatches:
+    """Of which a block reads k x n patches of the weight as it lies."""
 
     m: int
     n: int
     k: int
-    rows: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.m // self.rows * (self.n // 4)
-
-    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
-        """The kernel, which does not mind how the input lies."""
-        constants = (("TILE_M", self.m), ("TILE_N", self.n), ("TILE_K", self.k), ("ROWS", self.rows))
-        return Variant("sparse_conv_fp32.cu", "sparse_conv_fp32", constants)
 
     @property
     def packing(self) -> str:
@@ -83,12 +72,26 @@ class SimtTile:
 
 
 @dataclass(frozen=True, slots=True)
-class MmaTile:
+class SimtTile(_OfPatches):
+    """In fp32, by multiply-adds; `rows` of a thread, which has 4 channels of each."""
+
+    rows: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.m // self.rows * (self.n // 4)
+
+    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
+        """The kernel, which does not mind how the input lies."""
+        constants = (("TILE_M", self.m), ("TILE_N", self.n), ("TILE_K", self.k), ("ROWS", self.rows))
+        return Variant("sparse_conv_fp32.cu", "sparse_conv_fp32", constants)
+
+
+@dataclass(frozen=True, slots=True)
+class MmaTile(_OfPatches):
     """In 16 bits on the tensor cores of any GPU since sm_80; how a block's warps lie over m and n; steps under way."""
 
-    m: int
-    n: int
-    k: int
     warps: tuple[int, int]
     stages: int = 3
 
@@ -117,15 +120,6 @@ class MmaTile:
             ("ALIGNED", int(aligned)),
         )
         return Variant("sparse_conv_mma.cu", "sparse_conv_mma", constants, dynamic_shared_bytes=self.shared_bytes)
-
-    @property
-    def packing(self) -> str:
-        """Padded."""
-        return f"{self.k}x{self.n}"
-
-    def pack(self, weight: Tensor) -> Tensor:
-        """[volume, padded channels, padded out_channels], zeros in the padding."""
-        return _padded(weight, self.k, self.n)
 
 
 @dataclass(frozen=True, slots=True)
