@@ -29,6 +29,7 @@ from lacuna_kernels.cuda.sparse_conv_tiles import (
     MmaTile,
     SimtTile,
     Tile,
+    WgmmaTile,
     candidates,
 )
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
@@ -46,6 +47,11 @@ MORE_TILES = [
         MmaTile(64, 96, 64, (2, 2)),
     ),
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
+]
+MORE_WGMMA = [
+    *(WgmmaTile(128, 256, 4, 128, 1, parts) for parts in (2, 4)),
+    *(WgmmaTile(256, 128, 4, 128, 1, parts) for parts in (2, 4)),
+    *(WgmmaTile(64, 128, 4, 128, 2, parts) for parts in (2, 4)),
 ]
 
 
@@ -171,6 +177,10 @@ class Bench:
     def _count(self, name: str) -> int:
         return self.counts[int(name[-1])]
 
+    def _likely_rows(self, layer: Layer) -> int:
+        """What a plan knows of the rows: the points and the stride of the level."""
+        return len(self.front.cloud.points) >> int(layer.map[-1])
+
     def launch(self, layer: Layer, tile: Tile) -> Callable[[], None]:
         """A launch of the layer, on random features."""
         sites = self.front.levels[int(layer.map[-1])]
@@ -180,11 +190,14 @@ class Bench:
         weight = torch.randn(volume, layer.ci, layer.co, device="cuda") * layer.ci**-0.5
         y = torch.empty(sites.capacity, layer.co, dtype=self.dtype, device="cuda")
         packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
-        return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, bias=bias)
+        likely = self._likely_rows(layer)
+        return lambda: sparse_conv(
+            self.front.device, x, packed, kernel_map, sites.count, y, bias=bias, settled=True, likely=likely
+        )
 
     def best(self, layer: Layer) -> Tile:
-        """What a plan would choose, which knows no more of the rows than the points and the stride of the level."""
-        rows, single = len(self.front.cloud.points) >> int(layer.map[-1]), layer.map.startswith(("up", "one"))
+        """What a plan would choose."""
+        rows, single = self._likely_rows(layer), layer.map.startswith(("up", "one"))
         shape = ConvShape(layer.ci, layer.co, self.dtype, are_whole_pieces(layer.ci), rows, single)
         return candidates(shape, self.front.device.limits)[0]
 
@@ -205,7 +218,9 @@ def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> 
     yield best
     tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
     if dtype is not torch.float32:
-        tiles = [*MMA_TILES, *MORE_TILES, *(WGMMA_TILES if hopper and are_whole_pieces(layer.ci) else ())]
+        tiles = [*MMA_TILES, *MORE_TILES]
+        if hopper and are_whole_pieces(layer.ci):
+            tiles = [*tiles, *WGMMA_TILES, *MORE_WGMMA]
     padded = -(-layer.co // best.n) * best.n
     yield from (t for t in tiles if t != best and -(-layer.co // t.n) * t.n <= padded and t.k <= max(64, layer.ci))
 

@@ -11,7 +11,7 @@ from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import map_of, nonsense, random_map
 from tests.kernels.simulated import SimulatedDevice, guarded
 
-TILES = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1)]
+TILES = [WgmmaTile(64, 64, 2, 64, 1, parts=2), WgmmaTile(128, 32, 3, 128, 1)]
 INPUTS = 50
 SPARE = 9
 """Rows of y past the count, which are left alone."""
@@ -30,7 +30,7 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     added = {"bias": bias, "residual": residual, "activation": Activation.RELU}
 
     packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense)
-    sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, **added)
+    sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, likely=outputs - 20 * seed, **added)
 
     sums = gather_multiply_add(x.double(), weight.double(), rows) + bias.double() + residual[:outputs].double()
     assert_close(y[:outputs], activate(sums, Activation.RELU, 0.0), tolerance(dtype, k * ci))
@@ -49,3 +49,21 @@ def test_without_a_map_it_is_a_linear_layer_on_columns_of_a_wider_matrix(folder,
     expected = wide[:outputs, 8:48].double() @ weight[0].double()
     assert_close(y[:outputs], expected, tolerance(torch.float16, 40))
     assert int(memory.isnan().sum()) == len(memory) - outputs * 70
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shortcut_is_one_offset_more(folder, seed):
+    torch.manual_seed(seed)
+    tile, dtype, outputs, k = TILES[seed], torch.float16, 70, 9
+    rows = random_map(k, INPUTS, outputs, 0.2)
+    x, weight = torch.randn(INPUTS, 40).to(dtype), (torch.randn(k, 40, 66) * 0.1).to(dtype)
+    wide, beside = torch.randn(outputs, 88).to(dtype), (torch.randn(72, 66) * 0.1).to(dtype)
+    y, memory = guarded(outputs + SPARE, 66, dtype)
+    count = torch.tensor([outputs], dtype=torch.int32)
+
+    packed, kernel_map = pack_weight(weight, dtype, tile, beside), map_of(rows, len(y), nonsense)
+    sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, shortcut=wide[:, 8:80])
+
+    sums = gather_multiply_add(x.double(), weight.double(), rows) + wide[:, 8:80].double() @ beside.double()
+    assert_close(y[:outputs], sums, tolerance(dtype, k * 40 + 72))
+    assert int(memory.isnan().sum()) == len(memory) - outputs * 66

@@ -94,7 +94,6 @@ def output_sites(
 
 
 def item_offsets(device: Device, sites: SiteBuffer) -> None:
-    """Launch the search for the first site of every item."""
-    items = len(sites.offsets) - 1
-    grid = (blocks(items + 1, THREADS), 1, 1)
+    """Launch the writing down of the first site of every item."""
+    items, grid = len(sites.offsets) - 1, (blocks(sites.capacity + 1, THREADS), 1, 1)
     device.kernel(OFFSETS)(grid, (THREADS, 1, 1), sites.coordinates, sites.count, items, sites.offsets)

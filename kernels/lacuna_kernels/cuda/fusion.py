@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from torch import Tensor
 
@@ -22,13 +23,14 @@ GAPLESS = (KroneckerLinear, LayerNorm, Linear)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One op of the network with what was fused into it: y = f(op(inputs) + bias + residual).
+    """One op of the network with what was fused into it: y = f(op(inputs) + bias + residual + shortcut @ its weight).
 
     node        the op; its own bias and activation are already in `weights` and `activation`
     output      name of the value it makes: that of the last node fused
-    weights     fp32 on the CPU, by name without the node's
+    weights     fp32 on the CPU, by name without the node's; `shortcut` [channels, out_channels] is that of the shortcut
     precision   of its arithmetic and of its output
     residual    name of the value added before the activation
+    shortcut    of a sparse convolution, name of a value on its output sites that goes through a 1^3 convolution
     """
 
     node: Node
@@ -38,11 +40,12 @@ class Layer:
     residual: str | None = None
     activation: Activation | None = None
     slope: float = DEFAULT_SLOPE
+    shortcut: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of all values it reads."""
-        return self.node.inputs if self.residual is None else (*self.node.inputs, self.residual)
+        return (*self.node.inputs, *(name for name in (self.residual, self.shortcut) if name is not None))
 
     @property
     def open(self) -> bool:
@@ -66,6 +69,12 @@ def _layer(node: Node, weights: Mapping[str, Tensor], precision: Precision) -> L
 
 def _join(layer: Layer, candidates: Mapping[str, Layer], layers: dict[str, Layer]) -> None:
     """Add a layer: fused into the last of the open layers that nothing else reads, if it can be."""
+    if isinstance(layer.node, Add) and len(candidates) == 2:
+        for first, other in permutations(candidates.values()):
+            if (both := _with_shortcut(first, other, layer)) is not None:
+                del layers[first.output], layers[other.output]
+                layers[layer.output] = both
+                return
     for name in reversed([name for name in layers if name in candidates]):
         fused = _fused(candidates[name], layer)
         if fused is not None:
@@ -88,6 +97,24 @@ def _fused(first: Layer, then: Layer) -> Layer | None:
         (other,) = [name for name in then.node.inputs if name != first.output]
         return replace(first, output=then.output, residual=other)
     return None
+
+
+def _with_shortcut(first: Layer, other: Layer, add: Layer) -> Layer | None:
+    """Return a sparse convolution and the 1^3 convolution that is added to it as one layer, or None."""
+    layers = (first, other)
+    if not all(isinstance(one.node, SparseConv) and one.open and len(one.inputs) == 1 for one in layers):
+        return None
+    if {one.precision for one in layers} != {add.precision} or not _is_pointwise(other.node):
+        return None
+    weights = first.weights | {"shortcut": other.weights["weight"][0]}
+    biases = [one.weights["bias"] for one in layers if "bias" in one.weights]
+    if biases:
+        weights |= {"bias": sum(biases[1:], biases[0])}
+    return replace(first, output=add.output, weights=weights, shortcut=other.node.inputs[0])
+
+
+def _is_pointwise(node: Node) -> bool:
+    return isinstance(node, SparseConv) and node.mode == "submanifold" and node.geometry.volume == 1
 
 
 def scaled(node: Node, weights: Mapping[str, Tensor], scale: Tensor, shift: Tensor) -> dict[str, Tensor]:

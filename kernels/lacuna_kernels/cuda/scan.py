@@ -9,7 +9,7 @@ TILE_SUMS, SUMS, TILES = (Variant("scan.cu", name) for name in ("scan_tile_sums"
 VARIANTS = (TILE_SUMS, SUMS, TILES)
 
 THREADS = 256
-TILE = 16 * THREADS
+TILE = 4 * THREADS
 WIDE = 1024
 
 
@@ -37,9 +37,12 @@ def exclusive_scan(
     length = len(values)
     grid = (blocks(length, TILE), 1, 1)
     result, limit, overflow = total or (None, 0, None)
+    few = grid[0] <= THREADS
     device.kernel(TILE_SUMS)(grid, (THREADS, 1, 1), values, count, length, work)
-    device.kernel(SUMS)((1, 1, 1), (WIDE, 1, 1), count, length, work, result, limit, overflow)
-    device.kernel(TILES)(grid, (THREADS, 1, 1), values, count, length, work, running)
+    if not few:
+        device.kernel(SUMS)((1, 1, 1), (WIDE, 1, 1), count, length, work, result, limit, overflow)
+    told = (result, limit, overflow) if few else (None, 0, None)
+    device.kernel(TILES)(grid, (THREADS, 1, 1), values, count, length, work, int(few), running, *told)
 
 
 def blocks(things: int, per_block: int) -> int:

@@ -15,23 +15,32 @@ from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A layer's weight as the kernel of a tile reads it."""
+    """A layer's weight as the kernel of a tile reads it, and after it that of its shortcut, if it has one."""
 
     data: Tensor
     volume: int
     channels: int
     out_channels: int
     tile: Tile
+    shortcut_channels: int = 0
 
 
-def pack_weight(weight: Tensor, dtype: torch.dtype, tile: Tile | None = None) -> PackedWeight:
+def pack_weight(
+    weight: Tensor, dtype: torch.dtype, tile: Tile | None = None, shortcut: Tensor | None = None
+) -> PackedWeight:
     """Pack a weight [k, channels, out_channels], by default for the best portable tile.
 
     That of a linear layer is weight.T[None].
+
+    shortcut  [shortcut channels, out_channels]
     """
     volume, ci, co = weight.shape
     tile = tile or candidates(ConvShape(ci, co, dtype))[0]
-    return PackedWeight(tile.pack(weight.to(dtype)), volume, ci, co, tile)
+    data = tile.pack(weight.to(dtype))
+    if shortcut is None:
+        return PackedWeight(data, volume, ci, co, tile)
+    data = torch.cat([data, tile.pack(shortcut[None].to(dtype))])
+    return PackedWeight(data, volume, ci, co, tile, len(shortcut))
 
 
 def sparse_conv(
@@ -44,34 +53,47 @@ def sparse_conv(
     *,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
     activation: Activation | None = None,
     slope: float = DEFAULT_SLOPE,
+    settled: bool = False,
+    likely: int | None = None,
 ) -> None:
-    """Launch y = f(sum over k of x[map[k]] @ weight[k] + bias + residual) for the output rows in use.
+    """Launch y = f(bias + residual + sum over k of x[map[k]] @ weight[k] + shortcut @ its weight) for the rows in use.
 
-    x           [input rows, channels]; like y and residual it may be some columns of a wider matrix, as in a concat
+    x           [input rows, channels]; like y, residual and shortcut it may be some columns of a wider matrix, as in a
+                concat
     kernel_map  None for the identity, with one offset: a linear layer
     count       int32 [1], output rows in use
     y           [capacity, out_channels], of the type of x and the weight
     bias        fp32 [out_channels]
     residual    [capacity, out_channels], of the type of y; may be y
+    shortcut    [capacity, shortcut channels], of the type of x
+    settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
+                they may be read while that one runs
+    likely      output rows that are likely to be in use, no more than the capacity
     """
     tile, volume = weight.tile, weight.volume
     capacity, co = y.shape
     assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype == y.dtype
+    assert (0 if shortcut is None else shortcut.shape[1]) == weight.shortcut_channels
     map_rows, order, present = (
         (kernel_map.rows, kernel_map.order, kernel_map.present) if kernel_map else (None, None, None)
     )
     words = 1 if present is None else present.shape[1]
     assert map_rows is None or map_rows.shape == (volume, capacity)
     across = blocks(co, tile.n)
-    device.kernel(tile.variant(x.dtype, _is_aligned(x)))(
-        (blocks(capacity, tile.m) * across, 1, 1),
+    aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
+    device.kernel(tile.variant(x.dtype, aligned))(
+        (tile.grid(*(blocks(rows, tile.m) * across for rows in (capacity, likely or capacity))), 1, 1),
         (tile.threads, 1, 1),
-        *(x, x.stride(0), weight.channels, weight.data, across * tile.n),
-        *(map_rows, present, volume, words, capacity, order, count),
+        *(x, x.stride(0), weight.channels),
+        *(shortcut, 0 if shortcut is None else shortcut.stride(0), weight.shortcut_channels),
+        *(weight.data, across * tile.n),
+        *(map_rows, present, order, volume, words, capacity, count),
         *(bias, residual, 0 if residual is None else residual.stride(0), y, y.stride(0), co),
         *(ACTIVATION_CODES[activation], float(slope)),
+        *([int(settled)] if tile.early else []),
     )
 
 

@@ -35,6 +35,20 @@ class Tile(Protocol):
         ...
 
     @property
+    def parts(self) -> int:
+        """Blocks that share the offsets of a tile; how many decides how sums are added up."""
+        ...
+
+    @property
+    def early(self) -> bool:
+        """Whether a launch may begin before the kernel before it has ended."""
+        ...
+
+    def grid(self, most: int, likely: int) -> int:
+        """Blocks of a launch for at most so many tiles, of which so many are likely to be there."""
+        ...
+
+    @property
     def threads(self) -> int:
         """Threads of a block."""
         ...
@@ -49,7 +63,7 @@ class Tile(Protocol):
         ...
 
     def pack(self, weight: Tensor) -> Tensor:
-        """The weight [volume, channels, out_channels], in the order that the kernel reads it."""
+        """The weight [volume, channels, out_channels], in the order that the kernel reads it; another can follow it."""
         ...
 
 
@@ -62,13 +76,27 @@ class _OfPatches:
     k: int
 
     @property
+    def parts(self) -> int:
+        """One block has all offsets."""
+        return 1
+
+    @property
+    def early(self) -> bool:
+        """After the kernel before."""
+        return False
+
+    def grid(self, most: int, likely: int) -> int:
+        """One a tile."""
+        return most
+
+    @property
     def packing(self) -> str:
         """Padded."""
         return f"{self.k}x{self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:
-        """[volume, padded channels, padded out_channels], zeros in the padding."""
-        return _padded(weight, self.k, self.n)
+        """[volume * padded channels, padded out_channels], zeros in the padding."""
+        return _padded(weight, self.k, self.n).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +132,8 @@ class MmaTile(_OfPatches):
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         stage = 2 * (self.m * (self.k + PIECE) + self.k * (self.n + PIECE))
-        sums = 4 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
-        return max(self.stages * stage, sums)
+        rows = 2 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
+        return max(self.stages * stage, rows)
 
     def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
         """The kernel."""
@@ -129,6 +157,7 @@ class WgmmaTile:
     stages    steps under way
     bringers  threads that gather
     blocks    of a multiprocessor, at least
+    parts     blocks, a cluster, that share the offsets of a tile
     """
 
     m: int
@@ -136,6 +165,16 @@ class WgmmaTile:
     stages: int
     bringers: int
     blocks: int
+    parts: int = 1
+
+    @property
+    def early(self) -> bool:
+        """Beside the end of the kernel before."""
+        return True
+
+    def grid(self, most: int, likely: int) -> int:
+        """So many that each has a tile if no more are there than are likely; else some have several."""
+        return self.parts * min(most, max(1, likely))
 
     @property
     def k(self) -> int:
@@ -158,9 +197,10 @@ class WgmmaTile:
             ("STAGES", self.stages),
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
+            ("TEAM", self.parts),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2
-        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)
+        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts)
 
     @property
     def packing(self) -> str:
@@ -168,13 +208,13 @@ class WgmmaTile:
         return f"panels of {self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:
-        """[volume, panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4."""
+        """[volume * panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4."""
         padded = _padded(weight, self.k, self.n)
         volume, ci, co = padded.shape
-        tiles = padded.view(volume, ci // self.k, self.k, co // self.n, self.n).permute(0, 1, 3, 4, 2)
-        pieces = tiles.reshape(*tiles.shape[:3], self.n // 8, 8, self.k // PIECE, PIECE)
+        tiles = padded.view(volume * ci // self.k, self.k, co // self.n, self.n).permute(0, 2, 3, 1)
+        pieces = tiles.reshape(*tiles.shape[:2], self.n // 8, 8, self.k // PIECE, PIECE)
         row, piece = torch.arange(8)[:, None], torch.arange(self.k // PIECE)
-        return pieces[:, :, :, :, row, row // 2 ^ piece].contiguous()
+        return pieces[:, :, :, row, row // 2 ^ piece].contiguous()
 
 
 def _padded(weight: Tensor, k: int, n: int) -> Tensor:

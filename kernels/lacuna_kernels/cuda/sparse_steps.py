@@ -1,5 +1,7 @@
 """Steps of the ops on points and sites."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.voxelize import Voxelize
-from lacuna_kernels.types import Axis
+from lacuna_kernels.types import Axis, Level
 
 
 def voxelize(writer: Writer, layer: Layer) -> None:
@@ -63,15 +65,18 @@ def voxelize(writer: Writer, layer: Layer) -> None:
 
 
 def sparse_conv(writer: Writer, layer: Layer) -> None:
-    """y = f(sum over offsets k of x[map[k]] @ weight[k] + bias + residual)."""
+    """y = f(bias + residual + sum over offsets k of x[map[k]] @ weight[k] + shortcut @ its weight)."""
     node, device, dtype = layer.node, writer.device, DTYPES[layer.precision]
     assert isinstance(node, SparseConv)
     level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
     key = map_name(node, level_in, level_out)
     bias = writer.weights.bias(layer)
-    x, *residual = [writer.converted(name, dtype) for name in layer.inputs]
-    weight = _packed(writer, layer, x, dtype)
-    count = sites_name(level_out, "count")
+    converted = {name: writer.converted(name, dtype) for name in layer.inputs}
+    x = converted[node.inputs[0]]
+    residual, shortcut = (converted.get(name or "") for name in (layer.residual, layer.shortcut))
+    weight = _packed(writer, layer, [x] if shortcut is None else [x, shortcut], dtype)
+    count, likely = sites_name(level_out, "count"), _likely_rows(writer, level_out)
+    settled = not writer.once(f"convolution of {level_out.grid}")  # the step before the first one makes all maps
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)
@@ -79,43 +84,57 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
             device,
             *(b[x], weight, read, b[count], b[layer.output]),
             bias=bias,
-            residual=b[residual[0]] if residual else None,
+            residual=None if residual is None else b[residual],
+            shortcut=None if shortcut is None else b[shortcut],
             activation=layer.activation,
             slope=layer.slope,
+            settled=settled,
+            likely=likely,
         )
 
     map_reads = [] if key is None else kernel_map_buffers(key)
-    writer.add(layer.output, [x, *residual, *map_reads], writer.output(layer), run)
+    writer.add(layer.output, [*converted.values(), *map_reads], writer.output(layer), run)
 
 
-def _packed(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> PackedWeight:
-    """The layer's weight for the best tile."""
-    weight = layer.weights["weight"]
+def _packed(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dtype) -> PackedWeight:
+    """The layer's weight for the best tile, and that of its shortcut; `sources` are what they are multiplied with."""
+    weight, shortcut = layer.weights["weight"], layer.weights.get("shortcut")
     volume, ci, co = weight.shape
-    tile = candidates(_shape(writer, layer, x, dtype), writer.device.limits)[0]
+    tile = candidates(_shape(writer, layer, sources, dtype), writer.device.limits)[0]
 
     def pack() -> Tensor:
-        return writer.weights.upload(pack_weight(weight, dtype, tile).data, dtype)
+        return writer.weights.upload(pack_weight(weight, dtype, tile, shortcut).data, dtype)
 
     data = writer.weights.make((layer.output, "packed", tile.packing), pack)
-    return PackedWeight(data, volume, ci, co, tile)
+    return PackedWeight(data, volume, ci, co, tile, 0 if shortcut is None else len(shortcut))
 
 
-def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShape:
-    """What the choice of a tile depends on.
-
-    The rows that there will be are guessed: of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice
-    the size are 92, 60, 32, 14 and 6 thousand, about as many as the points by the stride.
-    """
+def _shape(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dtype) -> ConvShape:
+    """What the choice of a tile depends on."""
     node, (volume, ci, co) = layer.node, layer.weights["weight"].shape
     assert isinstance(node, SparseConv)
-    part, level = writer.parts.get(x), writer.level(layer.output)
-    start, pitch = (0, ci) if part is None else (part.start, writer.types[part.whole].shape[-1])
+    level = writer.level(layer.output)
     undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
     assert undone is not None
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
-    rows = writer.room.points // max(level.stride)
-    return ConvShape(ci, co, dtype, are_whole_pieces(ci, start, pitch), rows, single=volume == 1 or apart)
+    rows = _likely_rows(writer, level)
+    aligned = all(are_whole_pieces(*_columns(writer, name)) for name in sources)
+    return ConvShape(ci, co, dtype, aligned, rows, single=volume == 1 or apart)
+
+
+def _likely_rows(writer: Writer, level: Level) -> int:
+    """How many sites there will be, about.
+
+    Of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice the size are 92, 60, 32, 14 and 6 thousand,
+    about as many as the points by the stride.
+    """
+    return max(1, min(writer.room.points // max(level.stride), writer.room.sites(level)))
+
+
+def _columns(writer: Writer, name: str) -> tuple[int, int, int]:
+    """Where a value lies in rows of memory, in elements: its channels, where they begin, and how far apart rows are."""
+    part, channels = writer.parts.get(name), writer.types[name.partition(":")[0]].channels
+    return (channels, 0, channels) if part is None else (channels, part.start, writer.types[part.whole].channels)
 
 
 def devoxelize(writer: Writer, layer: Layer) -> None:

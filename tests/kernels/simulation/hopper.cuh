@@ -49,6 +49,10 @@ inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
     return shuffled(value, machine::current->index ^ mask);
 }
 
+inline int __shfl_sync(unsigned, int value, int lane) {
+    return int(shuffled(value, machine::current->index / machine::WARP * machine::WARP + lane));
+}
+
 inline unsigned atomicInc(unsigned* number, unsigned most) {
     const unsigned before = *number;
     *number = before >= most ? 0 : before + 1;

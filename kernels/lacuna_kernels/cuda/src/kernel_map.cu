@@ -23,18 +23,20 @@ template <class Find>
 __device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g,
                                  const int* __restrict__ bits, int* __restrict__ rows, int pitch,
                                  int* __restrict__ keys, Find find) {
-    const int across = min(pitch, 32), volume = volume_of(g), lane = threadIdx.x % across;
-    const int m = blockIdx.x * (THREADS / across) + threadIdx.x / across;
-    const Site site = m < count ? outputs[m] : Site{};
-    unsigned word = 0;
-    for (int k = lane; k < pitch; k += across) {
-        const int kz = k % g.size[2], ky = k / g.size[2] % g.size[1], kx = k / (g.size[1] * g.size[2]);
-        const int row = m < count && k < volume ? find(site, kx, ky, kz) : -1;
-        if (m < count) rows[(size_t)m * pitch + k] = row;
-        if (row >= 0 && bits[k] >= 0) word |= 1u << bits[k];
+    const int across = min(pitch, 32), volume = volume_of(g), lane = threadIdx.x % across, at_once = THREADS / across;
+    for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
+        const int m = first + threadIdx.x / across;
+        const Site site = m < count ? outputs[m] : Site{};
+        unsigned word = 0;
+        for (int k = lane; k < pitch; k += across) {
+            const int kz = k % g.size[2], ky = k / g.size[2] % g.size[1], kx = k / (g.size[1] * g.size[2]);
+            const int row = m < count && k < volume ? find(site, kx, ky, kz) : -1;
+            if (m < count) rows[(size_t)m * pitch + k] = row;
+            if (row >= 0 && bits[k] >= 0) word |= 1u << bits[k];
+        }
+        for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
+        if (m < count && lane == 0) keys[m] = gray_rank(word);
     }
-    for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
-    if (m < count && lane == 0) keys[m] = gray_rank(word);
 }
 
 // input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.

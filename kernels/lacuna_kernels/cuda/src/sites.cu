@@ -3,7 +3,6 @@
 // Launched in this order: insert_outputs, count_outputs, [scan.cu], number_outputs; then item_offsets.
 // While they are found, an output is known by a candidate = input row * volume + offset.
 #include "geometry.cuh"
-#include "search.cuh"
 
 #define THREADS 256
 
@@ -69,7 +68,8 @@ number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
 // offsets [items + 1]: where the sites of each item begin; sites lie item by item.
 extern "C" __global__ void __launch_bounds__(THREADS)
 item_offsets(const Site* __restrict__ sites, const int* __restrict__ count, int items, int* __restrict__ offsets) {
-    const int item = blockIdx.x * THREADS + threadIdx.x;
-    if (item > items) return;
-    offsets[item] = first_at_least(*count, item, [=](int row) { return sites[row].item; });
+    const int row = blockIdx.x * THREADS + threadIdx.x, n = *count;
+    if (row > n) return;
+    const int last = row < n ? sites[row].item : items;
+    for (int item = row ? sites[row - 1].item + 1 : 0; item <= last; ++item) offsets[item] = row;
 }

@@ -25,11 +25,12 @@ sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shif
     counts[scanned ? threadIdx.x * gridDim.x + blockIdx.x : blockIdx.x * DIGITS + threadIdx.x] = found[threadIdx.x];
 }
 
-// The first place of this thread's digit in this tile: after all lower digits, and those of earlier tiles.
-__device__ inline int first_place(const int* __restrict__ counts) {
+// The first place of this thread's digit in this tile: after all lower digits, and those of earlier tiles. Tiles past
+// the first `tiles` are empty.
+__device__ inline int first_place(const int* __restrict__ counts, int tiles) {
     int before = 0, sum = 0, all;
-#pragma unroll 8
-    for (int tile = 0; tile < gridDim.x; ++tile) {
+#pragma unroll 16
+    for (int tile = 0; tile < tiles; ++tile) {
         const int found = counts[tile * DIGITS + threadIdx.x];
         if (tile < blockIdx.x) before += found;
         sum += found;
@@ -50,12 +51,19 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
     for (int w = 0; w < WARPS; ++w) place[w][threadIdx.x] = 0;
     __syncthreads();
 
-    int key[ROUNDS], rank[ROUNDS];
+    int key[ROUNDS], value[ROUNDS], rank[ROUNDS];
     const int first = start + warp * ROUNDS * 32 + lane;
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
+        const int from = first + round * 32;
+        key[round] = from < n ? keys[from] : 0;
+        value[round] = values && from < n ? values[from] : from;
+    }
+    const int tiles = (n + TILE - 1) / TILE;
+    int next = scanned ? places[threadIdx.x * gridDim.x + blockIdx.x] : first_place(places, tiles);
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
         const bool here = first + round * 32 < n;
-        key[round] = here ? keys[first + round * 32] : 0;
         const int digit = here ? digit_of(key[round], shift) : DIGITS;
         const unsigned equal = __match_any_sync(0xffffffffu, digit);
         const int before = here ? place[warp][digit] : 0;
@@ -66,7 +74,6 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
     }
     __syncthreads();
     // this thread's digit: counts become places, warp by warp
-    int next = scanned ? places[threadIdx.x * gridDim.x + blockIdx.x] : first_place(places);
     for (int w = 0; w < WARPS; ++w) {
         const int found = place[w][threadIdx.x];
         place[w][threadIdx.x] = next;
@@ -75,10 +82,9 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
     __syncthreads();
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
-        const int from = first + round * 32;
-        if (from >= n) continue;
+        if (first + round * 32 >= n) continue;
         const int to = place[warp][digit_of(key[round], shift)] + rank[round];
         keys_out[to] = key[round];
-        values_out[to] = values ? values[from] : from;
+        values_out[to] = value[round];
     }
 }

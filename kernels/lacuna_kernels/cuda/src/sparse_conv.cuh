@@ -1,56 +1,82 @@
 // What the sparse convolutions share:
-//   y[m] = f(sum over offsets k of x[map[k, i]] @ weight[k] + bias + residual[m])   for places i in use, m = order[i].
-// Sums run over k and then over the channels, upwards, in fp32; what a tile skips would have added zeros. So a row's
-// bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
+//   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
+// for places i in use, m = order[i]; the shortcut is one offset more, that leads from a row of another matrix to itself.
+// Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
+// So a row's bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
 #pragma once
 #include "activation.cuh"
 #include "element.cuh"
 
 #define GROUP 64  // places of a word of `present`, as in kernel_map.cu
 #define PIECE 8   // elements of 16 bytes, in 16-bit types
+#define EVERY_LANE 0xffffffffu
 
 using Element = ELEMENT;
 
-// map int32 [volume, capacity], present uint32 [capacity / GROUP, words]; both null for the identity, of volume 1, as
-// `order` of the epilogue is.
+// map int32 [volume, capacity], present uint32 [capacity / GROUP, words], order int32 [capacity]; all null for the
+// identity, of volume 1.
 struct KernelMap {
     const int* map;
     const unsigned* present;
+    const int* order;
     int volume, words, capacity;
+
+    __device__ __forceinline__ int row_of(int place) const { return order ? order[place] : place; }
 };
 
-// The offsets that any place of a tile has, in rising order, as a thread walks through them.
+// What rows are read from: their pitch in elements, their channels.
+struct Source {
+    const Element* rows;
+    int pitch, ci;
+};
+
+// Those of the offsets from `first` to `last` - 1 that any place of a tile has, in rising order, as a thread walks through
+// them; after the last of a map comes the shortcut, if there is one, as offset `volume`.
 struct OffsetWalk {
     const KernelMap& map;
     int place, places;  // first place of the tile; places past the tile or past those in use start here
+    int first, last;
+    bool shortcut;
     int word = -1;
     unsigned left = 0;
 
     __device__ unsigned bits(int index) const {
-        if (!map.present) return 1;
-        unsigned any = 0;
-        for (int group = place / GROUP; group * GROUP < places; ++group)
-            any |= map.present[(size_t)group * map.words + index];
-        return any;
+        unsigned any = map.present ? 0 : 1;
+        if (map.present)
+            for (int group = place / GROUP; group * GROUP < places; ++group)
+                any |= map.present[(size_t)group * map.words + index];
+        const int below = max(0, first - 32 * index), to = last - 32 * index;
+        const unsigned from_first = below < 32 ? EVERY_LANE << below : 0;
+        return any & from_first & (to >= 32 ? EVERY_LANE : to > 0 ? (1u << to) - 1 : 0);
     }
 
+    __device__ bool ends_in_shortcut() const { return shortcut && last == map.volume; }
+
     __device__ int total() const {
-        int sum = 0;
+        int sum = ends_in_shortcut();
         for (int index = 0; index < map.words; ++index) sum += __popc(bits(index));
         return sum;
     }
 
+    // Of which each of the offsets is made of `each`, and the shortcut of `more`.
+    __device__ int steps(int offsets, int each, int more) const {
+        return ends_in_shortcut() ? (offsets - 1) * each + more : offsets * each;
+    }
+
     __device__ int next() {  // only as often as total() says
-        while (!left) left = bits(++word);
+        while (!left && ++word < map.words) left = bits(word);
+        if (!left) return map.volume;
         const int bit = __ffs(left) - 1;
         left &= left - 1;
         return word * 32 + bit;
     }
-};
 
-__device__ inline int input_row(const KernelMap& map, int offset, int place) {
-    return map.map ? map.map[(size_t)offset * map.capacity + place] : place;
-}
+    // The row that an offset leads to from a place.
+    __device__ __forceinline__ int row(int offset, int place) const {
+        if (offset == map.volume) return map.row_of(place);
+        return map.map ? map.map[(size_t)offset * map.capacity + place] : place;
+    }
+};
 
 // The first place of a tile, counted from the last tile back: rows with far offsets come last in the order, and their
 // tiles take longest. Negative past the first.
@@ -58,66 +84,136 @@ __device__ inline int place_of_tile(int from, int tile, int places) {
     return ((places + tile - 1) / tile - 1 - from) * tile;
 }
 
-// Null pointers stand for rows in their order, no bias and no residual. A pitch is the distance between rows, in
-// elements.
-struct Epilogue {
-    const int* order;
+// Do something with four sums at a time, the others moving up, as registers cannot be indexed in a loop.
+template <int COUNT, class Do>
+__device__ __forceinline__ void in_turns(float (&sums)[COUNT], Do what) {
+#pragma unroll 1
+    for (int group = 0; group < COUNT / 4; ++group) {
+        float four[4] = {sums[0], sums[1], sums[2], sums[3]};
+        what(group, four);
+#pragma unroll
+        for (int n = 0; n + 4 < COUNT; ++n) sums[n] = sums[n + 4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) sums[COUNT - 4 + n] = four[n];
+    }
+}
+
+// What sums begin with and where they go. Null pointers stand for no bias and no residual. A pitch is the distance
+// between rows, in elements.
+struct Output {
     const float* bias;
     const Element* residual;
     Element* y;
     int residual_pitch, y_pitch, channels, activation;
     float negative_slope;
 
-    __device__ int row_of(int place) const { return order ? order[place] : place; }
-
-    __device__ float finish(float sum, int row, int column) const {
-        if (bias) sum += bias[column];
-        if (residual) sum += to_float(residual[(size_t)row * residual_pitch + column]);
-        return activate(sum, activation, negative_slope);
+    __device__ float begin(int row, int column) const {
+        if (column >= channels) return 0.0f;
+        const float sum = bias ? bias[column] : 0.0f;
+        return residual ? sum + to_float(residual[(size_t)row * residual_pitch + column]) : sum;
     }
 
     __device__ void write(float sum, int row, int column) const {
-        if (column < channels) y[(size_t)row * y_pitch + column] = from_float<Element>(finish(sum, row, column));
+        if (column < channels)
+            y[(size_t)row * y_pitch + column] = from_float<Element>(activate(sum, activation, negative_slope));
     }
 
-    // PIECE columns side by side, in one store where the address allows it.
-    __device__ void write_piece(const float* sums, int row, int column) const {
-        struct __align__(PIECE * sizeof(Element)) Piece { Element values[PIECE]; };
-        const int there = min(PIECE, channels - column);
-        if (there <= 0) return;
-        Piece piece;
+    // `activate` in place; code for all activations of all sums would be long.
+    template <int COUNT>
+    __device__ __forceinline__ void activate_all(float (&sums)[COUNT]) const {
+        if (activation == ACTIVATION_NONE) return;
+        if (activation == ACTIVATION_RELU) {
 #pragma unroll
-        for (int c = 0; c < PIECE; ++c)
-            piece.values[c] = from_float<Element>(c < there ? finish(sums[c], row, column + c) : 0.0f);
-        Element* to = y + (size_t)row * y_pitch + column;
-        if (there == PIECE && (size_t)to % sizeof(Piece) == 0)
-            *reinterpret_cast<Piece*>(to) = piece;
-        else
-            for (int c = 0; c < there; ++c) to[c] = piece.values[c];
+            for (int n = 0; n < COUNT; ++n) sums[n] = activate(sums[n], ACTIVATION_RELU, 0.0f);
+            return;
+        }
+        in_turns(sums, [&](int, float (&four)[4]) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) four[n] = activate(four[n], activation, negative_slope);
+        });
     }
 };
 
-// The distance between rows of a warp's WIDTH sums in shared memory.
-template <int WIDTH>
-constexpr int pitch_of_sums = WIDTH + PIECE;
+// Two or eight elements, which are read and written at once.
+struct __align__(2 * sizeof(Element)) Pair { Element values[2]; };
+struct __align__(PIECE * sizeof(Element)) Piece { Element values[PIECE]; };
 
-// Write `rows` (at most 16) rows of a warp's WIDTH channels, by way of shared memory, so that neighbours write side by
-// side. Of every 8 channels a lane has four sums: two of row lane / 4, from channel lane % 4 * 2 on, and of 8 rows on.
-template <int WIDTH>
-__device__ inline void write_rows(const Epilogue& epilogue, float* own, const float* sums, int first, int rows,
-                                  int column) {
-    const int lane = threadIdx.x % 32;
-    float* to = own + lane / 4 * pitch_of_sums<WIDTH> + lane % 4 * 2;
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-        *reinterpret_cast<float2*>(to + j * 8) = make_float2(sums[4 * j], sums[4 * j + 1]);
-        *reinterpret_cast<float2*>(to + 8 * pitch_of_sums<WIDTH> + j * 8) = make_float2(sums[4 * j + 2], sums[4 * j + 3]);
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int piece = lane; piece < rows * (WIDTH / PIECE); piece += 32) {
-        const int m = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
-        epilogue.write_piece(own + m * pitch_of_sums<WIDTH> + n, epilogue.row_of(first + m), column + n);
-    }
+// Whether neighbours of a matrix can be read or written as a T.
+template <class T>
+__device__ inline bool is_made_of(const void* start, int pitch, int channels) {
+    constexpr int count = sizeof(T) / sizeof(Element);
+    return ((size_t)start / sizeof(Element) | pitch | channels) % count == 0;
 }
+
+// A warp's 16 rows of WIDTH channels, whose sums its lanes have as tensor cores make them: of every 8 channels a lane
+// has two of row lane / 4, from channel lane % 4 * 2 on, and two of 8 rows further on.
+template <int WIDTH>
+struct WarpRows {
+    static constexpr int PITCH = WIDTH + PIECE;  // in shared memory, so that 8 rows share no banks
+    static constexpr int ELEMENTS = 16 * PITCH;
+
+    const Output& output;
+    int row;  // of y, of place lane % 16; negative past the last
+    int column;
+
+    __device__ __forceinline__ WarpRows(const Output& output, int row, int column)
+        : output(output), row(row), column(column) {}
+
+    __device__ __forceinline__ WarpRows(const Output& output, const KernelMap& map, int first, int places, int column)
+        : output(output), row(first + int(threadIdx.x % 16) < places ? map.row_of(first + threadIdx.x % 16) : -1),
+          column(column) {}
+
+    __device__ __forceinline__ void begin(float (&sums)[WIDTH / 2]) const {
+        const int lane = threadIdx.x % 32, from = column + lane % 4 * 2;
+        const int rows[2] = {__shfl_sync(EVERY_LANE, row, lane / 4), __shfl_sync(EVERY_LANE, row, lane / 4 + 8)};
+        if (output.channels % 2 || !is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
+            in_turns(sums, [&](int group, float (&four)[4]) {
+#pragma unroll
+                for (int n = 0; n < 4; ++n)
+                    four[n] = rows[n / 2] < 0 ? 0.0f : output.begin(rows[n / 2], from + group * 8 + n % 2);
+            });
+            return;
+        }
+#pragma unroll
+        for (int n = 0; n < WIDTH / 2; n += 4) {
+            if (n % 32 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
+            const int at = from + n / 4 * 8;
+            const bool here = at < output.channels;
+            const float2 bias = here && output.bias ? *reinterpret_cast<const float2*>(output.bias + at) : float2{};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                sums[n + 2 * h] = bias.x, sums[n + 2 * h + 1] = bias.y;
+                if (!output.residual || !here || rows[h] < 0) continue;
+                const Element* residual = output.residual + (size_t)rows[h] * output.residual_pitch + at;
+                const Pair pair = *reinterpret_cast<const Pair*>(residual);
+                sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
+            }
+        }
+    }
+
+    // By way of ELEMENTS of shared memory, which are the warp's own: so neighbours write side by side.
+    __device__ __forceinline__ void write(float (&sums)[WIDTH / 2], Element* own) const {
+        output.activate_all(sums);
+        const int lane = threadIdx.x % 32;
+        Element* to = own + lane / 4 * PITCH + lane % 4 * 2;
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < WIDTH / 2; n += 2)
+            *reinterpret_cast<Pair*>(to + n / 2 % 2 * (8 * PITCH) + n / 4 * 8) =
+                Pair{{from_float<Element>(sums[n]), from_float<Element>(sums[n + 1])}};
+        __syncwarp();
+        const bool pieces = is_made_of<Piece>(output.y, output.y_pitch, output.channels);
+#pragma unroll
+        for (int piece = lane; piece < 2 * WIDTH; piece += 32) {
+            const int place = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
+            const int m = __shfl_sync(EVERY_LANE, row, place);
+            if (m < 0 || column + n >= output.channels) continue;
+            Element* y = output.y + (size_t)m * output.y_pitch + column + n;
+            const Element* from = own + place * PITCH + n;
+            if (pieces)
+                *reinterpret_cast<Piece*>(y) = *reinterpret_cast<const Piece*>(from);
+            else
+                for (int c = 0; c < min(PIECE, output.channels - column - n); ++c) y[c] = from[c];
+        }
+    }
+};

@@ -1,7 +1,8 @@
 // Sparse convolution in true fp32 (FFMA, no tf32): an implicit GEMM, output-stationary.
 // A block makes TILE_M rows x TILE_N channels of y, a thread ROWS x 4 of them. Step by step it gathers TILE_K channels
 // of the rows that one offset leads to, and that patch of its weight; the next step is fetched while one is summed.
-// weight [volume, padded ci, padded co], zeros up to multiples of TILE_K and TILE_N; its width is weight_pitch.
+// weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N; its
+// width is weight_pitch.
 #include "sparse_conv.cuh"
 
 #ifndef TILE_M
@@ -23,42 +24,42 @@
 
 // Fetches the steps of a tile into registers, one call a step.
 struct Fetcher {
-    const float* x;
+    const Source &input, &shortcut;
     const float* weight;  // at the tile's first channel
-    int x_pitch, ci, weight_pitch, chunks;
-    const KernelMap& map;
+    int weight_pitch;
     OffsetWalk walk;
     int steps;
-    int offset = 0, chunk;
+    int offset = 0, chunk = 0;
+    Source source{};
     int rows[GATHERS];
     float gathered[GATHERS];
     float4 patch[PATCHES];
 
-    __device__ Fetcher(const float* x, int x_pitch, int ci, const float* weight, int weight_pitch, const KernelMap& map,
-                       int place, int stop)
-        : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
-          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, place, stop} {
-        steps = walk.total() * chunks;
-        chunk = chunks;
-    }
+    static __device__ int chunks_of(const Source& source) { return (source.ci + TILE_K - 1) / TILE_K; }
+
+    __device__ Fetcher(const Source& input, const Source& shortcut, const float* weight, int weight_pitch,
+                       const OffsetWalk& walk)
+        : input(input), shortcut(shortcut), weight(weight), weight_pitch(weight_pitch), walk(walk),
+          steps(walk.steps(walk.total(), chunks_of(input), chunks_of(shortcut))) {}
 
     // Thread t takes channel t % TILE_K of rows t / TILE_K, + THREADS / TILE_K, ...: neighbours read side by side.
     __device__ void fetch() {
         const int channel = threadIdx.x % TILE_K;
-        if (chunk == chunks) {
+        if (chunk * TILE_K >= source.ci) {
             chunk = 0;
             offset = walk.next();
+            source = offset == walk.map.volume ? shortcut : input;
 #pragma unroll
             for (int i = 0; i < GATHERS; ++i) {
                 const int place = walk.place + (threadIdx.x + i * THREADS) / TILE_K;
-                rows[i] = place < walk.places ? input_row(map, offset, place) : -1;
+                rows[i] = place < walk.places ? walk.row(offset, place) : -1;
             }
         }
         const int c = chunk * TILE_K + channel;
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i)
-            gathered[i] = rows[i] >= 0 && c < ci ? x[(size_t)rows[i] * x_pitch + c] : 0.0f;
-        const float* from = weight + ((size_t)offset * chunks + chunk) * TILE_K * weight_pitch;
+            gathered[i] = rows[i] >= 0 && c < source.ci ? source.rows[(size_t)rows[i] * source.pitch + c] : 0.0f;
+        const float* from = weight + ((size_t)offset * chunks_of(input) + chunk) * TILE_K * weight_pitch;
 #pragma unroll
         for (int i = 0; i < PATCHES; ++i) {
             const int at = threadIdx.x + i * THREADS;
@@ -81,21 +82,35 @@ struct Fetcher {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ weight, int weight_pitch,
-                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume, int words,
-                 int capacity, const int* __restrict__ order,
-                 const int* __restrict__ count, const float* __restrict__ bias, const float* residual,
-                 int residual_pitch, float* y, int y_pitch, int co, int activation, float negative_slope) {
+sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ shortcut,
+                 int shortcut_pitch, int shortcut_ci, const float* __restrict__ weight, int weight_pitch,
+                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
+                 int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
+                 const float* residual, int residual_pitch, float* y, int y_pitch, int co, int activation,
+                 float negative_slope) {
     __shared__ float a[2][TILE_K][PITCH_A];
     __shared__ __align__(16) float b[2][TILE_K][TILE_N];
     const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
     const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
     if (place < 0) return;
-    const KernelMap map = {map_rows, present, volume, words, capacity};
-    Fetcher fetcher(x, x_pitch, ci, weight + column, weight_pitch, map, place, min(rows, place + TILE_M));
+    const KernelMap map = {map_rows, present, order, volume, words, capacity};
+    const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
+    const OffsetWalk walk{map, place, min(rows, place + TILE_M), 0, volume, shortcut != nullptr};
+    Fetcher fetcher(input, beside, weight + column, weight_pitch, walk);
 
-    float sums[ROWS][COLUMNS] = {};
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    float sums[ROWS][COLUMNS];
     const int first_row = threadIdx.x / THREADS_N * ROWS, first_column = threadIdx.x % THREADS_N * COLUMNS;
+    const auto row_of = [&](int i) {  // negative past the last
+        const int at = place + first_row + i;
+        return at < rows ? map.row_of(at) : -1;
+    };
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+        const int m = row_of(i);
+#pragma unroll
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = m < 0 ? 0.0f : output.begin(m, column + first_column + j);
+    }
     if (fetcher.steps) {
         fetcher.fetch();
         fetcher.store(a[0], b[0]);
@@ -120,13 +135,11 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         __syncthreads();
     }
 
-    const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
-        const int from = place + first_row + i;
-        if (from >= rows) break;
-        const int m = epilogue.row_of(from);
+        const int m = row_of(i);
+        if (m < 0) break;
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) epilogue.write(sums[i][j], m, column + first_column + j);
+        for (int j = 0; j < COLUMNS; ++j) output.write(sums[i][j], m, column + first_column + j);
     }
 }

@@ -1,8 +1,10 @@
 // Sparse convolution in fp16 or bf16 on tensor cores: an implicit GEMM, output-stationary.
 // A block makes TILE_M rows x TILE_N channels of y. Step by step it gathers TILE_K channels of the rows that one offset
 // leads to (zeros where there is none), and the TILE_K x TILE_N patch of that offset's weight, STAGES steps ahead.
-// weight [volume, padded ci, padded co], zeros up to multiples of TILE_K and TILE_N; its width is weight_pitch.
-// ALIGNED: x has ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at a time.
+// weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N; its
+// width is weight_pitch.
+// ALIGNED: x and the shortcut have ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at a
+// time.
 #include "sparse_conv.cuh"
 
 #ifndef TILE_M
@@ -61,22 +63,21 @@ __device__ inline void multiply(float* sum, const unsigned* a, const unsigned* b
 
 // Brings the steps of a tile to shared memory, one call a step.
 struct Loader {
-    const Element* x;
+    const Source &input, &shortcut;
     const Element* weight;  // at the tile's first channel
-    int x_pitch, ci, weight_pitch, chunks;
-    const KernelMap& map;
+    int weight_pitch;
     OffsetWalk walk;
     int offsets_left, steps;
-    int offset = 0, upcoming_offset = 0, chunk;
+    int offset = 0, upcoming_offset = 0, chunk = 0;
+    Source source{};
     int rows[GATHERS], upcoming[GATHERS];
 
-    __device__ Loader(const Element* x, int x_pitch, int ci, const Element* weight, int weight_pitch,
-                      const KernelMap& map, int place, int stop)
-        : x(x), weight(weight), x_pitch(x_pitch), ci(ci), weight_pitch(weight_pitch),
-          chunks((ci + TILE_K - 1) / TILE_K), map(map), walk{map, place, stop} {
-        offsets_left = walk.total();
-        steps = offsets_left * chunks;
-        chunk = chunks;
+    static __device__ int chunks_of(const Source& source) { return (source.ci + TILE_K - 1) / TILE_K; }
+
+    __device__ Loader(const Source& input, const Source& shortcut, const Element* weight, int weight_pitch,
+                      const OffsetWalk& walk)
+        : input(input), shortcut(shortcut), weight(weight), weight_pitch(weight_pitch), walk(walk),
+          offsets_left(walk.total()), steps(walk.steps(offsets_left, chunks_of(input), chunks_of(shortcut))) {
         look_up();
     }
 
@@ -88,20 +89,21 @@ struct Loader {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const int piece = threadIdx.x + i * THREADS, place = walk.place + piece / PIECES_K;
-            upcoming[i] = piece < TILE_M * PIECES_K && place < walk.places ? input_row(map, upcoming_offset, place) : -1;
+            upcoming[i] = piece < TILE_M * PIECES_K && place < walk.places ? walk.row(upcoming_offset, place) : -1;
         }
     }
 
     __device__ void load(Element* stage) {
-        if (chunk == chunks) {
+        if (chunk * TILE_K >= source.ci) {
             chunk = 0;
             offset = upcoming_offset;
+            source = offset == walk.map.volume ? shortcut : input;
 #pragma unroll
             for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
             look_up();
         }
         gather(stage);
-        const Element* from = weight + ((size_t)offset * chunks + chunk) * TILE_K * weight_pitch;
+        const Element* from = weight + ((size_t)offset * chunks_of(input) + chunk) * TILE_K * weight_pitch;
 #pragma unroll
         for (int piece = threadIdx.x; piece < TILE_K * PIECES_N; piece += THREADS) {
             const int k = piece / PIECES_N, n = piece % PIECES_N * PIECE;
@@ -117,14 +119,14 @@ struct Loader {
             if (TILE_M * PIECES_K % THREADS && piece >= TILE_M * PIECES_K) break;
             const int channel = chunk * TILE_K + piece % PIECES_K * PIECE;
             Element* to = stage + piece / PIECES_K * PITCH_A + piece % PIECES_K * PIECE;
-            const Element* from = x + (size_t)max(rows[i], 0) * x_pitch + channel;
+            const Element* from = source.rows + (size_t)max(rows[i], 0) * source.pitch + channel;
 #if ALIGNED
-            const bool there = rows[i] >= 0 && channel < ci;
-            copy_piece(to, there ? from : x, there);
+            const bool there = rows[i] >= 0 && channel < source.ci;
+            copy_piece(to, there ? from : source.rows, there);
 #else
 #pragma unroll
             for (int c = 0; c < PIECE; ++c)
-                to[c] = rows[i] >= 0 && channel + c < ci ? from[c] : from_float<Element>(0.0f);
+                to[c] = rows[i] >= 0 && channel + c < source.ci ? from[c] : from_float<Element>(0.0f);
 #endif
         }
     }
@@ -154,10 +156,10 @@ __device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Eleme
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ weight,
-                int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
-                int words, int capacity, const int* __restrict__ order, const int* __restrict__ count,
-                const float* __restrict__ bias,
+sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
+                int shortcut_pitch, int shortcut_ci, const Element* __restrict__ weight, int weight_pitch,
+                const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
+                int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
                 const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
                 float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -165,16 +167,26 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
     const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
     if (place < 0) return;
-    const KernelMap map = {map_rows, present, volume, words, capacity};
-    Loader loader(x, x_pitch, ci, weight + column, weight_pitch, map, place, min(rows, place + TILE_M));
-
-    float sums[PRODUCTS_M][PRODUCTS_N][2][4] = {};
-    const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
+    const KernelMap map = {map_rows, present, order, volume, words, capacity};
+    const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
+    const OffsetWalk walk{map, place, min(rows, place + TILE_M), 0, volume, shortcut != nullptr};
+    Loader loader(input, beside, weight + column, weight_pitch, walk);
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < loader.steps) loader.load(stages + step * STAGE_ELEMENTS);
         asm volatile("cp.async.commit_group;");
     }
+
+    using Patch = float[WARP_N / 2];  // of 16 rows
+    float sums[PRODUCTS_M][PRODUCTS_N][2][4];
+    const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const auto rows_of = [&](int i) {
+        const int first = place + (warp_m * PRODUCTS_M + i) * 16;
+        return WarpRows<WARP_N>(output, map, first, rows, column + warp_n * WARP_N);
+    };
+#pragma unroll
+    for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).begin(reinterpret_cast<Patch&>(sums[i]));
     for (int step = 0; step < loader.steps; ++step) {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
         __syncthreads();  // the step is here, and all are done with the stage that is filled next
@@ -185,11 +197,7 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     }
 
     __syncthreads();  // all are done with the stages: each warp takes a part of them
-    const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
-    float* own = reinterpret_cast<float*>(shared_memory) + threadIdx.x / 32 * 16 * pitch_of_sums<WARP_N>;
+    Element* own = stages + threadIdx.x / 32 * WarpRows<WARP_N>::ELEMENTS;
 #pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i) {
-        const int first = place + (warp_m * PRODUCTS_M + i) * 16;
-        write_rows<WARP_N>(epilogue, own, sums[i][0][0], first, min(16, rows - first), column + warp_n * WARP_N);
-    }
+    for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).write(reinterpret_cast<Patch&>(sums[i]), own);
 }

@@ -4,12 +4,20 @@
 //   multiply  each of TILE_M / 64 warpgroups has 64 rows of the tile
 //   bring     BRINGERS threads more gather panels (zeros where there is no row) in 16-byte copies, and two of them have
 //             the patches of the offsets' weights copied beside them, STAGES pairs of panels ahead
-// ci, and x's pitch and address, are multiples of 8 elements. weight, packed: [volume, panels, tiles of TILE_N channels,
-// TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci and co.
+// TEAM blocks, a cluster, share the offsets of a tile: each has one part of them, all that there are, whichever the tile
+// has, so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
+// share of the channels.
+// A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
+// tells whether all else was there before that kernel began.
+// ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
+// offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci
+// and co.
 #include "hopper.cuh"
 #include "lane_copies.cuh"
+#include "launch_order.cuh"
 #include "ring.cuh"
 #include "sparse_conv.cuh"
+#include "team.cuh"
 
 #ifndef TILE_M
 #define TILE_M 128
@@ -17,6 +25,7 @@
 #define STAGES 3
 #define BRINGERS 128
 #define BLOCKS 1  // of a multiprocessor
+#define TEAM 1
 #endif
 
 constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
@@ -24,29 +33,34 @@ constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW = 2 * PANEL_K;  
 constexpr int A_PANEL = TILE_M * ROW, B_PANEL = TILE_N * ROW, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int BARRIERS = 1024;  // bytes before the stages
+constexpr int SHARE_N = TILE_N / TEAM, GROUPS = SHARE_N / 8;  // channels that a block of a team writes; eights of them
+constexpr int SUMS = TEAM == 1 ? 0 : TILE_M * TILE_N * 4;     // bytes that a block is sent, where the stages were
+constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread that brings, and of one that multiplies
+constexpr int BRING = EVEN < 88 ? 56 : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
+using Share = WarpRows<SHARE_N>;
+static_assert(BRING == EVEN || BRINGERS % 128 == 0, "a warpgroup leaves registers together");
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
-static_assert(16 * STAGES <= BARRIERS, "room for the barriers");
-static_assert(TILE_M * pitch_of_sums<TILE_N> * 4 <= STAGES * STAGE, "the sums lie where the stages were");
+static_assert(16 * STAGES + 8 <= BARRIERS, "room for the barriers");
+static_assert(SHARE_N % 16 == 0, "a warp writes whole rounds of pieces");
+static_assert(SUMS + TILE_M / 16 * Share::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
 
 struct Stages {
     uint32_t shared;
 
     __device__ __forceinline__ uint32_t full(int stage) const { return shared + 8 * stage; }
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
+    __device__ __forceinline__ uint32_t shared_out() const { return shared + 16 * STAGES; }  // by a team
     __device__ __forceinline__ uint32_t a(int stage) const { return shared + BARRIERS + stage * STAGE; }
     __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + 2 * A_PANEL; }
 };
 
-struct Input {
-    const Element* x;
-    int pitch, ci, panels;  // of an offset
-};
+__device__ __forceinline__ int panels_of(const Source& source) { return (source.ci + PANEL_K - 1) / PANEL_K; }
 
 // A thread that gathers: a piece of every ROWS_APART-th row, of every other panel. Neighbours have neighbouring pieces
 // of two panels, which mostly lie side by side.
 struct Bringer {
     const Stages& stages;
-    const Input& input;
+    const Source &input, &shortcut;
     OffsetWalk walk;
     int thread, left;       // offsets to come
     int upcoming[GATHERS];  // rows of the next offset, asked for early, so that nobody waits for them
@@ -62,47 +76,49 @@ struct Bringer {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const int place = walk.place + row() + i * ROWS_APART;
-            upcoming[i] = more && place < walk.places ? input_row(walk.map, next_offset, place) : -1;
+            upcoming[i] = more && place < walk.places ? walk.row(next_offset, place) : -1;
         }
     }
 
-    __device__ __forceinline__ void enter(int (&rows)[GATHERS]) {
+    __device__ __forceinline__ Source enter(int (&rows)[GATHERS]) {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
         offset = next_offset;
         look_up();
+        return offset == walk.map.volume ? shortcut : input;
     }
 
-    __device__ __forceinline__ void gather(const int (&rows)[GATHERS], int panel, int stage) const {
+    __device__ __forceinline__ void gather(const Source& source, const int (&rows)[GATHERS], int panel, int stage) const {
         const int channel = panel * PANEL_K + piece() * PIECE;
         const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW + (piece() ^ row() / 2 % 4) * 16;
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const bool there = rows[i] >= 0 && channel < input.ci;
+            const bool there = rows[i] >= 0 && channel < source.ci;
             copy_16_bytes(to + i * (ROWS_APART * ROW),
-                          there ? input.x + (size_t)rows[i] * input.pitch + channel : input.x, there);
+                          there ? source.rows + (size_t)rows[i] * source.pitch + channel : source.rows, there);
         }
         arrive_after_copies(stages.full(stage));
     }
 
     // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
     // Past the last panel there are none but zeros, times the last weights again.
-    __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps) {
+    __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps, Ring& ring) {
+        const int panels = panels_of(input);
         int rows[GATHERS];
         int panel = half();
         look_up();
-        enter(rows);
-        Ring ring;
+        Source source = enter(rows);
+        wait_for_kernels_before();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            while (panel >= input.panels) panel -= input.panels, enter(rows);
+            while (panel >= panels_of(source)) panel -= panels_of(source), source = enter(rows);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
                 barrier_expect(stages.full(ring.stage), B_PANEL);
-                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + ((size_t)offset * input.panels + panel) * apart,
+                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + ((size_t)offset * panels + panel) * apart,
                         B_PANEL, stages.full(ring.stage));
             }
-            gather(rows, panel, ring.stage);
+            gather(source, rows, panel, ring.stage);
             panel += 2;
             ring.next(STAGES);
         }
@@ -110,7 +126,7 @@ struct Bringer {
 };
 
 // `a` and `b` are the first of two panels.
-__device__ __forceinline__ void multiply(float (&sums)[TILE_N / 2], uint32_t a, uint32_t b) {
+__device__ __forceinline__ void multiply_step(float (&sums)[TILE_N / 2], uint32_t a, uint32_t b) {
     products_begin();
 #pragma unroll
     for (int k = 0; k < 2 * PANEL_K / 16; ++k)
@@ -119,52 +135,146 @@ __device__ __forceinline__ void multiply(float (&sums)[TILE_N / 2], uint32_t a, 
     products_commit();
 }
 
+// Where a thread's sums of eight channels lie, of those that part `part` comes to.
+__device__ __forceinline__ uint32_t place_of_sums(uint32_t start, int part, int group) {
+    return start + ((part * GROUPS + group) * MULTIPLIERS + threadIdx.x) * 16;
+}
+
+// Send all blocks of the team their channels.
+__device__ __forceinline__ void share(const float (&sums)[TILE_N / 2], const Stages& stages, int part) {
+#pragma unroll
+    for (int block = 0; block < TEAM; ++block) {
+        const uint32_t there = in_block(stages.a(0), block), barrier = in_block(stages.shared_out(), block);
+#pragma unroll
+        for (int group = 0; group < GROUPS; ++group) {
+            const float* four = sums + (block * GROUPS + group) * 4;
+            store_there(place_of_sums(there, part, group),
+                        make_uint4(__float_as_uint(four[0]), __float_as_uint(four[1]), __float_as_uint(four[2]),
+                                   __float_as_uint(four[3])),
+                        barrier);
+        }
+    }
+}
+
+__device__ __forceinline__ void add_up(float (&sums)[SHARE_N / 2], uint32_t start) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group)
+#pragma unroll
+        for (int part = 0; part < TEAM; ++part) {
+            const uint4 four = read_16_bytes(place_of_sums(start, part, group));
+            const float values[4] = {__uint_as_float(four.x), __uint_as_float(four.y), __uint_as_float(four.z),
+                                     __uint_as_float(four.w)};
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+                sums[group * 4 + n] = part ? sums[group * 4 + n] + values[n] : values[n];
+        }
+}
+
+// What a block does with its tiles, one after another, as a thread that brings or one that multiplies. A launch has
+// about as many blocks as there are tiles, and seldom is one left with a second tile; but blocks without any would take
+// time to come and go, and there is room for many more rows than there are.
+struct Work {
+    const Stages& stages;
+    const KernelMap& map;
+    const Source &input, &beside;
+    const char* weight;
+    int across, rows;  // tiles side by side; rows of y in use
+    int part = blockIdx.x % TEAM, tile = blockIdx.x / TEAM;
+    Ring ring;
+
+    __device__ __forceinline__ int place() const { return place_of_tile(tile / across, TILE_M, rows); }
+    __device__ __forceinline__ int column() const { return tile % across * TILE_N; }
+    __device__ __forceinline__ void go_on() { tile += gridDim.x / TEAM; }
+
+    __device__ __forceinline__ OffsetWalk walk() const {
+        const int first = map.volume * part / TEAM, last = map.volume * (part + 1) / TEAM;
+        return {map, place(), min(rows, place() + TILE_M), first, last, beside.rows != nullptr};
+    }
+
+    // At least one, of zeros if need be: the assembler makes products wait for one another if there may be none.
+    __device__ __forceinline__ int steps(const OffsetWalk& walk, int offsets) const {
+        return max(1, (walk.steps(offsets, panels_of(input), panels_of(beside)) + 1) / 2);
+    }
+
+    __device__ __forceinline__ void bring() {
+        const OffsetWalk offsets = walk();
+        const int total = offsets.total(), steps = this->steps(offsets, total);
+        Bringer{stages, input, beside, offsets, int(threadIdx.x) - MULTIPLIERS, total}.bring(
+            weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
+        if (TEAM > 1) meet_team();
+    }
+
+    __device__ __forceinline__ void multiply(const Output& output, uint32_t turn) {
+        const int warp = warp_of_block(), group = warp / 4;
+        const OffsetWalk offsets = walk();
+        const int steps = this->steps(offsets, offsets.total());
+        const WarpRows<TILE_N> mine(output, map, offsets.place + warp * 16, offsets.places, column());
+        float sums[TILE_N / 2] = {};
+        wait_for_kernels_before();
+        let_next_kernel_begin();
+        if (part == 0) mine.begin(sums);
+        int before = 0, step = 0;
+        do {
+            barrier_wait(stages.full(ring.stage), ring.phase);
+            publish_shared();  // what copies of 16 bytes brought
+            multiply_step(sums, stages.a(ring.stage) + group * (64 * ROW), stages.b(ring.stage));
+            products_wait<1>();
+            if (step) barrier_arrive(stages.empty(before));
+            before = ring.stage;
+            ring.next(STAGES);
+        } while (++step < steps);
+        products_wait<0>();
+        barrier_arrive(stages.empty(before));
+#pragma unroll
+        for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
+        Element* own = static_cast<Element*>(shared_pointer(stages.a(0) + SUMS)) + warp * Share::ELEMENTS;
+        if constexpr (TEAM == 1) {
+            barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
+            mine.write(sums, own);
+        } else {
+            if (threadIdx.x == 0) barrier_expect(stages.shared_out(), SUMS);
+            meet_team();  // all are done with their stages
+            share(sums, stages, part);
+            barrier_wait(stages.shared_out(), turn % 2);
+            float total[SHARE_N / 2];
+            add_up(total, stages.a(0));
+            Share{output, mine.row, mine.column + part * SHARE_N}.write(total, own);
+        }
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const char* __restrict__ weight,
-                  int weight_pitch, const int* __restrict__ map_rows, const unsigned* __restrict__ present, int volume,
-                  int words, int capacity, const int* __restrict__ order, const int* __restrict__ count,
-                  const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch,
-                  int co, int activation, float negative_slope) {
-    const int across = weight_pitch / TILE_N, rows = min(*count, capacity), tile_n = blockIdx.x % across;
-    const int place = place_of_tile(blockIdx.x / across, TILE_M, rows);
-    if (place < 0) return;
+sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
+                  int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
+                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
+                  int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
+                  const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
+                  float negative_slope, int settled) {
     const Stages stages{dynamic_shared()};
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
+        barrier_init(stages.shared_out(), 1);
         barriers_are_ready();
     }
     __syncthreads();
-    const KernelMap map = {map_rows, present, volume, words, capacity};
-    const int panels = (ci + PANEL_K - 1) / PANEL_K;
-    const OffsetWalk walk{map, place, min(rows, place + TILE_M)};
-    const int offsets = walk.total(), steps = (offsets * panels + 1) / 2;
+    if (!settled) wait_for_kernels_before();
+    const KernelMap map = {map_rows, present, order, volume, words, capacity};
+    const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    Work work{stages, map, input, beside, weight, weight_pitch / TILE_N, min(*count, capacity)};
+    if (work.place() < 0) return wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
     if (threadIdx.x >= MULTIPLIERS) {
-        const Input input{x, x_pitch, ci, panels};
-        Bringer{stages, input, walk, int(threadIdx.x) - MULTIPLIERS, offsets}.bring(
-            weight + (size_t)tile_n * B_PANEL, (size_t)across * B_PANEL, steps);
-        return;
+        take_registers<BRING, EVEN>();
+        for (; work.place() >= 0; work.go_on()) {
+            work.bring();
+            __syncthreads();  // the stages are free: rows lay there
+        }
+    } else {
+        take_registers<MULTIPLY, EVEN>();
+        for (uint32_t turn = 0; work.place() >= 0; work.go_on(), ++turn) {
+            work.multiply(output, turn);
+            __syncthreads();
+        }
     }
-    const int warp = warp_of_block(), group = warp / 4;
-    float sums[TILE_N / 2] = {};
-    Ring ring;
-    int before = 0;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-        barrier_wait(stages.full(ring.stage), ring.phase);
-        publish_shared();  // what copies of 16 bytes brought
-        multiply(sums, stages.a(ring.stage) + group * (64 * ROW), stages.b(ring.stage));
-        products_wait<1>();
-        if (step) barrier_arrive(stages.empty(before));
-        before = ring.stage;
-        ring.next(STAGES);
-    }
-    products_wait<0>();
-#pragma unroll
-    for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
-    barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
-    const Epilogue epilogue = {order, bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
-    const int first = place + warp * 16;
-    float* own = static_cast<float*>(shared_pointer(stages.a(0))) + warp * 16 * pitch_of_sums<TILE_N>;
-    write_rows<TILE_N>(epilogue, own, sums, first, min(16, rows - first), tile_n * TILE_N);
 }
