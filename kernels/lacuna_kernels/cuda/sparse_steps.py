@@ -70,7 +70,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     key = map_name(node, level_in, level_out)
     bias = writer.weights.bias(layer)
     x, *residual = [writer.converted(name, dtype) for name in layer.inputs]
-    weight = _packed(writer, layer, x, dtype)
+    weight = packed(writer, layer, "weight", _shape(writer, layer, x, dtype))
     count = sites_name(level_out, "count")
 
     def run(b: Buffers) -> None:
@@ -88,17 +88,16 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     writer.add(layer.output, [x, *residual, *map_reads], writer.output(layer), run)
 
 
-def _packed(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> PackedWeight:
-    """The layer's weight for the best tile."""
-    weight = layer.weights["weight"]
-    volume, ci, co = weight.shape
-    tile = candidates(_shape(writer, layer, x, dtype), writer.device.limits)[0]
+def packed(writer: Writer, layer: Layer, key: str, shape: ConvShape) -> PackedWeight:
+    """One of the layer's weights, [k, channels, out_channels] or of one offset without the first, for the best tile."""
+    weight, tile = layer.weights[key], candidates(shape, writer.device.limits)[0]
+    weight = weight if weight.ndim == 3 else weight[None]
 
     def pack() -> Tensor:
-        return writer.weights.upload(pack_weight(weight, dtype, tile).data, dtype)
+        return writer.weights.upload(pack_weight(weight, shape.dtype, tile).data, shape.dtype)
 
-    data = writer.weights.make((layer.output, "packed", tile.packing), pack)
-    return PackedWeight(data, volume, ci, co, tile)
+    data = writer.weights.make((layer.output, f"packed {key}", tile.packing, shape.dtype), pack)
+    return PackedWeight(data, *weight.shape, tile)
 
 
 def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShape:
@@ -109,13 +108,19 @@ def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShap
     """
     node, (volume, ci, co) = layer.node, layer.weights["weight"].shape
     assert isinstance(node, SparseConv)
-    part, level = writer.parts.get(x), writer.level(layer.output)
-    start, pitch = (0, ci) if part is None else (part.start, writer.types[part.whole].shape[-1])
+    level = writer.level(layer.output)
     undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
     assert undone is not None
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
     rows = writer.room.points // max(level.stride)
-    return ConvShape(ci, co, dtype, are_whole_pieces(ci, start, pitch), rows, single=volume == 1 or apart)
+    return ConvShape(ci, co, dtype, is_aligned(writer, x, ci), rows, single=volume == 1 or apart)
+
+
+def is_aligned(writer: Writer, x: str, channels: int) -> bool:
+    """Whether 16 bytes of a value can be copied at a time, in 16-bit types, wherever it lies."""
+    part = writer.parts.get(x)
+    start, pitch = (0, channels) if part is None else (part.start, writer.types[part.whole].shape[-1])
+    return are_whole_pieces(channels, start, pitch)
 
 
 def devoxelize(writer: Writer, layer: Layer) -> None:

@@ -49,6 +49,16 @@ inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) {
     return shuffled(value, machine::current->index ^ mask);
 }
 
+inline int __syncthreads_or(int predicate) {
+    auto& values = machine::cluster->blocks[machine::current->block].shuffled;
+    values[machine::current->index] = predicate != 0;
+    __syncthreads();
+    uint32_t any = 0;
+    for (const auto& [thread, value] : values) any |= value;
+    __syncthreads();
+    return int(any);
+}
+
 inline unsigned atomicInc(unsigned* number, unsigned most) {
     const unsigned before = *number;
     *number = before >= most ? 0 : before + 1;
