@@ -96,7 +96,7 @@ CLOUDS = [
 
 @dataclass(frozen=True, slots=True)
 class GraphCase:
-    """A batch of graphs: nodes and edges of each, kinds of edges, and how many of the nodes the edges lead to at most."""
+    """A batch of graphs: nodes and edges of each, kinds of edges, and how many of the nodes edges lead to at most."""
 
     name: str
     nodes: tuple[int, ...]

@@ -114,7 +114,7 @@ class ValueType:
     shape      sizes after the first axis, so (features,), (tokens, features), (channels, height, width)
     columns    names of the features of an input cloud, else ()
     level      the set of sites, for site values only
-    points     name of the input cloud that a point value follows, that a site value was made of, or whose points edges join
+    points     name of the input cloud that a point value follows, a site value was made of, or edges join the points of
     relations  how many kinds of edges there may be, for edges only
     """
 

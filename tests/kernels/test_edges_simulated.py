@@ -3,14 +3,22 @@
 import pytest
 import torch
 
-from lacuna_kernels import Value
+from lacuna_kernels import Precision, Value, parse_graph, random_weights, walk
+from lacuna_kernels.cuda import edge_steps
 from lacuna_kernels.cuda import edges as on_device
+from lacuna_kernels.cuda.blueprint import draw
+from lacuna_kernels.cuda.capacity import Capacity
+from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.edges import PairBuffer, edge_sums
+from lacuna_kernels.cuda.fusion import fuse
+from lacuna_kernels.cuda.steps import ITEMS, Weights
+from lacuna_kernels.ops.activation import activate
 from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import GRAPHS, GraphCase, assert_close, tolerance
 from tests.kernels.device_graphs import assert_pairs, expected_pairs, paired
 from tests.kernels.device_sites import DTYPES, SPARE, nonsense
+from tests.kernels.networks import document, graphs, node
 from tests.kernels.simulated import SimulatedDevice, guarded
 from tests.kernels.test_sites_simulated import scan_on_the_cpu
 
@@ -97,3 +105,61 @@ def test_all_together_are_the_convolution(folder):
     expected = conv.reference([batch["nodes"], batch["edges"]], {"weight": torch_weight}, None)
     assert isinstance(expected, Value)
     assert_close(found, expected.data, tolerance(terms=100))
+
+
+class EitherDevice:
+    """Kernels whose threads never wait for one another by one simulation, others by the other."""
+
+    limits = DeviceLimits(1, 163_840, "sm_80")
+
+    def __init__(self, folder):
+        self.plain, self.full = SimulatedDevice(folder, 1, 0, plain=True), SimulatedDevice(folder, 1, 0)
+
+    def kernel(self, variant):
+        return (self.plain if variant.source == "edges.cu" else self.full).kernel(variant)
+
+
+def convolution_on_the_cpu(device, x, weight, kernel_map, count, y, *, bias=None, residual=None, **activation):
+    """As sparse_conv, in fp32."""
+    n, matrices = int(count), weight.data[:, : weight.channels, : weight.out_channels]
+    rows = torch.arange(n)[None] if kernel_map is None else kernel_map.rows[:, :n].long()
+    order = torch.arange(n) if kernel_map is None else kernel_map.order[:n].long()
+    sums = gather_multiply_add(x, matrices, rows)
+    for more in (bias, None if residual is None else residual[order]):
+        sums = sums if more is None else sums + more
+    y[order] = activate(sums, activation.get("activation"), activation.get("slope", 0.0))
+
+
+RESIDUAL = [
+    node("a", "relational_graph_conv", "nodes", "edges", out_channels=12, activation="relu"),
+    node("b", "relational_graph_conv", "a", "edges", out_channels=12, bias=False, aggregate="sum"),
+    node("b_norm", "batch_norm", "b"),
+    node("sum", "add", "b_norm", "a"),
+    node("c", "relational_graph_conv", "sum", "edges", out_channels=3, root=False, bias=False),
+]
+
+
+@pytest.mark.parametrize("case", [GRAPHS[1], GRAPHS[3], GRAPHS[7]], ids=str)
+def test_steps_of_a_plan_are_what_the_network_means(folder, case, monkeypatch):
+    monkeypatch.setattr(edge_steps, "sparse_conv", convolution_on_the_cpu)
+    graph = parse_graph(document(graphs(case.relations), RESIDUAL, "sum", "c"))
+    weights, batch = random_weights(graph, 0), case.batch(8)
+    room, layers = Capacity(2000, 4), fuse(graph, weights, Precision.FP32)
+    plan = draw(EitherDevice(folder), graph, layers, Weights(torch.device("cpu")), room)
+
+    memory = torch.full((plan.arena.bytes,), 0x7B, dtype=torch.uint8)
+    header = plan.header.views(torch.zeros(plan.header.spec.shape, dtype=torch.int32))
+    outside = {name: torch.zeros(spec.shape, dtype=spec.dtype) for name, spec in (plan.inputs | plan.outputs).items()}
+    buffers = {**plan.views(memory), **outside, **header}
+    header[ITEMS][0] = len(case.nodes)
+    for name, value in batch.items():
+        buffers[name][: len(value.data)] = value.data
+        header[f"{name}:count"][0] = len(value.data)
+        header[f"{name}:offsets"][:] = len(value.data)
+        header[f"{name}:offsets"][: len(value.offsets)] = value.offsets
+    for step in plan.steps:
+        step.run(buffers)
+
+    for name, value in walk(graph, weights, batch).items():
+        found = buffers[plan.results[name]][: len(value.data)]
+        assert_close(found, value.data, tolerance(terms=2000, layers=4))

@@ -26,16 +26,9 @@ from lacuna_kernels import (
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.zoo import rgcn
 from tests.cases import GRAPHS, GraphCase, assert_close, tolerance
-from tests.kernels.networks import document, node
+from tests.kernels.networks import document, graphs, node
 
 CI, CO = 5, 7
-
-
-def graphs(relations: int = 4, features: int = CI) -> dict[str, Any]:
-    return {
-        "nodes": {"axis": "point", "shape": [features]},
-        "edges": {"axis": "edge", "nodes": "nodes", "relations": relations},
-    }
 
 
 def convolution(relations: int = 4, features: int = CI, **attributes: Any) -> Graph:
@@ -142,7 +135,7 @@ ROWWISE = [
     node("scores", "softmax", "h"),
     node("whole", "global_pool", "h", mode="max"),
 ]
-EVERYTHING = parse_graph(document(graphs(), ROWWISE, "label", "scores", "whole"))
+EVERYTHING = parse_graph(document(graphs(4, CI), ROWWISE, "label", "scores", "whole"))
 """What works row by row on points works on nodes."""
 
 
@@ -255,7 +248,7 @@ def test_inputs_that_make_no_graph_are_refused(inputs: dict[str, Any], words: st
 )
 def test_ops_that_do_not_fit_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(GraphError) as caught:
-        parse_graph(document(graphs(), [wrong], "y"))
+        parse_graph(document(graphs(4, CI), [wrong], "y"))
 
     assert words in str(caught.value)
 
@@ -263,11 +256,11 @@ def test_ops_that_do_not_fit_are_refused(wrong: dict[str, Any], words: str) -> N
 @pytest.mark.parametrize(
     ("edges", "words"),
     [
-        ([(0, 1, 0), (0, 3, 0)], "1 edges to nowhere, the first is edge 1: it leads from node 0 to node 3, and item 0 of "
-                                 "'nodes' has nodes 0 to 2"),
+        ([(0, 1, 0), (0, 3, 0)], "the first is edge 1: it leads from node 0 to node 3, and item 0 of 'nodes' has nodes "
+                                 "0 to 2"),
         ([(-1, 1, 0), (3, 0, 0)], "2 edges to nowhere, the first is edge 0: it leads from node -1 to node 1"),
-        ([(0, 1, 0), (0, 0, 4)], "1 edges of unknown relations, the first is edge 1 (item 0): its relation is 4, it must "
-                                 "be 0 to 3"),
+        ([(0, 1, 0), (0, 0, 4)], "1 edges of unknown relations, the first is edge 1 (item 0): its relation is 4, it "
+                                 "must be 0 to 3"),
         ([(0, 1, -1)], "its relation is -1, it must be 0 to 3"),
     ],
 )  # fmt: skip

@@ -92,12 +92,13 @@ def packed(writer: Writer, layer: Layer, key: str, shape: ConvShape) -> PackedWe
     """One of the layer's weights, [k, channels, out_channels] or of one offset without the first, for the best tile."""
     weight, tile = layer.weights[key], candidates(shape, writer.device.limits)[0]
     weight = weight if weight.ndim == 3 else weight[None]
+    volume, ci, co = weight.shape
 
     def pack() -> Tensor:
         return writer.weights.upload(pack_weight(weight, shape.dtype, tile).data, shape.dtype)
 
     data = writer.weights.make((layer.output, f"packed {key}", tile.packing, shape.dtype), pack)
-    return PackedWeight(data, *weight.shape, tile)
+    return PackedWeight(data, volume, ci, co, tile)
 
 
 def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShape:

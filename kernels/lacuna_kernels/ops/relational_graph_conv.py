@@ -58,16 +58,18 @@ class RelationalGraphConv(Node):
         return Cost(flop, 4 * (rows * (ci + co + 3 * relations) + matrices * ci * co))
 
     def reference(self, inputs: Sequence[Value], weights: Mapping[str, Tensor], context: Context) -> Value:
-        """Gather, add up and multiply, relation by relation."""
+        """Gather and add up by relation and target; multiply relation by relation; add up by target."""
         x, edges = inputs
         source, target, relation = numbered(x, edges)
+        n = max(1, len(x.data))
+        pairs, pair = torch.unique(relation * n + target, return_inverse=True)
+        sums = x.data.new_zeros(len(pairs), x.data.shape[1]).index_add(0, pair, x.data[source])
+        if self.aggregate == "mean":
+            sums = sums / torch.bincount(pair, minlength=len(pairs))[:, None]
+        counts = torch.bincount(pairs // n, minlength=len(weights["weight"])).tolist()
+        products = [part @ weight for part, weight in zip(torch.split(sums, counts), weights["weight"], strict=True)]
         y = x.data @ weights["root"] if self.root else x.data.new_zeros(len(x.data), self.out_channels)
-        for r in relation.unique().tolist():
-            nodes, row = target[relation == r].unique(return_inverse=True)
-            sums = x.data.new_zeros(len(nodes), x.data.shape[1]).index_add(0, row, x.data[source[relation == r]])
-            if self.aggregate == "mean":
-                sums = sums / torch.bincount(row, minlength=len(nodes))[:, None]
-            y = y.index_add(0, nodes, sums @ weights["weight"][r])
+        y = y.index_add(0, pairs % n, torch.cat(products))
         if self.bias:
             y = y + weights["bias"]
         return Value(activate(y, self.activation), x.offsets)

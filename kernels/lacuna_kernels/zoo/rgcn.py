@@ -20,8 +20,8 @@ def rgcn(
 ) -> Graph:
     """Relational graph convolutions with ReLU between them, then `label` and `probabilities` of every node.
 
-    Inputs are `nodes` [n, features] and `edges` [e, 3] as (source, target, relation). An inverse edge, as the paper adds
-    one to each, is an edge of another relation; the paper's entity classification has two layers with 16 channels between.
+    Inputs are `nodes` [n, features] and `edges` [e, 3] as (source, target, relation). The paper adds to each edge its
+    inverse, which is an edge of another relation here; its entity classification has two layers, 16 channels between.
 
     Raises ValueError if there is no layer.
     """
