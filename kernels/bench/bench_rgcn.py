@@ -1,6 +1,6 @@
 """One relational graph convolution on random graphs as large as those of the R-GCN paper, against other ways.
 
-    python kernels/bench/bench_rgcn.py [--graphs aifb mutag bgs am] [--channels 16 64] [--precisions fp32 fp16] [--repeat 20]
+    python kernels/bench/bench_rgcn.py [--graphs aifb mutag bgs am] [--channels 16 64] [--precisions fp32 fp16]
 
 Nodes, edges and relations are as many as in the data sets of arXiv 1703.06103, inverse edges included; sources and
 targets are drawn evenly, relation k as often as 1 / (k + 1). "ours" is a whole plan, one CUDA graph, from the edges as
