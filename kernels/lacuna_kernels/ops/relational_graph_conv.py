@@ -17,10 +17,10 @@ class RelationalGraphConv(Node):
     """y_i = f(x_i @ root + bias + sum over relations r of mean over edges j -> i of relation r of x_j @ weight[r]).
 
     Inputs are features of nodes [n, channels] and the edges [e, 3] that join them: source j, target i, relation r. An
-    edge that is there twice counts twice; a node without edges of a relation gets nothing by it. As RGCNConv of
-    PyTorch Geometric has it.
+    edge that is there twice counts twice; a node without edges of a relation gets nothing by it.
 
-    weight [relations, channels, out_channels], root [channels, out_channels], bias [out_channels]
+    weight [relations, channels, out_channels], root [channels, out_channels], bias [out_channels]: as RGCNConv of
+    PyTorch Geometric has them, its bases or blocks multiplied out
 
     aggregate  "mean" over the edges of a relation into a node, or "sum"
     root       whether a node's own features count, by a weight of their own
