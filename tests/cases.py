@@ -93,4 +93,47 @@ CLOUDS = [
     CloudCase("far away", (200, 200), centre_m=(1e6, -1e6, 1e5)),
 ]
 
+
+@dataclass(frozen=True, slots=True)
+class GraphCase:
+    """A batch of graphs: nodes and edges of each, kinds of edges, and how many of the nodes edges lead to at most."""
+
+    name: str
+    nodes: tuple[int, ...]
+    edges: tuple[int, ...]
+    relations: int = 4
+    targets: int = 2**31 - 1
+
+    def __str__(self) -> str:
+        return self.name
+
+    def batch(self, features: int, seed: int = 0) -> dict[str, Value]:
+        """Random features fp32 [sum(nodes), features] and edges int32 [sum(edges), 3], by `nodes` and `edges`."""
+        rng = np.random.default_rng(seed)
+        data = rng.normal(size=(sum(self.nodes), features)).astype(np.float32)
+        edges = [
+            np.stack([rng.integers(0, most, count) for most in (nodes, min(nodes, self.targets), self.relations)], 1)
+            for nodes, count in zip(self.nodes, self.edges, strict=True)
+            if count
+        ]
+        joined = np.concatenate([np.zeros((0, 3)), *edges]).astype(np.int32)
+        return {"nodes": _ragged(data, self.nodes), "edges": _ragged(joined, self.edges)}
+
+
+def _ragged(data: np.ndarray, lengths: tuple[int, ...]) -> Value:
+    return Value(torch.from_numpy(data), torch.tensor([0, *lengths]).cumsum(0))
+
+
+GRAPHS = [
+    GraphCase("one graph", (200,), (900,)),
+    GraphCase("ragged", (50, 1, 300, 7), (200, 3, 1000, 0)),
+    GraphCase("empty among others", (0, 40, 0), (0, 100, 0)),
+    GraphCase("only empty", (0,), (0,)),
+    GraphCase("no edges", (30, 20), (0, 0)),
+    GraphCase("one node with edges to itself", (1,), (9,), relations=2),
+    GraphCase("one relation", (100, 30), (300, 60), relations=1),
+    GraphCase("300 relations", (80, 100), (700, 900), relations=300),
+    GraphCase("all edges lead to two nodes", (500, 90), (3000, 700), relations=3, targets=2),
+]
+
 DTYPES = [DType.FP32, DType.FP16, DType.BF16]

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from lacuna_kernels.errors import GraphError
 from lacuna_kernels.types import Axis, DType, ValueType
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,127}$")]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Relations = Annotated[int, Field(ge=1, le=2**16)]
 MAX_NODES = 10_000
 
 
@@ -74,31 +75,64 @@ class Node(BaseModel):
 
 
 class InputSpec(BaseModel):
-    """One input of a network: its axis, element type, and the sizes after the first axis (columns for a cloud)."""
+    """One input of a network: its axis, element type, and the sizes after the first axis.
+
+    columns    of a cloud: names of the features of a point; nodes of graphs, which lie nowhere, have a shape instead
+    nodes      of edges: the point input whose rows they join
+    relations  of edges: how many kinds of them there are
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    axis: Literal[Axis.ROW, Axis.SEQUENCE, Axis.IMAGE, Axis.POINT]
+    axis: Literal[Axis.ROW, Axis.SEQUENCE, Axis.IMAGE, Axis.POINT, Axis.EDGE]
     dtype: DType = DType.FP32
     shape: tuple[Size, ...] | None = None
     columns: tuple[Name, ...] | None = None
+    nodes: Name | None = None
+    relations: Relations | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _edges_are_whole_numbers(cls, given: Any) -> Any:
+        is_edges = isinstance(given, dict) and given.get("axis") == Axis.EDGE
+        return {"dtype": DType.INT32, **given} if is_edges else given
 
     def value_type(self, name: str) -> ValueType:
-        """Return the type of this input; raises ValueError if shape or columns do not fit the axis."""
+        """Return the type of this input; raises ValueError if what it has does not fit the axis."""
+        if self.axis is Axis.EDGE:
+            return self._edges()
+        if self.nodes is not None or self.relations is not None:
+            raise ValueError(f"only an edge input has nodes and relations, this is a {self.axis} input")
         if self.axis is Axis.POINT:
-            return self._cloud(name)
+            return self._cloud(name) if self.shape is None else self._nodes(name)
         sizes = {Axis.ROW: 1, Axis.SEQUENCE: 2, Axis.IMAGE: 3}[self.axis]
         if self.columns is not None or self.shape is None or len(self.shape) != sizes:
             raise ValueError(f"a {self.axis} input needs a shape of {sizes} sizes after the first axis and no columns")
         return ValueType(self.axis, self.shape, self.dtype)
 
     def _cloud(self, name: str) -> ValueType:
-        if self.columns is None or self.shape is not None:
-            raise ValueError("a point input needs columns, such as x, y, z, intensity, and no shape")
+        if self.columns is None:
+            raise ValueError("a point input needs columns, such as x, y, z, intensity, or a shape: [features]")
         if self.columns[:3] != ("x", "y", "z") or len(set(self.columns)) != len(self.columns):
             raise ValueError(f"the columns of a cloud start with x, y, z and are all different, got {self.columns}")
         if self.dtype is not DType.FP32:
             raise ValueError(f"points are fp32, got {self.dtype}")
         return ValueType(Axis.POINT, (len(self.columns),), self.dtype, self.columns, points=name)
+
+    def _nodes(self, name: str) -> ValueType:
+        if self.columns is not None or self.shape is None or len(self.shape) != 1:
+            raise ValueError("a point input has columns, such as x, y, z, intensity, or a shape: [features], not both")
+        if self.dtype is not DType.FP32:
+            raise ValueError(f"points are fp32, got {self.dtype}")
+        return ValueType(Axis.POINT, self.shape, self.dtype, points=name)
+
+    def _edges(self) -> ValueType:
+        if self.nodes is None or self.relations is None or self.shape is not None or self.columns is not None:
+            raise ValueError(
+                "an edge input needs nodes, the point input that it joins, and relations, and nothing else"
+            )
+        if self.dtype is not DType.INT32:
+            raise ValueError(f"edges are int32, got {self.dtype}")
+        return ValueType(Axis.EDGE, (3,), self.dtype, points=self.nodes, relations=self.relations)
 
 
 class OutputSpec(BaseModel):
@@ -124,10 +158,17 @@ class Graph(BaseModel):
         types: dict[str, ValueType] = {}
         for name, spec in self.inputs.items():
             with_name(f"input {name!r}", lambda spec=spec, name=name: types.update({name: spec.value_type(name)}))
+        self._check_edges()
         self._check_names()
         for node in self.nodes:
             types[node.name] = self._infer(node, types)
         return types
+
+    def _check_edges(self) -> None:
+        points = [name for name, spec in self.inputs.items() if spec.axis is Axis.POINT]
+        for name, spec in self.inputs.items():
+            if spec.axis is Axis.EDGE and spec.nodes not in points:
+                raise GraphError(f"input {name!r}: joins {spec.nodes!r}, which is no point input; those are {points}")
 
     def _check_names(self) -> None:
         seen = set(self.inputs)

@@ -14,7 +14,7 @@ class Options:
     """How a network is compiled.
 
     precision     of every node that does not ask for another
-    max_cost      the largest batch that may ever be run, in rows or points; more is CapacityExceeded
+    max_cost      the largest batch that may ever be run, in rows, points or edges; more is CapacityExceeded
     initial_cost  points that the first plan has room for; plans for rows grow from one
     """
 

@@ -19,14 +19,15 @@ class Axis(StrEnum):
     ROW = "row"  # [n, features]
     SEQUENCE = "sequence"  # [n, tokens, features]
     IMAGE = "image"  # [n, channels, height, width]
-    POINT = "point"  # [points, columns], ragged: offsets [n + 1]
+    POINT = "point"  # [points, columns], ragged: offsets [n + 1]; points of a cloud, or nodes of a graph
+    EDGE = "edge"  # [edges, 3], ragged: offsets [n + 1]; (source, target, relation), nodes by number in their item
     SITE = "site"  # [sites, channels], ragged: offsets [n + 1], with coordinates [sites, 4]
     CLOUD = "cloud"  # [n, ...], one row per cloud
 
     @property
     def ragged(self) -> bool:
         """Whether the items of a batch differ in length, so that offsets are needed."""
-        return self in (Axis.POINT, Axis.SITE)
+        return self in (Axis.POINT, Axis.EDGE, Axis.SITE)
 
 
 class DType(StrEnum):
@@ -110,10 +111,11 @@ class Level:
 class ValueType:
     """What is known of a value before there is a batch.
 
-    shape    sizes after the first axis, so (features,), (tokens, features), (channels, height, width)
-    columns  names of the features of an input cloud, else ()
-    level    the set of sites, for site values only
-    points   name of the input cloud that a point value follows, or that a site value was made of
+    shape      sizes after the first axis, so (features,), (tokens, features), (channels, height, width)
+    columns    names of the features of an input cloud, else ()
+    level      the set of sites, for site values only
+    points     name of the input cloud that a point value follows, a site value was made of, or edges join the points of
+    relations  how many kinds of edges there may be, for edges only
     """
 
     axis: Axis
@@ -122,6 +124,7 @@ class ValueType:
     columns: tuple[str, ...] = ()
     level: Level | None = None
     points: str | None = None
+    relations: int = 0
 
     @property
     def channels(self) -> int:
@@ -131,7 +134,7 @@ class ValueType:
         return self.shape[0] if self.axis is Axis.IMAGE else self.shape[-1]
 
     def __str__(self) -> str:
-        first = {Axis.POINT: "points", Axis.SITE: "sites"}.get(self.axis, "n")
+        first = {Axis.POINT: "points", Axis.SITE: "sites", Axis.EDGE: "edges"}.get(self.axis, "n")
         return f"{self.axis} [{', '.join([first, *map(str, self.shape)])}] {self.dtype}"
 
 
@@ -139,7 +142,7 @@ class ValueType:
 class Value:
     """One value of a batch.
 
-    data         [n, ...] for dense axes, [points, ...] or [sites, ...] for ragged ones
+    data         [n, ...] for dense axes, [points, ...], [edges, 3] or [sites, ...] for ragged ones
     offsets      int64 [n + 1]: item i owns rows offsets[i] to offsets[i + 1] of data; ragged axes only
     coordinates  int32 [sites, 4] as (item, x, y, z) in steps of the level's stride; site values only
     """
@@ -150,7 +153,7 @@ class Value:
 
     @property
     def items(self) -> int:
-        """How many rows, sequences, images or clouds the batch holds."""
+        """How many rows, sequences, images, clouds or graphs the batch holds."""
         return len(self.data) if self.offsets is None else len(self.offsets) - 1
 
 
@@ -158,14 +161,14 @@ Batch = Mapping[str, Value]
 
 
 def cost(batch: Batch) -> int:
-    """Cost of a batch: points for clouds, else rows, of the largest input."""
+    """Cost of a batch: points for clouds, nodes or edges for graphs, else rows, of the largest input."""
     return max((len(value.data) for value in batch.values()), default=0)
 
 
 def check_batch(batch: Batch, types: Mapping[str, ValueType]) -> int:
     """Check a batch against the inputs of a program and return how many items it holds.
 
-    Raises InputError with the numbers: names, dtypes, shapes, offsets, item counts that differ.
+    Raises InputError with the numbers: names, dtypes, shapes, offsets, item counts that differ, edges to nowhere.
     Whether floats are finite is checked here too, for points only: a voxel of NaN has no place.
     """
     if missing := sorted(types.keys() - batch.keys()):
@@ -177,6 +180,9 @@ def check_batch(batch: Batch, types: Mapping[str, ValueType]) -> int:
     counts = {name: value.items for name, value in batch.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"the inputs of one batch must hold equally many items, got {counts}")
+    for name, kind in types.items():
+        if kind.axis is Axis.EDGE and kind.points is not None:
+            _check_edges(name, batch[name], kind, batch[kind.points])
     return next(iter(counts.values()), 0)
 
 
@@ -187,21 +193,45 @@ def _check_value(name: str, value: Value, kind: ValueType) -> None:
         raise InputError(f"input {name!r} has shape {list(value.data.shape)}, it must be {kind}")
     if not kind.axis.ragged:
         return
-    check_offsets(name, value)
+    check_offsets(name, value, "edges" if kind.axis is Axis.EDGE else "points")
     finite = torch.isfinite(value.data)
     if kind.dtype.is_float and not bool(finite.all()):
         bad = (~finite).any(dim=1).nonzero()[:, 0]
         raise InputError(f"input {name!r} has {len(bad)} points that are not finite, the first is point {int(bad[0])}")
 
 
-def check_offsets(name: str, value: Value) -> None:
-    """Check that offsets start at 0, never fall, and end at the number of points; raises InputError."""
+def _check_edges(name: str, edges: Value, kind: ValueType, nodes: Value) -> None:
+    """Check that every edge joins nodes of its own item, and that its relation is one of those there are."""
+    assert edges.offsets is not None and nodes.offsets is not None
+    item = torch.repeat_interleave(edges.offsets.diff())
+    there = nodes.offsets.diff()[item]
+    outside = ((edges.data[:, :2] < 0) | (edges.data[:, :2] >= there[:, None])).any(1)
+    if bool(outside.any()):
+        bad = int(outside.nonzero()[0, 0])
+        source, target, _ = edges.data[bad].tolist()
+        of, count = int(item[bad]), int(there[bad])
+        numbers = f"nodes 0 to {count - 1}" if count else "no nodes"
+        raise InputError(
+            f"input {name!r} has {int(outside.sum())} edges to nowhere, the first is edge {bad}: it leads from node "
+            f"{source} to node {target}, and item {of} of {kind.points!r} has {numbers}"
+        )
+    unknown = (edges.data[:, 2] < 0) | (edges.data[:, 2] >= kind.relations)
+    if bool(unknown.any()):
+        bad = int(unknown.nonzero()[0, 0])
+        raise InputError(
+            f"input {name!r} has {int(unknown.sum())} edges of unknown relations, the first is edge {bad} (item "
+            f"{int(item[bad])}): its relation is {int(edges.data[bad, 2])}, it must be 0 to {kind.relations - 1}"
+        )
+
+
+def check_offsets(name: str, value: Value, what: str = "points") -> None:
+    """Check that offsets start at 0, never fall, and end at the number of points, or what it is; raises InputError."""
     if value.offsets is None or value.offsets.ndim != 1 or len(value.offsets) < 1:
         raise InputError(f"input {name!r} needs offsets [items + 1]")
     offsets = value.offsets.tolist()
     if offsets[0] != 0 or offsets[-1] != len(value.data) or any(b < a for a, b in pairwise(offsets)):
         raise InputError(
-            f"offsets of {name!r} must rise from 0 to its {len(value.data)} points, "
+            f"offsets of {name!r} must rise from 0 to its {len(value.data)} {what}, "
             f"got {len(offsets)} numbers from {offsets[0]} to {offsets[-1]}"
         )
 

@@ -71,5 +71,5 @@ def plan_costs(config: ServingConfig, graph: Graph) -> list[int]:
 
 
 def is_ragged(graph: Graph) -> bool:
-    """Whether an input is a cloud, so that a cost counts points."""
+    """Whether an input is a cloud or a graph, so that a cost counts points, or edges if there are more."""
     return any(kind.axis.ragged for kind in graph.input_value_types.values())

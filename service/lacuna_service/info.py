@@ -3,7 +3,7 @@
 import math
 from collections.abc import Container, Sequence
 
-from lacuna_kernels import Graph, Model
+from lacuna_kernels import Axis, Graph, Model
 from lacuna_service.config import is_ragged
 from lacuna_service.signature import Signature
 
@@ -60,6 +60,8 @@ def columns(table: Sequence[tuple[str, ...]], numbers: Container[int]) -> list[s
 
 
 def _note(graph: Graph, rows: int) -> str:
+    if any(kind.axis is Axis.EDGE for kind in graph.input_value_types.values()):
+        return f"Cost of {rows} nodes, if an edge of every relation leads to each."
     if is_ragged(graph):
         return f"Cost of {rows} points, if each has a voxel of its own and all of its neighbours: an upper bound."
     return f"Cost of {rows} rows: multiplications and additions; every input, weight and output moved once."

@@ -90,7 +90,7 @@ def chosen(workers: Sequence[Worker], config: ServingConfig) -> list[Worker]:
 
 
 def smallest_batch(graph: Graph) -> Batch:
-    """Return a batch that any working program answers: one row, or a cloud of one point, of zeros."""
+    """Return a batch that any working program answers: one row, a cloud of one point, a node with an edge to itself."""
     return {name: _zeros(kind) for name, kind in graph.input_value_types.items()}
 
 

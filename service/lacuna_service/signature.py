@@ -5,10 +5,14 @@
 | a dense input or output `x` | `x`, `[-1, ...]`: rows first |
 | the cloud, if the graph has one | `POINTS` `[-1, columns]`, and optional `OFFSETS` INT32 `[-1]` |
 | clouds `a` and `b`, if it has several | `POINTS_a`, `OFFSETS_a`, `POINTS_b`, `OFFSETS_b` |
+| the nodes of graphs | as a cloud, `[-1, features]` |
+| the edges between them | `EDGES` INT32 `[-1, 3]`: source, target, relation; optional `EDGE_OFFSETS` INT32 `[-1]` |
+| edges `a` and `b`, if there are several | `EDGES_a`, `EDGE_OFFSETS_a`, `EDGES_b`, `EDGE_OFFSETS_b` |
 | a point output `labels` | `labels`, in the order of POINTS |
 | a site output `f` | `f`, and `f_COORDINATES` INT32 `[-1, 4]`: cloud, x, y, z in steps of the level |
 
-Cloud i owns the points from OFFSETS[i] to OFFSETS[i + 1]; without OFFSETS there is one cloud.
+Cloud i owns the points from OFFSETS[i] to OFFSETS[i + 1]; without OFFSETS there is one cloud. Graph i owns the edges
+from EDGE_OFFSETS[i] to EDGE_OFFSETS[i + 1], which number its nodes from 0.
 """
 
 from collections.abc import Collection, Mapping
@@ -49,8 +53,7 @@ class Signature:
 
     def __init__(self, graph: Graph) -> None:
         self._inputs, self._outputs = graph.input_value_types, graph.output_types
-        clouds = [name for name, kind in self._inputs.items() if kind.axis.ragged]
-        self._suffix = {name: "" if len(clouds) == 1 else f"_{name}" for name in clouds}
+        self._ragged = _ragged_names(self._inputs)
         self.inputs = tuple(spec for name, kind in self._inputs.items() for spec in self._input_specs(name, kind))
         self.outputs = tuple(spec for name, kind in self._outputs.items() for spec in _output_specs(name, kind))
         self._input_by_name = {spec.name: spec for spec in self.inputs}
@@ -58,10 +61,10 @@ class Signature:
 
     def _input_specs(self, name: str, kind: ValueType) -> list[TensorSpec]:
         datatype = NAMES[kind.dtype.torch]
-        if name not in self._suffix:
+        if name not in self._ragged:
             return [TensorSpec(name, datatype, kind.shape)]
-        offsets = TensorSpec(f"OFFSETS{self._suffix[name]}", "INT32", (), optional=True)
-        return [TensorSpec(f"POINTS{self._suffix[name]}", datatype, kind.shape), offsets]
+        data, offsets = self._ragged[name]
+        return [TensorSpec(data, datatype, kind.shape), TensorSpec(offsets, "INT32", (), optional=True)]
 
     def batch(self, request: InferRequest) -> dict[str, Value]:
         """The network's inputs out of a request's tensors; raises BadRequest for names or datatypes that do not fit."""
@@ -127,15 +130,25 @@ class Signature:
         return (WireTensor(spec.name, spec.datatype, (len(body) // row_bytes, *spec.sizes), body),)
 
     def _value(self, name: str, tensors: Mapping[str, Tensor]) -> Value:
-        if name not in self._suffix:
+        if name not in self._ragged:
             return Value(tensors[name])
-        points = tensors[f"POINTS{self._suffix[name]}"]
-        offsets = tensors.get(f"OFFSETS{self._suffix[name]}")
+        data, offsets = (tensors.get(tensor) for tensor in self._ragged[name])
+        assert data is not None  # as it may not be left out
         if offsets is None:
-            return Value(points, torch.tensor([0, len(points)]))
+            return Value(data, torch.tensor([0, len(data)]))
         if len(offsets) > OFFSETS_LIMIT:
             raise BadRequest(f"{len(offsets)} offsets, at most {OFFSETS_LIMIT} are taken")
-        return Value(points, offsets.long())
+        return Value(data, offsets.long())
+
+
+def _ragged_names(inputs: Mapping[str, ValueType]) -> dict[str, tuple[str, str]]:
+    """What the rows and the offsets of clouds and edges are called; those of several by their inputs' names."""
+    found: dict[str, tuple[str, str]] = {}
+    for axis, rows, offsets in ((Axis.POINT, "POINTS", "OFFSETS"), (Axis.EDGE, "EDGES", "EDGE_OFFSETS")):
+        names = [name for name, kind in inputs.items() if kind.axis is axis]
+        suffixes = [""] if len(names) == 1 else [f"_{name}" for name in names]
+        found |= {name: (f"{rows}{suffix}", f"{offsets}{suffix}") for name, suffix in zip(names, suffixes, strict=True)}
+    return found
 
 
 def _output_specs(name: str, kind: ValueType) -> list[TensorSpec]:

@@ -97,6 +97,29 @@ def image_block(name: str, source: str, channels: int, stride: list[int]) -> Nod
     ]
 
 
+def graphs(relations: int, features: int = 8) -> Document:
+    """Inputs of a network on graphs."""
+    return {
+        "nodes": {"axis": "point", "shape": [features]},
+        "edges": {"axis": "edge", "nodes": "nodes", "relations": relations},
+    }
+
+
+def graph_residual(relations: int = 4, width: int = 12) -> Document:
+    """Two relational graph convolutions around which the features of nodes go, and one row per graph."""
+    nodes = [
+        node("stem", "linear", "nodes", out_features=width, activation="relu"),
+        node("first", "relational_graph_conv", "stem", "edges", out_channels=20, bias=False),
+        node("first_norm", "batch_norm", "first"),
+        node("first_relu", "relu", "first_norm"),
+        node("second", "relational_graph_conv", "first_relu", "edges", out_channels=width, aggregate="sum"),
+        node("sum", "add", "stem", "second"),
+        node("y", "leaky_relu", "sum", negative_slope=0.2),
+        node("pooled", "global_pool", "y"),
+    ]
+    return document(graphs(relations), nodes, "y", "pooled")
+
+
 def vit(width: int = 48, heads: int = 4, layers: int = 2, classes: int = 10) -> Document:
     """A small vision transformer of the zoo whose linear layers are two Kronecker-sparse factors each."""
     sizes = {"image_size": 32, "patch_size": 8, "width": width, "hidden": 4 * width, "heads": heads, "layers": layers}

@@ -7,6 +7,7 @@ import torch
 from lacuna_kernels.cuda.coordinates import SiteBuffer
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
+from lacuna_kernels.cuda.edges import VECTOR_BYTES, edge_sums
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
@@ -17,7 +18,8 @@ from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, sit
 from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
-from tests.cases import CloudCase
+from tests.cases import GRAPHS, CloudCase
+from tests.kernels.device_graphs import paired
 from tests.kernels.device_sites import cloud_on_device, counted, ints, mapped, poisoned, strided, voxelized
 from tests.kernels.sanitized import noted
 
@@ -25,6 +27,8 @@ HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SOURCES = {
     "devoxelize.cu",
+    "edge_sums.cu",
+    "edges.cu",
     "global_pool.cu",
     "kernel_map.cu",
     "row_means.cu",
@@ -79,6 +83,17 @@ def follow_points(
         sparse_to_bev(device, x, fine, (5, 4, 3), image)
 
 
+def follow_edges(device: Device) -> None:
+    """Pairs of edges, and sums over few and many of them, with and without whole vectors."""
+    for case in (GRAPHS[1], GRAPHS[-1]):
+        batch = case.batch(1)
+        pairs, _ = paired(device, batch, case.relations, ints)
+        for dtype in DTYPES:
+            for channels in (3 * VECTOR_BYTES // dtype.itemsize, 5):
+                x = features(len(batch["nodes"].data), channels, dtype)
+                edge_sums(device, x, pairs, poisoned(len(pairs.sources), channels, dtype=dtype), mean=True)
+
+
 def main() -> None:
     """Run all."""
     with noted() as device:
@@ -93,6 +108,7 @@ def main() -> None:
         many = (FEW_TILES + 1) * TILE
         sort(device, ints(many), counted(many), 8, ints(sort_work(many)))
         follow_points(device, cloud, placement, fine, coarse)
+        follow_edges(device)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from lacuna_kernels import (
 )
 from lacuna_kernels.cuda.lowering import lowering
 from lacuna_kernels.graph import Node
-from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet
-from tests.cases import CLOUDS, CloudCase, assert_close, assert_labels_follow, tolerance
-from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, node, spvcnn, vit
+from lacuna_kernels.zoo import centerpoint_encoder, kronecker_mlp, minkunet, rgcn
+from tests.cases import CLOUDS, GRAPHS, CloudCase, GraphCase, assert_close, assert_labels_follow, tolerance
+from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, graph_residual, node, spvcnn, vit
 from tests.kernels.random_networks import random_network
 
 SMALL = (8, 8, 16, 16, 24, 24, 16, 8, 8)
@@ -76,6 +76,19 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
 }
 CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading"]
 DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
+
+
+def wide_rgcn(relations: int) -> Graph:
+    """Wide enough for every kind of tile, with the scores that labels can be held against."""
+    graph = rgcn(5, 8, relations, hidden=72, layers=3)
+    return parse_graph(graph.model_dump(mode="json") | {"outputs": {"label": {}, "logits": {}}})
+
+
+GRAPH_NETWORKS: dict[str, Callable[[int], Graph]] = {
+    "rgcn": wide_rgcn,
+    "residual": lambda relations: parse_graph(graph_residual(relations)),
+}
+"""By how many kinds of edges there are."""
 
 
 FITTING = [
@@ -155,6 +168,54 @@ def test_clouds_give_what_the_cpu_gives(
     found = program.submit(batch).result().values
 
     assert_agree(graph, found, expected_of(graph, batch), tolerance(precision, 1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("case", GRAPHS, ids=str)
+@pytest.mark.parametrize("network", GRAPH_NETWORKS)
+def test_graphs_give_what_the_cpu_gives(
+    compiled: Compiled, network: str, case: GraphCase, precision: Precision
+) -> None:
+    graph, batch = GRAPH_NETWORKS[network](case.relations), case.batch(8)
+    program = compiled(graph, precision)
+
+    found = program.submit(batch).result().values
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance(precision, 1000, layers=len(graph.nodes)))
+
+
+@gpu
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("network", GRAPH_NETWORKS)
+def test_a_graph_has_the_same_bits_alone_in_a_batch_on_any_plan_and_every_time(
+    compiled: Compiled, network: str, precision: Precision
+) -> None:
+    graph = GRAPH_NETWORKS[network](4)
+    batches = [case.batch(8, seed) for seed, case in enumerate([*GRAPHS[:7], GRAPHS[0], GRAPHS[-1]])]
+    small, large = (compiled(graph, precision, initial_cost=n) for n in (1, 100_000))
+    ones = [one for batch in batches for one in split(batch, [1] * batch["nodes"].items)]
+
+    alone = [small.submit(one).result().values for one in ones]
+    again = [large.submit(one).result().values for one in ones]
+    together = split(large.submit(collate(ones)).result().values, [1] * len(ones))
+
+    for first, second, part in zip(alone, again, together, strict=True):
+        assert_same_bits(second, first)
+        assert_same_bits(part, first)
+
+
+@gpu
+def test_more_edges_than_room_wait_for_a_larger_plan(compiled: Compiled) -> None:
+    case = GraphCase("many edges", (900, 300), (30_000, 9_000))
+    graph, batch = GRAPH_NETWORKS["residual"](4), case.batch(8)
+    program = compiled(graph, Precision.FP32)
+
+    found = program.submit(batch).result().values
+
+    assert_agree(graph, found, expected_of(graph, batch), tolerance(terms=1000, layers=len(graph.nodes)))
+    assert program.builds == {"load": 1, "growth": 1}
+    assert program.capacity >= 39_000
 
 
 @gpu

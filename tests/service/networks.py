@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from lacuna_kernels import Graph, Model, parse_graph, random_weights, save_model
-from lacuna_kernels.zoo import kronecker_mlp, minkunet
+from lacuna_kernels.zoo import kronecker_mlp, minkunet, rgcn
 
 CLASSES = ("road", "building", "person")
 COLOURS = ((90, 90, 90), (200, 120, 60), (250, 30, 30))
@@ -40,6 +40,11 @@ def tiny_encoder() -> Graph:
     return parse_graph(document)
 
 
+def tiny_rgcn() -> Graph:
+    """Graphs with 5 features a node and 3 kinds of edges to `label` and `probabilities` of 3 named classes a node."""
+    return rgcn(CLASSES, 5, 3, hidden=4)
+
+
 def save(graph: Graph, folder: Path, seed: int = 0) -> Path:
     """Write a graph with random weights, and return its folder."""
     save_model(Model(graph, random_weights(graph, seed)), folder)
@@ -65,6 +70,12 @@ def cloud(count: int, seed: int = 0, columns: int = 4) -> NDArray[np.float32]:
     points = rng.uniform(-2, 2, size=(count, columns)).astype(np.float32)
     points[:, 3:] = np.abs(points[:, 3:]) / 2
     return points
+
+
+def edges(count: int, nodes: int, seed: int = 0) -> NDArray[np.int32]:
+    """Edges for tiny-rgcn: source, target, relation."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.integers(0, most, count) for most in (nodes, nodes, 3)], 1).astype(np.int32)
 
 
 def tensor(array: NDArray[Any]) -> torch.Tensor:

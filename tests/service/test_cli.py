@@ -149,6 +149,12 @@ def test_info_shows_every_node_with_its_weights_and_cost(tmp_path: Path, rows_mo
     assert all(f"weight  {name} {list(w.shape)}" in text for name, w in load_model(rows_model).weights.items())
 
 
+def test_info_tells_of_graphs_what_their_cost_is_for(tmp_path: Path) -> None:
+    text = lacuna("info", networks.save(networks.tiny_rgcn(), tmp_path / "graphs" / "1"), "--rows", 10).output
+    assert "input   EDGES INT32 [-1, 3]" in text
+    assert "Cost of 10 nodes, if an edge of every relation leads to each." in text
+
+
 def test_info_of_no_model_fails(tmp_path: Path) -> None:
     assert lacuna("info", tmp_path).exit_code == 2
 

@@ -23,6 +23,7 @@ from tests.service import networks
 from tests.service.http_app import json_input, open_app
 
 ROWS, CLOUDS = "/v2/models/tiny-kronecker", "/v2/models/tiny-minkunet"
+GRAPHS = "/v2/models/tiny-rgcn"
 LENGTH = "Inference-Header-Content-Length"
 
 
@@ -30,6 +31,7 @@ LENGTH = "Inference-Header-Content-Length"
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = networks.fill_repository(tmp_path_factory.mktemp("repository"))
     networks.save(networks.tiny_encoder(), root / "tiny-encoder" / "1")
+    networks.save(networks.tiny_rgcn(), root / "tiny-rgcn" / "1")
     return root
 
 
@@ -114,6 +116,54 @@ def test_clouds_of_one_request_are_answered_as_each_alone(http: TestClient, repo
     for start, stop in ((0, 200), (200, 201), (201, 300)):
         alone = direct(repository / "tiny-minkunet" / "1", POINTS=points[start:stop])
         check({name: tensor[start:stop] for name, tensor in together.items()}, alone)
+
+
+def graphs(nodes: list[int], edges: list[int]) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Some graphs as tensors of a request."""
+    each = [networks.edges(count, among, seed) for seed, (count, among) in enumerate(zip(edges, nodes, strict=True))]
+    return {
+        "POINTS": ("FP32", networks.cloud(sum(nodes), columns=5)),
+        "OFFSETS": ("INT32", np.cumsum([0, *nodes]).astype(np.int32)),
+        "EDGES": ("INT32", np.concatenate(each)),
+        "EDGE_OFFSETS": ("INT32", np.cumsum([0, *edges]).astype(np.int32)),
+    }
+
+
+def test_graphs_of_one_request_are_answered_as_each_alone(http: TestClient, repository: Path) -> None:
+    sent = graphs([40, 0, 9], [120, 0, 30])
+    body, headers = binary_request(sent)
+    together = outputs(http.post(f"{GRAPHS}/infer", content=body, headers=headers))
+    assert together["label"].shape == (49,) and together["label"].dtype is torch.int32
+    points, edges = sent["POINTS"][1], sent["EDGES"][1]
+    for rows, own in ((slice(0, 40), slice(0, 120)), (slice(40, 49), slice(120, 150))):
+        alone = direct(repository / "tiny-rgcn" / "1", POINTS=points[rows], EDGES=edges[own])
+        check({name: tensor[rows] for name, tensor in together.items()}, alone)
+        given = [json_input("POINTS", points[rows]), json_input("EDGES", edges[own], "INT32")]
+        check(outputs(http.post(f"{GRAPHS}/infer", json={"inputs": given})), alone)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"EDGES": ("INT32", np.array([[0, 0, 0], [0, 9, 0]], np.int32))}, "edge 1: it leads from node 0 to node 9"),
+        ({"EDGES": ("INT32", np.array([[0, 0, 3], [0, 0, 0]], np.int32))}, "its relation is 3, it must be 0 to 2"),
+        ({"EDGES": ("INT32", np.zeros((2, 2), np.int32))}, "must be [-1, 3]"),
+        ({"EDGES": ("FP32", np.zeros((2, 3), np.float32))}, "it must be INT32"),
+        ({"EDGE_OFFSETS": ("INT32", np.array([0, 1], np.int32))}, "must rise from 0 to its 2 edges"),
+        ({"EDGE_OFFSETS": ("INT32", np.array([0, 1, 2], np.int32))}, "equally many items"),
+    ],
+)
+def test_edges_that_lead_nowhere_are_refused(
+    http: TestClient, wrong: dict[str, tuple[str, NDArray[Any]]], words: str
+) -> None:
+    body, headers = binary_request(graphs([9], [2]) | wrong)
+    response = http.post(f"{GRAPHS}/infer", content=body, headers=headers)
+    assert response.status_code == 400 and words in response.json()["error"]
+
+
+def test_a_network_on_graphs_takes_no_file_of_points(http: TestClient) -> None:
+    response = http.post(f"{GRAPHS}/pointcloud", content=networks.cloud(4).tobytes())
+    assert response.status_code == 400 and "does not label the points of one cloud" in response.json()["error"]
 
 
 def test_sites_come_with_coordinates(http: TestClient, repository: Path) -> None:

@@ -53,6 +53,46 @@ def test_several_clouds_are_told_apart_by_name() -> None:
     assert len(values["lidar"].data) == 3 and len(values["radar"].data) == 2
 
 
+def test_graphs_are_points_and_edges() -> None:
+    signature = Signature(networks.tiny_rgcn())
+    assert list(map(str, signature.inputs)) == [
+        "POINTS FP32 [-1, 5]",
+        "OFFSETS INT32 [-1] (optional)",
+        "EDGES INT32 [-1, 3]",
+        "EDGE_OFFSETS INT32 [-1] (optional)",
+    ]
+    nodes, edges = torch.zeros(7, 5), torch.zeros(4, 3, dtype=torch.int32)
+    alone = signature.values({"POINTS": nodes, "EDGES": edges})
+    assert alone["nodes"].offsets.tolist() == [0, 7] and alone["edges"].offsets.tolist() == [0, 4]
+    offsets = {"OFFSETS": torch.tensor([0, 3, 7]), "EDGE_OFFSETS": torch.tensor([0, 0, 4])}
+    several = signature.values({"POINTS": nodes, "EDGES": edges, **offsets})
+    assert several["nodes"].items == several["edges"].items == 2
+
+
+def test_edges_of_several_kinds_of_nodes_are_told_apart_by_name() -> None:
+    layer = {"op": "relational_graph_conv", "out_channels": 2}
+    document = {
+        "format": 1,
+        "inputs": {
+            "x": {"axis": "point", "shape": [4]},
+            "near": {"axis": "edge", "nodes": "x", "relations": 2},
+            "far": {"axis": "edge", "nodes": "x", "relations": 3},
+        },
+        "nodes": [{"name": "a", "inputs": ["x", "near"], **layer}, {"name": "b", "inputs": ["a", "far"], **layer}],
+        "outputs": {"b": {}},
+    }
+    names = [spec.name for spec in Signature(parse_graph(document)).inputs]
+    assert names == ["POINTS", "OFFSETS", "EDGES_near", "EDGE_OFFSETS_near", "EDGES_far", "EDGE_OFFSETS_far"]
+
+
+def test_nodes_without_their_edges_are_refused() -> None:
+    signature = Signature(networks.tiny_rgcn())
+    with pytest.raises(BadRequest, match="input 'EDGES' is missing"):
+        signature.values({"POINTS": torch.zeros(7, 5)})
+    with pytest.raises(BadRequest, match="a body without a header serves models of one input"):
+        signature.batch(InferRequest(raw=memoryview(bytearray(20))))
+
+
 def test_without_offsets_there_is_one_cloud() -> None:
     points = networks.tensor(networks.cloud(50))
     alone = run(networks.tiny_minkunet(), POINTS=points)

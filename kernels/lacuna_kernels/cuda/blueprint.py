@@ -47,7 +47,7 @@ class Vector:
 
 
 def header(graph: Graph, items: int) -> Vector:
-    """What goes to the device with every batch: `items:count`, and `<cloud>:count`, `<cloud>:offsets` of each cloud."""
+    """What goes to the device with every batch: `items:count`, and `<input>:count`, `<input>:offsets` if ragged."""
     sizes = {ITEMS: 1}
     for name, kind in graph.input_value_types.items():
         if kind.axis.ragged:

@@ -16,7 +16,7 @@ FIRST_GROWTH = 2
 class Capacity:
     """What a plan has room for.
 
-    points  points of each cloud input
+    points  points of each cloud input, and edges of each edge input: a batch's cost is the most of any
     items   rows, sequences, images or clouds of a batch
     growth  no level has room for more than growth * points sites; a batch that needs more runs again on a larger plan
     """
@@ -48,7 +48,7 @@ class Capacity:
         """Room for the first axis of a value."""
         if kind.level is not None:
             return self.sites(kind.level)
-        return self.points if kind.axis is Axis.POINT else self.items
+        return self.points if kind.axis in (Axis.POINT, Axis.EDGE) else self.items
 
 
 def fan_out(geometry: Geometry) -> int:
@@ -65,7 +65,7 @@ def fan_out(geometry: Geometry) -> int:
 class Sizes:
     """How the capacities of one network's plans are chosen.
 
-    ragged     whether it takes clouds, so that cost counts points; else cost counts items
+    ragged     whether it takes clouds or graphs, so that cost counts points or edges; else cost counts items
     min_items  smallest number of items; dense work is done for all of them, whether they are there or not
     max_cost   largest batch that may ever be run
     """

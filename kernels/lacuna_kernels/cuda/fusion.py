@@ -14,9 +14,10 @@ from lacuna_kernels.ops.combine import Add, Concat
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, LayerNorm, batch_norm_affine
+from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 from lacuna_kernels.ops.sparse_conv import SparseConv
 
-FUSEABLE = (KroneckerLinear, Linear, SparseConv)
+FUSEABLE = (KroneckerLinear, Linear, RelationalGraphConv, SparseConv)
 GAPLESS = (KroneckerLinear, LayerNorm, Linear)
 """Ops whose kernels read rows that follow each other without a gap."""
 
@@ -128,7 +129,7 @@ def scaled(node: Node, weights: Mapping[str, Tensor], scale: Tensor, shift: Tens
     elif isinstance(node, Linear):
         result["weight"] = weights["weight"] * scale[:, None]
     else:
-        result["weight"] = weights["weight"] * scale
+        result |= {key: weights[key] * scale for key in ("weight", "root") if key in weights}
     return result
 
 

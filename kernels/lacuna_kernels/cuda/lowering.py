@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from lacuna_kernels.cuda import dense_steps as dense
+from lacuna_kernels.cuda import edge_steps
 from lacuna_kernels.cuda import sparse_steps as sparse
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.steps import Writer
@@ -17,6 +18,7 @@ from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, LayerNorm
 from lacuna_kernels.ops.point_to_voxel import PointToVoxel
+from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 from lacuna_kernels.ops.select_features import SelectFeatures
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.sparse_to_bev import SparseToBev
@@ -36,6 +38,7 @@ OWN: Mapping[type[Node], Lower] = {
     LayerNorm: dense.layer_norm,
     Linear: dense.kronecker_linear,
     PointToVoxel: sparse.point_to_voxel,
+    RelationalGraphConv: edge_steps.relational_graph_conv,
     SparseConv: sparse.sparse_conv,
     SparseToBev: sparse.sparse_to_bev,
     Voxelize: sparse.voxelize,

@@ -74,7 +74,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     converted = {name: writer.converted(name, dtype) for name in layer.inputs}
     x = converted[node.inputs[0]]
     residual, shortcut = (converted.get(name or "") for name in (layer.residual, layer.shortcut))
-    weight = _packed(writer, layer, [x] if shortcut is None else [x, shortcut], dtype)
+    weight = packed(writer, layer, _shape(writer, layer, [x] if shortcut is None else [x, shortcut], dtype))
     count, likely = sites_name(level_out, "count"), _likely_rows(writer, level_out)
     settled = not writer.once(f"convolution of {level_out.grid}")  # the step before the first one makes all maps
 
@@ -96,16 +96,16 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     writer.add(layer.output, [*converted.values(), *map_reads], writer.output(layer), run)
 
 
-def _packed(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dtype) -> PackedWeight:
-    """The layer's weight for the best tile, and that of its shortcut; `sources` are what they are multiplied with."""
-    weight, shortcut = layer.weights["weight"], layer.weights.get("shortcut")
+def packed(writer: Writer, layer: Layer, shape: ConvShape, beside: str = "shortcut") -> PackedWeight:
+    """The layer's weight for the best tile, and after it that of its shortcut, called `beside`, if it has one."""
+    weight, shortcut = layer.weights["weight"], layer.weights.get(beside)
     volume, ci, co = weight.shape
-    tile = candidates(_shape(writer, layer, sources, dtype), writer.device.limits)[0]
+    tile = candidates(shape, writer.device.limits)[0]
 
     def pack() -> Tensor:
-        return writer.weights.upload(pack_weight(weight, dtype, tile, shortcut).data, dtype)
+        return writer.weights.upload(pack_weight(weight, shape.dtype, tile, shortcut).data, shape.dtype)
 
-    data = writer.weights.make((layer.output, "packed", tile.packing), pack)
+    data = writer.weights.make((layer.output, "packed", tile.packing, shape.dtype), pack)
     return PackedWeight(data, volume, ci, co, tile, 0 if shortcut is None else len(shortcut))
 
 
@@ -118,8 +118,7 @@ def _shape(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dt
     assert undone is not None
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
     rows = _likely_rows(writer, level)
-    aligned = all(are_whole_pieces(*_columns(writer, name)) for name in sources)
-    return ConvShape(ci, co, dtype, aligned, rows, single=volume == 1 or apart)
+    return ConvShape(ci, co, dtype, are_aligned(writer, sources), rows, single=volume == 1 or apart)
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:
@@ -129,6 +128,11 @@ def _likely_rows(writer: Writer, level: Level) -> int:
     about as many as the points by the stride.
     """
     return max(1, min(writer.room.points // max(level.stride), writer.room.sites(level)))
+
+
+def are_aligned(writer: Writer, names: Sequence[str]) -> bool:
+    """Whether 16 bytes of all these values can be copied at a time, in 16-bit types, wherever they lie."""
+    return all(are_whole_pieces(*_columns(writer, name)) for name in names)
 
 
 def _columns(writer: Writer, name: str) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, LayerNorm
 from lacuna_kernels.ops.point_to_voxel import PointToVoxel
+from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 from lacuna_kernels.ops.select_features import SelectFeatures
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.sparse_to_bev import SparseToBev
@@ -39,6 +40,7 @@ OPS: tuple[type[Node], ...] = (
     PointToVoxel,
     PositionEmbedding,
     PrependToken,
+    RelationalGraphConv,
     SelectFeatures,
     SelectToken,
     Softmax,

@@ -4,6 +4,7 @@ from lacuna_kernels.zoo.centerpoint import NECK_CHANNELS, centerpoint_encoder
 from lacuna_kernels.zoo.gpt2 import GPT2_MEDIUM_CHAINS, gpt2
 from lacuna_kernels.zoo.minkunet import minkunet
 from lacuna_kernels.zoo.mlp import dense_mlp, kronecker_mlp
+from lacuna_kernels.zoo.rgcn import rgcn
 from lacuna_kernels.zoo.spvcnn import spvcnn
 from lacuna_kernels.zoo.transformer import Chains, Part
 from lacuna_kernels.zoo.unet import MINKUNET_CHANNELS
@@ -21,6 +22,7 @@ __all__ = [
     "gpt2",
     "kronecker_mlp",
     "minkunet",
+    "rgcn",
     "spvcnn",
     "vit",
 ]

@@ -50,7 +50,7 @@ class Labelling:
         output = next(
             (name for name, kind in graph.output_types.items() if kind.axis is Axis.POINT and not kind.shape), None
         )
-        if len(inputs) != 1 or output is None or (kind := next(iter(inputs.values()))).axis is not Axis.POINT:
+        if len(inputs) != 1 or output is None or not (kind := next(iter(inputs.values()))).columns:
             raise BadRequest(f"model {model.name!r} does not label the points of one cloud: use its /infer")
         classes = _classes(graph, output)
         colours = graph.outputs[output].colors or _palette(len(classes))

@@ -53,6 +53,16 @@ inline int __shfl_sync(unsigned, int value, int lane) {
     return int(shuffled(value, machine::current->index / machine::WARP * machine::WARP + lane));
 }
 
+inline int __syncthreads_or(int predicate) {
+    auto& values = machine::cluster->blocks[machine::current->block].shuffled;
+    values[machine::current->index] = predicate != 0;
+    __syncthreads();
+    uint32_t any = 0;
+    for (const auto& [thread, value] : values) any |= value;
+    __syncthreads();
+    return int(any);
+}
+
 inline unsigned atomicInc(unsigned* number, unsigned most) {
     const unsigned before = *number;
     *number = before >= most ? 0 : before + 1;

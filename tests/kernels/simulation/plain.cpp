@@ -30,6 +30,11 @@ static int atomicMin(int* at, int value) {
     *at = std::min(before, value);
     return before;
 }
+static unsigned atomicOr(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at |= value;
+    return before;
+}
 
 #include SOURCE
 

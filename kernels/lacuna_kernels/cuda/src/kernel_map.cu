@@ -3,17 +3,12 @@
 // row that an offset leads to from each place of `order`, or -1. Places past *count are not written.
 // Launched in this order: forward_rows or inverse_rows, [sort.cu], order_map.
 #include "geometry.cuh"
+#include "gray.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
 #define GROUP 64  // places of a word of `present`
 #define FULL_WARP 0xffffffffu
-
-// Where a word comes in the Gray code, whose words differ from the next in a bit.
-__device__ inline int gray_rank(unsigned word) {
-    for (int shift = 1; shift < 32; shift *= 2) word ^= word >> shift;
-    return (int)word;
-}
 
 // rows int32 [capacity, pitch] what each output row reads, -1 for nothing and past the volume; pitch is 8, 16 or a
 // multiple of 32. keys [capacity] are what rows are sorted by: where the word comes in the Gray code of those bits
