@@ -25,9 +25,10 @@ from lacuna_kernels.cuda.site_steps import (
 )
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, are_whole_pieces, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, Tile, candidates
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
+from lacuna_kernels.cuda.tile_table import Group, MapKind
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.ops.devoxelize import Devoxelize
@@ -92,13 +93,25 @@ def _packed(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> PackedW
     """The layer's weight for the best tile."""
     weight = layer.weights["weight"]
     volume, ci, co = weight.shape
-    tile = candidates(_shape(writer, layer, x, dtype), writer.device.limits)[0]
+    tile = _tile(writer, layer, x, dtype)
 
     def pack() -> Tensor:
         return writer.weights.upload(pack_weight(weight, dtype, tile).data, dtype)
 
     data = writer.weights.make((layer.output, "packed", tile.packing), pack)
     return PackedWeight(data, volume, ci, co, tile)
+
+
+def _tile(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> Tile:
+    """The tile that was measured best for convolutions of the layer's group, or else that of the rule."""
+    node, volume = layer.node, len(layer.weights["weight"])
+    assert isinstance(node, SparseConv)
+    level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
+    kind: MapKind = "identity" if map_name(node, level_in, level_out) is None else node.mode
+    group = Group(_shape(writer, layer, x, dtype), volume, kind, max(level_out.stride))
+    writer.convolutions[layer.output] = group
+    limits = writer.device.limits
+    return writer.tuned.tiles.tile(group, limits) or candidates(group.shape, limits)[0]
 
 
 def _shape(writer: Writer, layer: Layer, x: str, dtype: torch.dtype) -> ConvShape:
