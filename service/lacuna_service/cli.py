@@ -163,8 +163,8 @@ def tune(
         costs = rows or plan_costs(config, loaded.graph)
         clouds = read_samples(samples, loaded.graph, config, chosen, batch, columns)
         typer.echo(f"{folder} in {chosen}, batches of {', '.join(map(str, costs))}")
-        for found in clouds:
-            typer.echo(f"sample of {batch} clouds, {cost(found)} points")
+        if clouds:
+            typer.echo(f"samples, {batch} at a time: {', '.join(str(cost(each)) for each in clouds)} points")
         with typer.progressbar(label="opening the GPU", length=1, show_pos=True) as bar:
 
             def progress(done: int, total: int, what: str) -> None:

@@ -211,7 +211,7 @@ def test_several_samples_are_measured_at_a_time_and_the_last_batch_is_filled(
     result = tune(convolutions, "--samples", tmp_path / "scans", "--batch", 2)
 
     assert points_of(tuner.samples) == [[10, 11], [12, 10]]
-    assert "sample of 2 clouds, 21 points\n" in result.output
+    assert "samples, 2 at a time: 21, 22 points\n" in result.output
     assert tune(convolutions, "--samples", tmp_path / "scans" / "12.bin", "--batch", 3).exit_code == 0
     assert points_of(tuner.samples) == [[12, 12, 12]]
 

@@ -58,7 +58,7 @@ class Trial:
     others: list[float]
 
     def __str__(self) -> str:
-        return f"{self.group} by {self.tile}"
+        return str(self.group)
 
     def measure(self, meter: Meter | None) -> Measurement:
         """Time it, and measure its energy if there is a meter and no other tile takes far less time."""
@@ -160,9 +160,9 @@ class Findings:
 
     def summary(self, scans: Iterable[Scan]) -> list[TunedGroup]:
         """What the tiles that were found best save, group by group, in the order of the network."""
-        plans = {scan.room.points: scan for scan in scans}
+        plans, entries = {scan.room.points: scan for scan in scans}, self.entries
         return [
-            _compared(points, self.entries[group], group, layers)
+            _compared(points, entries[group], group, layers)
             for points, scan in plans.items()
             for group, layers in Counter(scan.groups.values()).items()
         ]
