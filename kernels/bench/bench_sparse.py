@@ -49,9 +49,10 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(128, 256, 4, 128, 1, parts) for parts in (2, 4)),
-    *(WgmmaTile(256, 128, 4, 128, 1, parts) for parts in (2, 4)),
-    *(WgmmaTile(64, 128, 4, 128, 2, parts) for parts in (2, 4)),
+    *(WgmmaTile(128, 256, 4, 128, 1, 2), WgmmaTile(256, 128, 4, 128, 1, 2), WgmmaTile(64, 128, 4, 128, 2, 2)),
+    *(WgmmaTile(64, 96, 2, 64, 4), WgmmaTile(64, 96, 3, 64, 3), WgmmaTile(128, 96, 3, 64, 2)),
+    *(WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 128, 3, 64, 3), WgmmaTile(64, 128, 2, 64, 4)),
+    *(WgmmaTile(128, 32, 4, 128, 2), WgmmaTile(64, 32, 4, 64, 4), WgmmaTile(64, 32, 3, 64, 5)),
 ]
 
 
@@ -219,7 +220,7 @@ def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> 
     tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
     if dtype is not torch.float32:
         tiles = [*MMA_TILES, *MORE_TILES]
-        if hopper and are_whole_pieces(layer.ci):
+        if hopper and are_whole_pieces(layer.ci) and layer.ci >= 32:
             tiles = [*tiles, *WGMMA_TILES, *MORE_WGMMA]
     padded = -(-layer.co // best.n) * best.n
     yield from (t for t in tiles if t != best and -(-layer.co // t.n) * t.n <= padded and t.k <= max(64, layer.ci))

@@ -19,7 +19,7 @@ from lacuna_kernels.graph import Graph, OutputSpec, Precision
 from lacuna_kernels.limits import check_request
 from lacuna_kernels.model import Model, Weights, load_model, random_weights, save_model
 from lacuna_kernels.ops import json_schema, parse_graph
-from lacuna_kernels.program import Backend, DeviceInfo, Options, Pending, Program, Result
+from lacuna_kernels.program import Backend, DeviceInfo, Options, Pending, Program, Result, TunedGroup, Tuning
 from lacuna_kernels.types import Axis, Batch, DType, Value, ValueType, check_batch, collate, cost, split
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
     "Precision",
     "Program",
     "Result",
+    "TunedGroup",
+    "Tuning",
     "Unsupported",
     "Value",
     "ValueType",

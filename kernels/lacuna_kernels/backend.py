@@ -3,17 +3,18 @@
 import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lacuna_kernels.cpu import CpuBackend
-from lacuna_kernels.errors import DeviceError, Unsupported
+from lacuna_kernels.errors import DeviceError, InputError, Unsupported
 from lacuna_kernels.model import Model
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
-from lacuna_kernels.program import Backend, DeviceInfo, Options
+from lacuna_kernels.ops.sparse_conv import SparseConv
+from lacuna_kernels.program import Backend, DeviceInfo, Options, Tuning
+from lacuna_kernels.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -46,34 +47,39 @@ def tune(
     costs: Sequence[int],
     objective: ObjectiveName = "latency",
     *,
+    samples: Sequence[Batch] = (),
     index: int = 0,
     meter: Callable[[DeviceInfo], Callable[[], float]] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
     notice: Callable[[str], None] = lambda text: None,
-) -> Path:
-    """Measure the kernels that could compute a model's linear layers on a GPU, and keep what was found.
+) -> Tuning:
+    """Measure the kernels that could compute a model's linear layers and sparse convolutions on a GPU, and keep that.
 
-    costs     batches to measure for, in rows or points
+    options   as the model is served: the plans that are tuned are those that its programs make
+    costs     batches to measure linear layers for, in rows or points
+    samples   batches of real clouds to measure sparse convolutions on
     meter     returns what reads the joules that a GPU has used since some moment; needed for "energy"
     progress  called with how many measurements are done, how many there are, and what comes next
     notice    called with what somebody should know: that a damaged table was set aside
 
-    Returns the table's file, which every program compiled on such a GPU from now on goes by. Raises Unsupported if
-    the model has no linear layers, and DeviceError.
+    Every program compiled on such a GPU from now on goes by the table. Raises Unsupported if the model has no such
+    layers, InputError if it has sparse convolutions and there are no samples, CapacityExceeded and DeviceError.
     """
-    if not any(isinstance(node, KroneckerLinear | Linear) for node in model.graph.nodes):
-        raise Unsupported("there is nothing to tune: the model has neither linear nor kronecker_linear nodes")
+    if not any(isinstance(node, KroneckerLinear | Linear | SparseConv) for node in model.graph.nodes):
+        raise Unsupported("there is nothing to tune: the model has no linear, kronecker_linear or sparse_conv nodes")
+    if not samples and any(isinstance(node, SparseConv) for node in model.graph.nodes):
+        raise InputError("sparse convolutions are measured on real clouds: the model has some, and samples are missing")
     if objective == "energy" and meter is None:
         raise ValueError("tuning by energy needs a meter")
     check_gpu()
     from lacuna_kernels.cuda.backend import CudaBackend  # noqa: PLC0415  see open_backend
-    from lacuna_kernels.cuda.kronecker.table import Objective  # noqa: PLC0415
+    from lacuna_kernels.cuda.measurement import Objective  # noqa: PLC0415
 
     backend = CudaBackend(index)
     try:
         counter = meter(backend.device) if meter and objective == "energy" else None
         by = Objective(objective)
-        return backend.tune(model.graph, model.weights, options, costs, by, counter, progress, notice)
+        return backend.tune(model.graph, model.weights, options, costs, samples, by, counter, progress, notice)
     finally:
         backend.close()
 

@@ -1,7 +1,8 @@
 """The contract between a backend, which compiles networks, and whoever runs them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lacuna_kernels.graph import Graph, Precision
@@ -104,3 +105,30 @@ class Backend(Protocol):
     def close(self) -> None:
         """Close the device; all programs must be closed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TunedGroup:
+    """Some sparse convolutions of a network for which the same kernel is best, on plans of one size.
+
+    points      that the plans have room for
+    name        kind of map, offsets, channels, stride
+    layers      how many of them the network has
+    rule, best  what one of them takes by the kernel that follows from rules, and by the best: seconds or joules
+    kernel      name of the best
+    """
+
+    points: int
+    name: str
+    layers: int
+    rule: float
+    best: float
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What tuning gave: where the table lies, and what it is worth for sparse convolutions, in the network's order."""
+
+    path: Path
+    groups: Sequence[TunedGroup] = ()

@@ -119,9 +119,19 @@ def tune(
         list[int] | None,
         typer.Option(
             min=1,
-            help="Batch to measure for, in rows or points; may be given again. By default all sizes that are served: "
-            "powers of two up to max_batch_cost.",
+            help="Batch to measure linear layers for, in rows or points; may be given again. By default all sizes that "
+            "are served: powers of two up to max_batch_cost.",
         ),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Point cloud, or folder of some, in any format that is served, to measure sparse convolutions on."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 1,
+    columns: Annotated[
+        int | None, typer.Option(min=3, help="Columns of a .bin sample, if not the model's own.")
     ] = None,
     objective: Annotated[
         Literal["latency", "energy"], typer.Option(help="What the best kernel has least of: device time, or joules.")
@@ -131,23 +141,30 @@ def tune(
     ] = None,
     device: Annotated[int, typer.Option(min=0, help="Index of the GPU.")] = 0,
 ) -> None:
-    """Measure the kernels for a model's linear layers on this GPU; programs compiled from then on take the best.
+    """Measure the kernels for a model's linear layers and sparse convolutions on this GPU.
+
+    Programs compiled from then on take the best.
 
     The table lies in the kernel cache, by the GPU's name. Exit status: 0 if it was written, else 2.
     """
-    from lacuna_kernels import KernelsError, Options, Precision, load_model  # noqa: PLC0415  see serve
+    from lacuna_kernels import KernelsError, Options, Precision, cost, load_model  # noqa: PLC0415  see serve
     from lacuna_kernels import tune as measure  # noqa: PLC0415
     from lacuna_service.check import serving_config, version_folder  # noqa: PLC0415
     from lacuna_service.config import plan_costs  # noqa: PLC0415
     from lacuna_service.power import energy_counter  # noqa: PLC0415
+    from lacuna_service.tuning import read_samples, summary  # noqa: PLC0415
 
     try:
         folder = version_folder(model)
         loaded = load_model(folder)
         config = serving_config(folder, loaded)
-        options = Options(Precision(precision) if precision else config.precision)
+        chosen = Precision(precision) if precision else config.precision
+        options = Options(chosen, config.max_batch_cost, config.first_plan_cost)
         costs = rows or plan_costs(config, loaded.graph)
-        typer.echo(f"{folder} in {options.precision}, batches of {', '.join(map(str, costs))}")
+        clouds = read_samples(samples, loaded.graph, config, chosen, batch, columns)
+        typer.echo(f"{folder} in {chosen}, batches of {', '.join(map(str, costs))}")
+        if clouds:
+            typer.echo(f"samples, {batch} at a time: {', '.join(str(cost(each)) for each in clouds)} points")
         with typer.progressbar(label="opening the GPU", length=1, show_pos=True) as bar:
 
             def progress(done: int, total: int, what: str) -> None:
@@ -158,13 +175,23 @@ def tune(
             def notice(text: str) -> None:
                 typer.echo(f"\n{text}", err=True)  # beside the bar
 
-            path = measure(
-                loaded, options, costs, objective, index=device, meter=energy_counter, progress=progress, notice=notice
+            tuning = measure(
+                loaded,
+                options,
+                costs,
+                objective,
+                samples=clouds,
+                index=device,
+                meter=energy_counter,
+                progress=progress,
+                notice=notice,
             )
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-    typer.echo(f"written to {path}")
+    for line in summary(tuning.groups, objective):
+        typer.echo(line)
+    typer.echo(f"written to {tuning.path}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 import torch
 
-from lacuna_kernels import Options, Precision, gpu_count, random_weights
+from lacuna_kernels import Options, Precision, Tuning, gpu_count, random_weights
 from lacuna_kernels.cuda.backend import CudaBackend
 from lacuna_kernels.cuda.blueprint import draw
 from lacuna_kernels.cuda.capacity import Capacity
@@ -16,17 +16,11 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.choose import candidates
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.table import (
-    Entry,
-    Measurement,
-    Objective,
-    Table,
-    add_to_table,
-    read_table,
-    table_path,
-)
+from lacuna_kernels.cuda.kronecker.table import Entry, Table
 from lacuna_kernels.cuda.linear_runs import spans
+from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path
 from lacuna_kernels.cuda.tuning import LIKELY, MOST_WAYS, contenders, tasks
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from lacuna_kernels.zoo import kronecker_mlp
@@ -41,7 +35,7 @@ ROOM = Capacity(1, 1)
 def drawn(limits: DeviceLimits, table: Table) -> set[object]:
     """What a plan on paper keeps on the device: weights by layers and by how the ways that were chosen pack them."""
     device, weights = cast(Device, SimpleNamespace(limits=limits)), Weights(torch.device("cpu"))
-    draw(device, GRAPH, LAYERS, weights, ROOM, table)
+    draw(device, GRAPH, LAYERS, weights, ROOM, Tuned(table))
     return set(weights.held)
 
 
@@ -98,23 +92,24 @@ def test_a_network_is_tuned_and_the_table_kept_and_gone_by(tmp_path: Path, objec
     damaged.parent.mkdir()
     damaged.write_text("{}")
     try:
-        path = backend.tune(
+        tuning = backend.tune(
             GRAPH,
             random_weights(GRAPH, 0),
             Options(Precision.FP16),
             [1, 100],
+            [],
             objective,
             lambda: float(next(joules)),
             lambda done, total, what: seen.append((done, total)),
             notices.append,
         )
-        table = read_table(tmp_path, backend.device.name)
+        table = read_table(tmp_path, backend.device.name).factors
         program = backend.compile(GRAPH, random_weights(GRAPH, 0), Options(Precision.FP16))
         held, expected = set(program._weights.held), drawn(backend._device.limits, table)
     finally:
         backend.close()
 
-    assert path.parent == tmp_path / "tuned"
+    assert tuning == Tuning(tmp_path / "tuned" / damaged.name, [])
     assert len(notices) == 1
     assert seen[-1][0] == seen[-1][1] == len(table.entries) >= 6  # two factors and a head, for two sizes
     assert held == expected

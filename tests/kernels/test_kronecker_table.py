@@ -11,18 +11,9 @@ from pydantic import ValidationError
 from lacuna_kernels import DeviceError, Precision
 from lacuna_kernels.cuda.kronecker.choose import candidates, stages
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.table import (
-    WATTS,
-    Entry,
-    Measurement,
-    Objective,
-    Table,
-    add_to_table,
-    class_of,
-    read_table,
-    set_aside,
-    table_path,
-)
+from lacuna_kernels.cuda.kronecker.table import WATTS, Entry, Table
+from lacuna_kernels.cuda.measurement import Measurement, Objective, class_of
+from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, set_aside, table_path
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.factors import H200
 
@@ -108,8 +99,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path):
     path = add_to_table(tmp_path, "NVIDIA H200", list(table.entries.values()))
 
     assert path == table_path(tmp_path, "NVIDIA H200") == tmp_path / "tuned" / "NVIDIA-H200.json"
-    assert read_table(tmp_path, "NVIDIA H200") == table
-    assert read_table(tmp_path, "NVIDIA A100") == Table()
+    assert read_table(tmp_path, "NVIDIA H200") == Tuned(factors=table)
+    assert read_table(tmp_path, "NVIDIA A100") == Tuned()
 
 
 def test_a_file_that_is_no_table_is_told_by_name(tmp_path: Path):
@@ -130,7 +121,7 @@ def test_a_file_that_is_no_table_makes_room_for_a_new_one(tmp_path: Path):
     assert (tmp_path / "tuned" / "GPU.damaged").read_text() == "cut o"
     add_to_table(tmp_path, "GPU", [entry(PROBLEM, {"some": Measurement(seconds=1.0)})])
     assert set_aside(tmp_path, "GPU") is None
-    assert len(read_table(tmp_path, "GPU").entries) == 1
+    assert len(read_table(tmp_path, "GPU").factors.entries) == 1
 
 
 @pytest.mark.parametrize(
@@ -164,7 +155,7 @@ def test_of_two_tunes_at_once_both_keep_their_entries(tmp_path: Path):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(tune, (problems[::2], problems[1::2])))
 
-    assert {key[3] for key in read_table(tmp_path, "GPU").entries} == {problem.rows for problem in problems}
+    assert {key[3] for key in read_table(tmp_path, "GPU").factors.entries} == {problem.rows for problem in problems}
 
 
 def test_a_folder_that_cannot_be_written_is_told_by_name(tmp_path: Path):

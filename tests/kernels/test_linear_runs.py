@@ -13,9 +13,11 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kronecker.few_rows import CHAIN_WAYS
 from lacuna_kernels.cuda.kronecker.problem import Problem
-from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, Table
+from lacuna_kernels.cuda.kronecker.table import Entry, Table
 from lacuna_kernels.cuda.linear_runs import spans
+from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.steps import Weights
+from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.kronecker_linear import KSPattern
 from tests.kernels.factors import H200
@@ -38,7 +40,9 @@ def steps(graph: Graph, rows: int, precision: Precision, table: Table | None = N
     """Names of the steps of a plan on paper."""
     layers = fuse(graph, random_weights(graph, 0), precision)
     device = SimpleNamespace(limits=H200)
-    plan = draw(cast(Device, device), graph, layers, Weights(torch.device("cpu")), Capacity(0, rows), table)
+    plan = draw(
+        cast(Device, device), graph, layers, Weights(torch.device("cpu")), Capacity(0, rows), Tuned(table or Table())
+    )
     return [step.name for step in plan.steps if step.name in ("a", "b", "y")]
 
 

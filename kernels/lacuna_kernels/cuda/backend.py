@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakSet
@@ -17,18 +18,21 @@ import torch
 from lacuna_kernels.cuda.blueprint import draw
 from lacuna_kernels.cuda.capacity import Capacity, Sizes
 from lacuna_kernels.cuda.dense_steps import LINEAR, problems_of
-from lacuna_kernels.cuda.device import Device, device_errors
-from lacuna_kernels.cuda.fusion import fuse
-from lacuna_kernels.cuda.kronecker.table import Objective, Table, add_to_table, read_table, set_aside
+from lacuna_kernels.cuda.device import Device, DeviceLimits, device_errors
+from lacuna_kernels.cuda.fusion import Layer, fuse
+from lacuna_kernels.cuda.kronecker.choose import Stage
 from lacuna_kernels.cuda.linear_runs import spans
 from lacuna_kernels.cuda.lowering import check_supported
+from lacuna_kernels.cuda.measurement import Objective
 from lacuna_kernels.cuda.plan import Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import Weights, levels_of
+from lacuna_kernels.cuda.tile_tuning import Convolutions, Findings
+from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, set_aside
 from lacuna_kernels.cuda.tuning import Meter, measure, tasks
 from lacuna_kernels.errors import CapacityExceeded
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights as HostWeights
-from lacuna_kernels.program import DeviceInfo, Options, Result
+from lacuna_kernels.program import DeviceInfo, Options, Result, Tuning
 from lacuna_kernels.types import Batch, ValueType, cost
 
 T = TypeVar("T")
@@ -68,10 +72,10 @@ class CudaProgram:
         graph: Graph,
         weights: HostWeights,
         options: Options,
-        table: Table,
+        tuned: Tuned,
     ) -> None:
         check_supported(graph)
-        self._table = table
+        self._tuned = tuned
         self._device, self._builder, self._lock = device, builder, lock
         self._graph, self._options = graph, options
         self._sizes = Sizes.of(graph, options.max_cost)
@@ -80,7 +84,7 @@ class CudaProgram:
         self._plans: list[Plan] = []
         self._growth = Capacity(1, 1).growth
         self._builds: Counter[str] = Counter()
-        first = self._sizes.capacity(min(options.initial_cost, options.max_cost), 1)
+        first = self._sizes.first(options.initial_cost)
         builder.run(lambda: self._plan_for(first, "load")).result()
 
     @property
@@ -121,8 +125,7 @@ class CudaProgram:
         return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch)))
 
     def _need(self, batch: Batch) -> Capacity:
-        items = next((value.items for value in batch.values()), 0)
-        return replace(self._sizes.capacity(cost(batch), items), growth=self._growth)
+        return replace(self._sizes.capacity(cost(batch), _items(batch)), growth=self._growth)
 
     def _smallest(self, need: Capacity) -> Plan | None:
         fits = [plan for plan in self._plans if plan.room.holds(need)]
@@ -146,7 +149,7 @@ class CudaProgram:
         plan = self._smallest(need)
         if plan is not None:
             return plan
-        plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._table))
+        plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._tuned))
         with self._lock:
             keep = [old for old in self._plans if not (self._sizes.ragged and need.holds(old.room))]
             self._plans = [*keep, plan]
@@ -212,8 +215,8 @@ class CudaBackend:
 
         Raises Unsupported naming the node, DeviceOutOfMemory or DeviceError.
         """
-        table = read_table(self._device.compiler.cache, self.device.name)
-        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options, table)
+        tuned = read_table(self._device.compiler.cache, self.device.name)
+        program = CudaProgram(self._device, self._builder, self._lock, graph, weights, options, tuned)
         self._programs.add(program)
         return program
 
@@ -223,35 +226,53 @@ class CudaBackend:
         weights: HostWeights,
         options: Options,
         costs: Sequence[int],
+        samples: Sequence[Batch],
         objective: Objective,
         meter: Meter | None,
         progress: Progress,
         notice: Callable[[str], None],
-    ) -> Path:
-        """Measure the ways that fit the Kronecker-sparse and dense layers of a network, and keep each in the table.
+    ) -> Tuning:
+        """Measure the kernels that fit a network's layers, and keep each measurement in the table.
 
-        costs     batches to measure for, in rows or points
+        costs     batches to measure Kronecker-sparse and dense layers for, in rows or points
+        samples   batches to measure sparse convolutions on, each on the plan that it would be served by
         meter     joules that the GPU has used since some moment, for Objective.ENERGY
         progress  called with (done, of all, what comes next)
         notice    called with what somebody should know: that a damaged table was set aside
 
-        Returns where the table lies; programs compiled from now on use it. Raises DeviceError.
+        Programs compiled from now on use the table. Raises CapacityExceeded if a sample is over `options.max_cost`,
+        and DeviceError.
         """
-        sizes, layers = Sizes.of(graph, max(costs)), fuse(graph, weights, options.precision)
-        rooms = [sizes.capacity(cost, 1 if sizes.ragged else cost) for cost in costs]
-        linear, limits = [layer for layer in layers if isinstance(layer.node, LINEAR)], self._device.limits
-        chains = [problems_of(layer, graph.types[layer.output], room) for room in rooms for layer in linear]
-        runs = [problems for room in rooms for problems in spans(graph, layers, room, limits)]
-        todo, place = list(tasks(chains, runs, limits)), (self._device.compiler.cache, self.device.name)
+        if larger := [cost(batch) for batch in samples if cost(batch) > options.max_cost]:
+            raise CapacityExceeded(f"a sample of {max(larger)} is over the limit of {options.max_cost}")
+        layers, limits = fuse(graph, weights, options.precision), self._device.limits
+        todo, place = _linear_tasks(graph, layers, costs, limits), (self._device.compiler.cache, self.device.name)
         if damaged := set_aside(*place):
             notice(f"what lay there was no table of measurements: it is {damaged} now, and a new one is begun")
         path = add_to_table(*place, [])  # what cannot be kept is not measured
-        for done, stages in enumerate(todo):
-            progress(done, len(todo), str(stages[0]))
-            entry = self._builder.run(partial(measure, self._device, stages, objective, meter)).result()
-            add_to_table(*place, [entry])
-        progress(len(todo), len(todo), "")
-        return path
+        convolutions = Convolutions(self._device, graph, layers, Weights(torch.device("cuda", self._device.index)))
+        scans = [self._built(partial(convolutions.scan, _served(graph, options, each), each)) for each in samples]
+        total, done = len(todo) + sum(scan.trials(limits) for scan in scans), count()
+        for stages in todo:
+            progress(next(done), total, str(stages[0]))
+            add_to_table(*place, [self._built(partial(measure, self._device, stages, objective, meter))])
+        findings = Findings(objective)
+        for scan in scans:
+            for trial in self._stepwise(convolutions.trials(scan)):
+                progress(next(done), total, str(trial))
+                findings.add(trial, self._built(partial(trial.measure, findings.meter(meter))))
+            add_to_table(*place, list(findings.entries.values()))
+        progress(total, total, "")
+        return Tuning(path, findings.summary(scans))
+
+    def _built(self, job: Callable[[], T]) -> T:
+        """What a job gives on the builder's thread."""
+        return self._builder.run(job).result()
+
+    def _stepwise(self, items: Iterator[T]) -> Iterator[T]:
+        """What an iterator gives that goes on on the builder's thread."""
+        while (item := self._built(partial(next, items, None))) is not None:
+            yield item
 
     def close(self) -> None:
         """Close the programs that are still open, then the device."""
@@ -261,3 +282,24 @@ class CudaBackend:
         finally:
             self._builder.close()
             self._device.close()
+
+
+def _linear_tasks(
+    graph: Graph, layers: Sequence[Layer], costs: Sequence[int], limits: DeviceLimits
+) -> list[list[Stage]]:
+    """What competes with each other for the linear layers of a network, for batches of these costs."""
+    sizes = Sizes.of(graph, max(costs))
+    rooms = [sizes.capacity(cost, 1 if sizes.ragged else cost) for cost in costs]
+    linear = [layer for layer in layers if isinstance(layer.node, LINEAR)]
+    chains = [problems_of(layer, graph.types[layer.output], room) for room in rooms for layer in linear]
+    runs = [problems for room in rooms for problems in spans(graph, layers, room, limits)]
+    return list(tasks(chains, runs, limits))
+
+
+def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:
+    """The room of the plan that a batch is served by."""
+    return Sizes.of(graph, options.max_cost).served(cost(batch), _items(batch), options.initial_cost)
+
+
+def _items(batch: Batch) -> int:
+    return next((value.items for value in batch.values()), 0)

@@ -11,9 +11,10 @@ from lacuna_kernels.cuda.arena import BufferSpec, Layout, Use, arrange, views
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import Layer, Part, joins
-from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.lowering import lowering
 from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Buffers, Step, Weights, Writer, levels_of, sites_name
+from lacuna_kernels.cuda.tile_table import Group
+from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.types import Level, ValueType
 
@@ -70,6 +71,7 @@ class Blueprint:
     results          by name of an output, the buffer that holds it
     arena            where all other buffers lie, in memory that every batch uses
     parts            values that lie in others
+    convolutions     by name of its step, what the tile of a sparse convolution is chosen by
     """
 
     room: Capacity
@@ -84,6 +86,7 @@ class Blueprint:
     arena: Layout
     uses: Sequence[Use]
     parts: Mapping[str, Part]
+    convolutions: Mapping[str, Group]
 
     def views(self, memory: Tensor) -> dict[str, Tensor]:
         """Cut the arena's memory, uint8 [arena.bytes], into buffers."""
@@ -97,11 +100,11 @@ def draw(
     layers: Sequence[Layer],
     weights: Weights,
     room: Capacity,
-    table: Table | None = None,
+    tuned: Tuned | None = None,
 ) -> Blueprint:
     """Write the steps of a network for a capacity, and place their buffers; what was measured chooses kernels."""
     parts, coming = joins(graph, layers), status(levels_of(graph.types))
-    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, layers, parts, table)
+    going, writer = header(graph, room.items), Writer(device, graph.types, weights, room, layers, parts, tuned)
     inputs = _write(writer, graph, layers, coming)
     results = {name: _result(writer, name, kind) for name, kind in graph.output_types.items()}
     outputs, unstaged = _outputs(writer, graph, results)
@@ -120,6 +123,7 @@ def draw(
         arena=arrange(uses),
         uses=uses,
         parts=parts,
+        convolutions=writer.convolutions,
     )
 
 

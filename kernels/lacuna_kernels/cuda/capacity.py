@@ -88,6 +88,15 @@ class Sizes:
         points = min(max(power_of_two(cost), MIN_POINTS), self.max_cost)
         return Capacity(max(1, points), max(power_of_two(items), self.min_items))
 
+    def first(self, initial_cost: int) -> Capacity:
+        """The capacity of the plan that is made at the start."""
+        return self.capacity(min(initial_cost, self.max_cost), 1)
+
+    def served(self, cost: int, items: int, initial_cost: int) -> Capacity:
+        """The capacity of the plan that a batch runs on if it comes first: that of the start if it has room."""
+        first, need = self.first(initial_cost), self.capacity(cost, items)
+        return first if first.holds(need) else need
+
     def cost(self, capacity: Capacity) -> int:
         """The largest batch that a capacity has room for, in the unit of cost."""
         return capacity.points if self.ragged else capacity.items

@@ -48,7 +48,7 @@ def kronecker_linear(writer: Writer, layer: Layer) -> None:
         factors = factors_of(layer)
         return weights.make(key, lambda: weights.keep(stage.pack([f.to(weights.place, dtype) for f in factors])))
 
-    chain = Chain.of(device.limits, problems_of(layer, kind, writer.room), pack, writer.table)
+    chain = Chain.of(device.limits, problems_of(layer, kind, writer.room), pack, writer.tuned.factors)
     between = {f"{layer.output}:between{i}": BufferSpec((size,), dtype) for i, size in enumerate(chain.between)}
     scratch = {f"{layer.output}:scratch": BufferSpec((chain.scratch_bytes,), torch.uint8)}
     bias = writer.weights.bias(layer)

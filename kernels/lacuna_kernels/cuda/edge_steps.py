@@ -9,7 +9,7 @@ from lacuna_kernels.cuda.kernel_map import map_shapes
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.site_steps import ints, kernel_map_buffers, kernel_map_in
 from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape
+from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_steps import are_aligned, packed
 from lacuna_kernels.cuda.steps import Buffers, Writer
 from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
@@ -25,9 +25,8 @@ def relational_graph_conv(writer: Writer, layer: Layer) -> None:
     count, y, sums = writer.count_of(layer.output), layer.output, f"{layer.output}:pairs"
     channels, bias = writer.types[node.inputs[0]].channels, writer.weights.bias(layer)
     aligned = are_aligned(writer, [x]) and are_whole_pieces(channels)
-    weight = packed(
-        writer, layer, ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points), beside="root"
-    )
+    shape = ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points)
+    weight = packed(writer, layer, candidates(shape, device.limits)[0], beside="root")
 
     def run(b: Buffers) -> None:
         edge_sums(device, b[x], PairBuffer(*(b[name] for name in pairs)), b[sums], mean=node.aggregate == "mean")

@@ -107,7 +107,7 @@ def _with_shortcut(first: Layer, other: Layer, add: Layer) -> Layer | None:
         return None
     if {one.precision for one in layers} != {add.precision} or not _is_pointwise(other.node):
         return None
-    weights = first.weights | {"shortcut": other.weights["weight"][0]}
+    weights = {**first.weights, "shortcut": other.weights["weight"][0]}
     biases = [one.weights["bias"] for one in layers if "bias" in one.weights]
     if biases:
         weights |= {"bias": sum(biases[1:], biases[0])}

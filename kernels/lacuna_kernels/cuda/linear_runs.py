@@ -68,7 +68,7 @@ def _follows(types: Mapping[str, ValueType], uses: Counter[str], first: Layer, t
 
 def _cheapest(writer: Writer, line: Sequence[Layer], is_end: bool) -> list[Layer | Run]:
     """The layers of a line, alone or in runs, as they cost least together: measured, or else predicted."""
-    limits, table = writer.device.limits, writer.table
+    limits, table = writer.device.limits, writer.tuned.factors
     each = [problems_of(layer, writer.types[layer.output], writer.room) for layer in line]
     best: list[tuple[float, list[Layer | Run]]] = [(0.0, [])]
     for end, layer in enumerate(line, 1):

@@ -44,9 +44,7 @@ class Slot:
 
     def capture(self, steps: Sequence[Step], shared: Mapping[str, Tensor]) -> None:
         """Run the steps once, so that all is loaded, then record them; on the current stream, on an empty batch."""
-        header = self._blueprint.header.views(self.here[HEADER])
-        status = self._blueprint.status.views(self.here[STATUS])
-        self.buffers = {**shared, **self.here, **header, **status}  # kept as long as the graph may read them
+        self.bind(shared)
         stream = torch.cuda.current_stream()
         _run(steps, self.buffers)
         stream.synchronize()
@@ -55,6 +53,12 @@ class Slot:
             self._record(steps)
         self._graph.replay()
         stream.synchronize()
+
+    def bind(self, shared: Mapping[str, Tensor]) -> None:
+        """Let steps find this batch's buffers beside those that are shared, which are kept as long as it may be run."""
+        header = self._blueprint.header.views(self.here[HEADER])
+        status = self._blueprint.status.views(self.here[STATUS])
+        self.buffers = {**shared, **self.here, **header, **status}
 
     def _record(self, steps: Sequence[Step]) -> None:
         self._graph.capture_begin(capture_error_mode="thread_local")
@@ -69,13 +73,8 @@ class Slot:
     def send(self, batch: Batch) -> None:
         """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now."""
         device = self._device
-        self._fill_header(batch)
-        for name, value in batch.items():
-            self.host[name][: len(value.data)].copy_(value.data)
         with torch.cuda.stream(device.upload):
-            self.here[HEADER].copy_(self.host[HEADER], non_blocking=True)
-            for name, value in batch.items():
-                _copy_rows(self.here[name], self.host[name], len(value.data))
+            self.load(batch)
             self._sent.record()
         with torch.cuda.stream(device.stream):
             device.stream.wait_event(self._sent)
@@ -89,6 +88,15 @@ class Slot:
                 if buffer in self.host:
                     _copy_rows(self.host[buffer], self.here[buffer], _rows(self._types[name], batch))
             self._back.record()
+
+    def load(self, batch: Batch) -> None:
+        """Copy a batch over, on the current stream."""
+        self._fill_header(batch)
+        for name, value in batch.items():
+            self.host[name][: len(value.data)].copy_(value.data)
+        self.here[HEADER].copy_(self.host[HEADER], non_blocking=True)
+        for name, value in batch.items():
+            _copy_rows(self.here[name], self.host[name], len(value.data))
 
     def _fill_header(self, batch: Batch) -> None:
         parts = self._blueprint.header.views(self.host[HEADER])

@@ -245,9 +245,10 @@ VARIANTS = (
 class ConvShape:
     """What the choice of a tile depends on.
 
-    aligned  whether 16 bytes of the input can be copied at a time
-    rows     of the output, about
-    single   whether each output row has one offset, as with inverse convolutions by as much as the stride
+    aligned   whether 16 bytes of the input can be copied at a time
+    rows      of the output, about
+    single    whether each output row has one offset, as with inverse convolutions by as much as the stride
+    shortcut  channels of the shortcut, 0 without
     """
 
     ci: int
@@ -256,6 +257,7 @@ class ConvShape:
     aligned: bool = False
     rows: int = 0
     single: bool = False
+    shortcut: int = 0
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import table_slots
@@ -27,9 +26,10 @@ from lacuna_kernels.cuda.site_steps import (
 )
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, are_whole_pieces, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, Tile, candidates
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
+from lacuna_kernels.cuda.tile_table import Group, MapKind
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.ops.devoxelize import Devoxelize
@@ -74,7 +74,7 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     converted = {name: writer.converted(name, dtype) for name in layer.inputs}
     x = converted[node.inputs[0]]
     residual, shortcut = (converted.get(name or "") for name in (layer.residual, layer.shortcut))
-    weight = packed(writer, layer, _shape(writer, layer, [x] if shortcut is None else [x, shortcut], dtype))
+    weight = packed(writer, layer, _tile(writer, layer, [x] if shortcut is None else [x, shortcut]))
     count, likely = sites_name(level_out, "count"), _likely_rows(writer, level_out)
     settled = not writer.once(f"convolution of {level_out.grid}")  # the step before the first one makes all maps
 
@@ -96,20 +96,34 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
     writer.add(layer.output, [*converted.values(), *map_reads], writer.output(layer), run)
 
 
-def packed(writer: Writer, layer: Layer, shape: ConvShape, beside: str = "shortcut") -> PackedWeight:
-    """The layer's weight for the best tile, and after it that of its shortcut, called `beside`, if it has one."""
+def packed(writer: Writer, layer: Layer, tile: Tile, beside: str = "shortcut") -> PackedWeight:
+    """The layer's weight for a tile, and after it that of its shortcut, called `beside`, if it has one."""
     weight, shortcut = layer.weights["weight"], layer.weights.get(beside)
-    volume, ci, co = weight.shape
-    tile = candidates(shape, writer.device.limits)[0]
+    (volume, ci, co), dtype = weight.shape, DTYPES[layer.precision]
 
     def pack() -> Tensor:
-        return writer.weights.upload(pack_weight(weight, shape.dtype, tile, shortcut).data, shape.dtype)
+        return writer.weights.upload(pack_weight(weight, dtype, tile, shortcut).data, dtype)
 
-    data = writer.weights.make((layer.output, "packed", tile.packing, shape.dtype), pack)
+    data = writer.weights.make((layer.output, "packed", tile.packing), pack)
     return PackedWeight(data, volume, ci, co, tile, 0 if shortcut is None else len(shortcut))
 
 
-def _shape(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dtype) -> ConvShape:
+def _tile(writer: Writer, layer: Layer, sources: Sequence[str]) -> Tile:
+    """The tile that was measured best for convolutions of the layer's group, or else that of the rule.
+
+    sources  what is multiplied: the input, and the shortcut if there is one
+    """
+    node, volume = layer.node, len(layer.weights["weight"])
+    assert isinstance(node, SparseConv)
+    level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
+    kind: MapKind = "identity" if map_name(node, level_in, level_out) is None else node.mode
+    group = Group(_shape(writer, layer, sources), volume, kind, max(level_out.stride))
+    writer.convolutions[layer.output] = group
+    limits = writer.device.limits
+    return writer.tuned.tiles.tile(group, limits) or candidates(group.shape, limits)[0]
+
+
+def _shape(writer: Writer, layer: Layer, sources: Sequence[str]) -> ConvShape:
     """What the choice of a tile depends on."""
     node, (volume, ci, co) = layer.node, layer.weights["weight"].shape
     assert isinstance(node, SparseConv)
@@ -118,7 +132,8 @@ def _shape(writer: Writer, layer: Layer, sources: Sequence[str], dtype: torch.dt
     assert undone is not None
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
     rows = _likely_rows(writer, level)
-    return ConvShape(ci, co, dtype, are_aligned(writer, sources), rows, single=volume == 1 or apart)
+    dtype, aligned, beside = DTYPES[layer.precision], are_aligned(writer, sources), layer.weights.get("shortcut", ())
+    return ConvShape(ci, co, dtype, aligned, rows, single=volume == 1 or apart, shortcut=len(beside))
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:

@@ -15,8 +15,9 @@ from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.elementwise import elementwise
 from lacuna_kernels.cuda.fusion import Layer, Part
-from lacuna_kernels.cuda.kronecker.table import Table
 from lacuna_kernels.cuda.precision import DTYPES
+from lacuna_kernels.cuda.tile_table import Group
+from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.types import Axis, Level, ValueType
 
 Buffers = Mapping[str, Tensor]
@@ -73,7 +74,8 @@ class Writer:
     """Writes the steps of one plan, layer by layer; knows the element type of every buffer.
 
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
-    `layers` are all of the network, those to come too.
+    `layers` are all of the network, those to come too. `convolutions` are the groups of sparse convolutions, by their
+    steps' names.
     """
 
     def __init__(
@@ -84,12 +86,13 @@ class Writer:
         room: Capacity,
         layers: Sequence[Layer],
         parts: Mapping[str, Part] | None = None,
-        table: Table | None = None,
+        tuned: Tuned | None = None,
     ) -> None:
         self.device, self.types, self.weights, self.room, self.layers = device, types, weights, room, layers
-        self.table = table or Table()
+        self.tuned = tuned or Tuned()
         self.parts = parts or {}
         self.steps: list[Step] = []
+        self.convolutions: dict[str, Group] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.made: set[str] = set()
         self.done: set[str] = set()

@@ -1,6 +1,7 @@
 """Measuring the ways that fit a network's factors: what `lacuna tune` does, never done while serving."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from statistics import median
 from time import monotonic
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.choose import Stage, candidates, fused
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
-from lacuna_kernels.cuda.kronecker.table import Entry, Measurement, Objective, key_of
+from lacuna_kernels.cuda.kronecker.table import Entry, key_of
 from lacuna_kernels.cuda.kronecker.way import Alone, Operands, Way
+from lacuna_kernels.cuda.measurement import Measurement, Objective
 
 MOST_WAYS = 8
 """Of the ways that fit, so many are measured: those of the best predictions."""
 LIKELY = 1.6
-"""What is predicted to take so many times as long as the best prediction is not measured."""
+"""What is predicted to take so many times as long as the best prediction is not measured.
+
+Nor is the energy of what was found to take so many times as long as the fastest."""
 
 _CACHE_BYTES = 1 << 27
 _REPEATS = 15
@@ -67,6 +71,17 @@ def _measured(device: Device, stage: Stage, meter: Meter | None) -> Measurement:
         _launch(device, stage, _matrix(first, first.pattern.width_in), _matrix(last, last.pattern.width_out))
         for _ in range(copies)
     ]
+    return timed(launches, meter)
+
+
+def timed(launches: Sequence[Callable[[], None]], meter: Meter | None, most_seconds: float = inf) -> Measurement:
+    """Measure launches, one after the other in a captured graph, and return what one of them takes.
+
+    meter         None to measure no energy
+    most_seconds  the energy of slower ones is not measured either
+
+    On a thread and stream that may capture.
+    """
     stream = torch.cuda.current_stream()
     for launch in launches:
         launch()
@@ -76,9 +91,10 @@ def _measured(device: Device, stage: Stage, meter: Meter | None) -> Measurement:
     for launch in launches:
         launch()
     graph.capture_end()
-    seconds = _seconds(graph) / copies
-    joules = None if meter is None else _joules(graph, meter) / copies
-    return Measurement(seconds=seconds, joules=joules)
+    seconds = _seconds(graph) / len(launches)
+    if meter is None or seconds > most_seconds:
+        return Measurement(seconds=seconds)
+    return Measurement(seconds=seconds, joules=_joules(graph, meter) / len(launches))
 
 
 def _matrix(problem: Problem, width: int) -> Tensor:

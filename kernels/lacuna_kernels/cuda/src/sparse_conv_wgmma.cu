@@ -36,9 +36,8 @@ constexpr int BARRIERS = 1024;  // bytes before the stages
 constexpr int SHARE_N = TILE_N / TEAM, GROUPS = SHARE_N / 8;  // channels that a block of a team writes; eights of them
 constexpr int SUMS = TEAM == 1 ? 0 : TILE_M * TILE_N * 4;     // bytes that a block is sent, where the stages were
 constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread that brings, and of one that multiplies
-constexpr int BRING = EVEN < 88 ? 56 : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
+constexpr int BRING = EVEN < 88 && BRINGERS % 128 == 0 ? 56 : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Share = WarpRows<SHARE_N>;
-static_assert(BRING == EVEN || BRINGERS % 128 == 0, "a warpgroup leaves registers together");
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(16 * STAGES + 8 <= BARRIERS, "room for the barriers");
 static_assert(SHARE_N % 16 == 0, "a warp writes whole rounds of pieces");
