@@ -49,10 +49,12 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(128, 256, 4, 128, 1, 2), WgmmaTile(256, 128, 4, 128, 1, 2), WgmmaTile(64, 128, 4, 128, 2, 2)),
-    *(WgmmaTile(64, 96, 2, 64, 4), WgmmaTile(64, 96, 3, 64, 3), WgmmaTile(128, 96, 3, 64, 2)),
-    *(WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 128, 3, 64, 3), WgmmaTile(64, 128, 2, 64, 4)),
-    *(WgmmaTile(128, 32, 4, 128, 2), WgmmaTile(64, 32, 4, 64, 4), WgmmaTile(64, 32, 3, 64, 5)),
+    *(WgmmaTile(128, 256, 4, 128, 1, 2), WgmmaTile(128, 256, 4, 256, 1), WgmmaTile(128, 256, 4, 256, 1, 2)),
+    *(WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 128, 4, 256, 2), WgmmaTile(64, 128, 3, 128, 3)),
+    *(WgmmaTile(256, 128, 4, 256, 1), WgmmaTile(128, 128, 3, 128, 2), WgmmaTile(128, 128, 3, 256, 2)),
+    *(WgmmaTile(128, 96, 4, 128, 2), WgmmaTile(128, 96, 3, 256, 2), WgmmaTile(128, 96, 4, 256, 2)),
+    *(WgmmaTile(128, 64, 4, 256, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(64, 64, 4, 128, 4)),
+    *(WgmmaTile(64, 32, 3, 64, 5), WgmmaTile(64, 32, 4, 128, 4), WgmmaTile(128, 32, 4, 128, 3)),
 ]
 
 
@@ -207,7 +209,8 @@ class Bench:
         time = milliseconds(self.front.device, self.launch(layer, tile))
         kernel_map, count = self.front.maps.get(layer.map), self._count(layer.map)
         effective = self.rows.get(layer.map, count)
-        executed = count if kernel_map is None else rows_executed(kernel_map, count, tile.m)
+        together = tile.m * tile.sharers if isinstance(tile, WgmmaTile) else tile.m
+        executed = count if kernel_map is None else rows_executed(kernel_map, count, together)
         tflop = 2e-12 * layer.ci * layer.co
         rates = f"{tflop * effective / time * 1e3:6.1f} effective {tflop * executed / time * 1e3:6.1f} executed TFLOP/s"
         print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {tile}")
@@ -219,7 +222,7 @@ def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> 
     yield best
     tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
     if dtype is not torch.float32:
-        tiles = [*MMA_TILES, *MORE_TILES]
+        tiles = [*MMA_TILES[:0], *MORE_TILES[:0]]
         if hopper and are_whole_pieces(layer.ci) and layer.ci >= 32:
             tiles = [*tiles, *WGMMA_TILES, *MORE_WGMMA]
     padded = -(-layer.co // best.n) * best.n

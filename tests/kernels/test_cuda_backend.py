@@ -81,7 +81,7 @@ DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
 def wide_rgcn(relations: int) -> Graph:
     """Wide enough for every kind of tile, with the scores that labels can be held against."""
     graph = rgcn(5, 8, relations, hidden=72, layers=3)
-    return parse_graph(graph.model_dump(mode="json") | {"outputs": {"label": {}, "logits": {}}})
+    return parse_graph(graph.model_dump(mode="json") | {"outputs": {"label": {}, "probabilities": {}, "logits": {}}})
 
 
 GRAPH_NETWORKS: dict[str, Callable[[int], Graph]] = {

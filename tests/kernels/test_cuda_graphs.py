@@ -78,4 +78,5 @@ def test_a_layer_is_that_of_pytorch_geometric(cuda_backend, case, aggregate, pre
     found = program.submit(one).result().values["y"].data
 
     program.close()
-    assert_close(found, expected, tolerance(precision, 50_000, layers=3))
+    # a hub's sum over a relation is rounded once, as one number: its errors do not average out over neighbours
+    assert_close(found, expected, tolerance(precision, 50_000, layers=12))

@@ -152,7 +152,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
-    offsets = offsets_on_device(geometry)
+    reach = offsets_on_device(geometry)
     work = [ints(4 * capacity + table_slots(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 
@@ -160,7 +160,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         placement, sites, overflow = buffers
         voxelize(device, room, grid, placement, sites, work[0], overflow)
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
-        forward_map(device, sites, sites, offsets, kernel_map, work[2])
+        forward_map(device, sites, sites, reach, kernel_map, work[2])
         sparse_conv(device, x, packed, kernel_map, sites.count, y)
         devoxelize_nearest(device, y, placement, room.count, result)
 

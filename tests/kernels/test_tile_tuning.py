@@ -290,9 +290,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
     """The tiles that weights are packed for."""
     tiles = list[Tile]()
 
-    def pack(weight: torch.Tensor, dtype: torch.dtype, tile: Tile) -> object:
+    def pack(weight: torch.Tensor, dtype: torch.dtype, tile: Tile, shortcut: torch.Tensor | None) -> object:
         tiles.append(tile)
-        return pack_weight(weight, dtype, tile)
+        return pack_weight(weight, dtype, tile, shortcut)
 
     monkeypatch.setattr(sparse_steps, "pack_weight", pack)
     return tiles

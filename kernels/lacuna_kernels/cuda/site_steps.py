@@ -30,7 +30,7 @@ from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
-_LANES = 6
+_LANES = 5
 WORK = "work"
 """Name of the buffer int32 that the tasks of a lane have to work with."""
 
@@ -52,19 +52,23 @@ class Task:
 class Front:
     """What has to be made before the convolutions of a grid.
 
-    first  the features of its sites, and sites that are made of the grid's: all at once
-    then   sites that are made of others, one after the other
-    maps   all kernel maps, after that
+    means   the features of its sites
+    own     kernel maps between its sites
+    first   sites that are made of the grid's: all at once
+    then    sites that are made of others, one after the other
+    others  kernel maps that lead from or to those, after that
     """
 
+    means: Task
+    own: Sequence[Task]
     first: Sequence[Task]
     then: Sequence[Task]
-    maps: Sequence[Task]
+    others: Sequence[Task]
 
     @classmethod
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
         """Collect it from the layers to come; `means` makes the features."""
-        first, then, maps = [means], list[Task](), dict[str, Task]()
+        first, then, own, others = list[Task](), list[Task](), dict[str, Task](), dict[str, Task]()
         for layer in writer.layers:
             node = layer.node
             if not isinstance(node, SparseConv) or writer.level(layer.output).grid != grid.name:
@@ -74,23 +78,28 @@ class Front:
                 source, geometry = source_of(level_out)
                 (first if source == grid else then).append(_sites(writer, source, level_out, geometry))
             key = map_name(node, level_in, level_out)
+            maps = own if level_in == level_out == grid else others
             if key is not None and key not in maps:
                 maps[key] = _map(writer, key, node, level_in, level_out)
-        return cls(first, then, list(maps.values()))
+        return cls(means, list(own.values()), first, then, list(others.values()))
 
 
 def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
     """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them."""
     device, front = writer.device, Front.of(writer, grid, means)
-    lanes = in_lanes(front.maps, [f"{name}:lane{i}" for i in range(_LANES)])
+    own = in_lanes(front.own, [f"{name}:lane"])
+    lanes = in_lanes(front.others, [f"{name}:lane{i}" for i in range(_LANES)])
 
     def run(b: Buffers) -> None:
+        device.at_once([partial(each, b) for each in (means.run, *(lane.run for lane in own), levels)])
+
+    def levels(b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in front.first])
         for task in front.then:
             task.run(b)
         device.at_once([partial(lane.run, b) for lane in lanes])
 
-    tasks = [*front.first, *front.then, *lanes]
+    tasks = [means, *own, *front.first, *front.then, *lanes]
     makes = {key: spec for task in tasks for key, spec in task.makes.items()}
     reads = dict.fromkeys(key for task in tasks for key in task.reads)
     writer.add(name, [key for key in reads if key not in makes], makes, run)

@@ -85,7 +85,7 @@ def sparse_conv(
     across = blocks(co, tile.n)
     aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
     device.kernel(tile.variant(x.dtype, aligned))(
-        (tile.grid(*(blocks(rows, tile.m) * across for rows in (capacity, likely or capacity))), 1, 1),
+        (tile.grid(capacity, likely or capacity, co), 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels),
         *(shortcut, 0 if shortcut is None else shortcut.stride(0), weight.shortcut_channels),

@@ -44,8 +44,8 @@ class Tile(Protocol):
         """Whether a launch may begin before the kernel before it has ended."""
         ...
 
-    def grid(self, most: int, likely: int) -> int:
-        """Blocks of a launch for at most so many tiles, of which so many are likely to be there."""
+    def grid(self, most: int, likely: int, co: int) -> int:
+        """Blocks of a launch for at most so many rows of co channels, of which so many rows are likely to be there."""
         ...
 
     @property
@@ -85,9 +85,9 @@ class _OfPatches:
         """After the kernel before."""
         return False
 
-    def grid(self, most: int, likely: int) -> int:
+    def grid(self, most: int, likely: int, co: int) -> int:
         """One a tile."""
-        return most
+        return blocks(most, self.m) * blocks(co, self.n)
 
     @property
     def packing(self) -> str:
@@ -157,7 +157,8 @@ class WgmmaTile:
     stages    steps under way
     bringers  threads that gather
     blocks    of a multiprocessor, at least
-    parts     blocks, a cluster, that share the offsets of a tile
+    parts     blocks, of a cluster, that share the offsets of a tile
+    sharers   blocks, of the cluster too, that share weights and have tiles one after another
     """
 
     m: int
@@ -166,15 +167,16 @@ class WgmmaTile:
     bringers: int
     blocks: int
     parts: int = 1
+    sharers: int = 1
 
     @property
     def early(self) -> bool:
         """Beside the end of the kernel before."""
         return True
 
-    def grid(self, most: int, likely: int) -> int:
+    def grid(self, most: int, likely: int, co: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
-        return self.parts * min(most, max(1, likely))
+        return blocks(min(most, likely), self.m * self.sharers) * blocks(co, self.n) * self.parts * self.sharers
 
     @property
     def k(self) -> int:
@@ -198,9 +200,12 @@ class WgmmaTile:
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
             ("TEAM", self.parts),
+            ("SHARERS", self.sharers),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2
-        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts)
+        return Variant(
+            "sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts * self.sharers
+        )
 
     @property
     def packing(self) -> str:

@@ -35,11 +35,11 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
 }
 
 // input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const int* __restrict__ bits, const Site* __restrict__ inputs, const int* __restrict__ table, int mask,
              int* __restrict__ rows, int pitch, int* __restrict__ keys) {
-    const Geometry g = *geometry;
+    const Geometry& g = *geometry;  // not a copy, which would take too many registers
     find_rows(outputs, *count, g, bits, rows, pitch, keys, [&](Site output, int kx, int ky, int kz) {
         return find_site(table, mask, inputs, reached_site(output, kx, ky, kz, g));
     });
@@ -47,11 +47,11 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
 
 // For the convolution that undoes a strided one, or a generative one: its outputs are the fine sites, its inputs the
 // coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const int* __restrict__ bits, const Site* __restrict__ coarse, const int* __restrict__ table, int mask,
              int* __restrict__ rows, int pitch, int* __restrict__ keys) {
-    const Geometry g = *geometry;
+    const Geometry& g = *geometry;  // not a copy, which would take too many registers
     find_rows(fine, *count, g, bits, rows, pitch, keys, [&](Site site, int kx, int ky, int kz) {
         Site from = {site.item, 0, 0, 0};
         const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&

@@ -7,11 +7,14 @@
 // TEAM blocks, a cluster, share the offsets of a tile: each has one part of them, all that there are, whichever the tile
 // has, so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
 // share of the channels.
+// SHARERS blocks, of the cluster too, have tiles one after another, and go through the offsets that any of them has: each
+// has a part of every patch of weights copied to all.
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
 // tells whether all else was there before that kernel began.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci
 // and co.
+#include "copy_to_team.cuh"
 #include "hopper.cuh"
 #include "lane_copies.cuh"
 #include "launch_order.cuh"
@@ -26,6 +29,7 @@
 #define BRINGERS 128
 #define BLOCKS 1  // of a multiprocessor
 #define TEAM 1
+#define SHARERS 1
 #endif
 
 constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
@@ -33,13 +37,16 @@ constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW = 2 * PANEL_K;  
 constexpr int A_PANEL = TILE_M * ROW, B_PANEL = TILE_N * ROW, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int BARRIERS = 1024;  // bytes before the stages
+constexpr int CLUSTER = TEAM * SHARERS, ALL = (1 << SHARERS) - 1;
 constexpr int SHARE_N = TILE_N / TEAM, GROUPS = SHARE_N / 8;  // channels that a block of a team writes; eights of them
 constexpr int SUMS = TEAM == 1 ? 0 : TILE_M * TILE_N * 4;     // bytes that a block is sent, where the stages were
-constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread that brings, and of one that multiplies
-constexpr int BRING = EVEN < 88 && BRINGERS % 128 == 0 ? 56 : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
+constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread, if all have equally many
+constexpr int ENOUGH = GATHERS <= 4 ? 40 : GATHERS <= 8 ? 56 : 96, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
+constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Share = WarpRows<SHARE_N>;
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(16 * STAGES + 8 <= BARRIERS, "room for the barriers");
+static_assert(TILE_N % SHARERS == 0, "rows of a patch");
 static_assert(SHARE_N % 16 == 0, "a warp writes whole rounds of pieces");
 static_assert(SUMS + TILE_M / 16 * Share::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
 
@@ -61,6 +68,7 @@ struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
     OffsetWalk walk;
+    int place, rank;        // first of the tile, which is one of those that are walked through; that of the block
     int thread, left;       // offsets to come
     int upcoming[GATHERS];  // rows of the next offset, asked for early, so that nobody waits for them
     int offset = 0, next_offset = 0;
@@ -74,8 +82,8 @@ struct Bringer {
         if (more) --left, next_offset = walk.next();
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const int place = walk.place + row() + i * ROWS_APART;
-            upcoming[i] = more && place < walk.places ? walk.row(next_offset, place) : -1;
+            const int at = place + row() + i * ROWS_APART;
+            upcoming[i] = more && at < walk.places ? walk.row(next_offset, at) : -1;
         }
     }
 
@@ -99,6 +107,15 @@ struct Bringer {
         arrive_after_copies(stages.full(stage));
     }
 
+    __device__ __forceinline__ void copy_weights(uint32_t to, const char* from, uint32_t barrier) const {
+        if constexpr (SHARERS == 1) {
+            copy_in(to, from, B_PANEL, barrier);
+        } else {
+            const int first = rank % SHARERS * (B_PANEL / SHARERS);
+            copy_in_all(to + first, from + first, B_PANEL / SHARERS, barrier, ALL << rank / SHARERS * SHARERS);
+        }
+    }
+
     // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
     // Past the last panel there are none but zeros, times the last weights again.
     __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps, Ring& ring) {
@@ -114,8 +131,8 @@ struct Bringer {
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
                 barrier_expect(stages.full(ring.stage), B_PANEL);
-                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + ((size_t)offset * panels + panel) * apart,
-                        B_PANEL, stages.full(ring.stage));
+                copy_weights(stages.b(ring.stage) + half() * B_PANEL,
+                             weight + ((size_t)offset * panels + panel) * apart, stages.full(ring.stage));
             }
             gather(source, rows, panel, ring.stage);
             panel += 2;
@@ -140,10 +157,12 @@ __device__ __forceinline__ uint32_t place_of_sums(uint32_t start, int part, int 
 }
 
 // Send all blocks of the team their channels.
-__device__ __forceinline__ void share(const float (&sums)[TILE_N / 2], const Stages& stages, int part) {
+__device__ __forceinline__ void share(const float (&sums)[TILE_N / 2], const Stages& stages, int rank) {
+    const int part = rank / SHARERS;
 #pragma unroll
     for (int block = 0; block < TEAM; ++block) {
-        const uint32_t there = in_block(stages.a(0), block), barrier = in_block(stages.shared_out(), block);
+        const int other = block * SHARERS + rank % SHARERS;
+        const uint32_t there = in_block(stages.a(0), other), barrier = in_block(stages.shared_out(), other);
 #pragma unroll
         for (int group = 0; group < GROUPS; ++group) {
             const float* four = sums + (block * GROUPS + group) * 4;
@@ -178,16 +197,30 @@ struct Work {
     const Source &input, &beside;
     const char* weight;
     int across, rows;  // tiles side by side; rows of y in use
-    int part = blockIdx.x % TEAM, tile = blockIdx.x / TEAM;
+    int rank = blockIdx.x % CLUSTER, tile = blockIdx.x / CLUSTER;
     Ring ring;
 
-    __device__ __forceinline__ int place() const { return place_of_tile(tile / across, TILE_M, rows); }
+    __device__ __forceinline__ int first_place() const { return place_of_tile(tile / across, SHARERS * TILE_M, rows); }
+    __device__ __forceinline__ int place() const { return first_place() + rank % SHARERS * TILE_M; }
     __device__ __forceinline__ int column() const { return tile % across * TILE_N; }
-    __device__ __forceinline__ void go_on() { tile += gridDim.x / TEAM; }
+
+    // All of the block, and of those that copy into its stages, are done with a tile: rows lay in the stages.
+    __device__ __forceinline__ void go_on() {
+        if (SHARERS > 1)
+            meet_team();
+        else
+            __syncthreads();
+        tile += gridDim.x / CLUSTER;
+    }
 
     __device__ __forceinline__ OffsetWalk walk() const {
-        const int first = map.volume * part / TEAM, last = map.volume * (part + 1) / TEAM;
-        return {map, place(), min(rows, place() + TILE_M), first, last, beside.rows != nullptr};
+        const int part = rank / SHARERS, first = map.volume * part / TEAM, last = map.volume * (part + 1) / TEAM;
+        return {map, first_place(), min(rows, first_place() + SHARERS * TILE_M), first, last, beside.rows != nullptr};
+    }
+
+    __device__ __forceinline__ void is_empty(int stage) const {
+        barrier_arrive(stages.empty(stage));
+        if (SHARERS > 1 && threadIdx.x % 32 == 0) arrive_there(in_block(stages.empty(stage), rank ^ 1));
     }
 
     // At least one, of zeros if need be: the assembler makes products wait for one another if there may be none.
@@ -198,7 +231,7 @@ struct Work {
     __device__ __forceinline__ void bring() {
         const OffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
-        Bringer{stages, input, beside, offsets, int(threadIdx.x) - MULTIPLIERS, total}.bring(
+        Bringer{stages, input, beside, offsets, place(), rank, int(threadIdx.x) - MULTIPLIERS, total}.bring(
             weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
         if (TEAM > 1) meet_team();
     }
@@ -207,23 +240,23 @@ struct Work {
         const int warp = warp_of_block(), group = warp / 4;
         const OffsetWalk offsets = walk();
         const int steps = this->steps(offsets, offsets.total());
-        const WarpRows<TILE_N> mine(output, map, offsets.place + warp * 16, offsets.places, column());
+        const WarpRows<TILE_N> mine(output, map, place() + warp * 16, offsets.places, column());
         float sums[TILE_N / 2] = {};
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (part == 0) mine.begin(sums);
+        if (rank < SHARERS) mine.begin(sums);
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
             publish_shared();  // what copies of 16 bytes brought
             multiply_step(sums, stages.a(ring.stage) + group * (64 * ROW), stages.b(ring.stage));
             products_wait<1>();
-            if (step) barrier_arrive(stages.empty(before));
+            if (step) is_empty(before);
             before = ring.stage;
             ring.next(STAGES);
         } while (++step < steps);
         products_wait<0>();
-        barrier_arrive(stages.empty(before));
+        is_empty(before);
 #pragma unroll
         for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
         Element* own = static_cast<Element*>(shared_pointer(stages.a(0) + SUMS)) + warp * Share::ELEMENTS;
@@ -233,11 +266,11 @@ struct Work {
         } else {
             if (threadIdx.x == 0) barrier_expect(stages.shared_out(), SUMS);
             meet_team();  // all are done with their stages
-            share(sums, stages, part);
+            share(sums, stages, rank);
             barrier_wait(stages.shared_out(), turn % 2);
             float total[SHARE_N / 2];
             add_up(total, stages.a(0));
-            Share{output, mine.row, mine.column + part * SHARE_N}.write(total, own);
+            Share{output, mine.row, mine.column + rank / SHARERS * SHARE_N}.write(total, own);
         }
     }
 };
@@ -252,28 +285,26 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
     const Stages stages{dynamic_shared()};
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; ++s)
-            barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
+            barrier_init(stages.full(s), BRINGERS + 2),
+                barrier_init(stages.empty(s), MULTIPLIERS + (SHARERS - 1) * MULTIPLIERS / 32);
         barrier_init(stages.shared_out(), 1);
         barriers_are_ready();
     }
-    __syncthreads();
+    if (SHARERS > 1)
+        meet_team();
+    else
+        __syncthreads();
     if (!settled) wait_for_kernels_before();
     const KernelMap map = {map_rows, present, order, volume, words, capacity};
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     Work work{stages, map, input, beside, weight, weight_pitch / TILE_N, min(*count, capacity)};
-    if (work.place() < 0) return wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
+    if (work.first_place() < 0) return wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
     if (threadIdx.x >= MULTIPLIERS) {
         take_registers<BRING, EVEN>();
-        for (; work.place() >= 0; work.go_on()) {
-            work.bring();
-            __syncthreads();  // the stages are free: rows lay there
-        }
+        for (; work.first_place() >= 0; work.go_on()) work.bring();
     } else {
         take_registers<MULTIPLY, EVEN>();
-        for (uint32_t turn = 0; work.place() >= 0; work.go_on(), ++turn) {
-            work.multiply(output, turn);
-            __syncthreads();
-        }
+        for (uint32_t turn = 0; work.first_place() >= 0; work.go_on(), ++turn) work.multiply(output, turn);
     }
 }
