@@ -49,12 +49,8 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(128, 256, 4, 128, 1, 2), WgmmaTile(128, 256, 4, 256, 1), WgmmaTile(128, 256, 4, 256, 1, 2)),
-    *(WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 128, 4, 256, 2), WgmmaTile(64, 128, 3, 128, 3)),
-    *(WgmmaTile(256, 128, 4, 256, 1), WgmmaTile(128, 128, 3, 128, 2), WgmmaTile(128, 128, 3, 256, 2)),
-    *(WgmmaTile(128, 96, 4, 128, 2), WgmmaTile(128, 96, 3, 256, 2), WgmmaTile(128, 96, 4, 256, 2)),
-    *(WgmmaTile(128, 64, 4, 256, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(64, 64, 4, 128, 4)),
-    *(WgmmaTile(64, 32, 3, 64, 5), WgmmaTile(64, 32, 4, 128, 4), WgmmaTile(128, 32, 4, 128, 3)),
+    *(WgmmaTile(128, 256, 4, 128, 1, sharers=2), WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 96, 3, 128, 3)),
+    *(WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(128, 32, 4, 128, 2)),
 ]
 
 
@@ -201,7 +197,8 @@ class Bench:
     def best(self, layer: Layer) -> Tile:
         """What a plan would choose."""
         rows, single = self._likely_rows(layer), layer.map.startswith(("up", "one"))
-        shape = ConvShape(layer.ci, layer.co, self.dtype, are_whole_pieces(layer.ci), rows, single)
+        aligned, stride = are_whole_pieces(layer.ci), 1 << int(layer.map[-1])
+        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, stride=stride)
         return candidates(shape, self.front.device.limits)[0]
 
     def measure(self, layer: Layer, tile: Tile) -> float:
@@ -222,7 +219,7 @@ def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> 
     yield best
     tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
     if dtype is not torch.float32:
-        tiles = [*MMA_TILES[:0], *MORE_TILES[:0]]
+        tiles = [*MMA_TILES, *MORE_TILES]
         if hopper and are_whole_pieces(layer.ci) and layer.ci >= 32:
             tiles = [*tiles, *WGMMA_TILES, *MORE_WGMMA]
     padded = -(-layer.co // best.n) * best.n

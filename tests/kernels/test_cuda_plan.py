@@ -132,7 +132,7 @@ def test_every_convolution_of_minkunet_takes_its_norm_sum_and_activation_along()
     ops = [layer.node.op for layer in layers]
 
     assert ops.count("sparse_conv") == 42  # of 49: seven are shortcuts of others
-    assert sorted({*ops}) == ["argmax", "concat", "devoxelize", "linear", "sparse_conv", "voxelize"]
+    assert sorted({*ops}) == ["argmax", "concat", "linear", "sparse_conv", "voxelize"]
     assert sum(layer.residual is not None for layer in layers) == 9
     assert sum(layer.shortcut is not None for layer in layers) == 7
 
@@ -319,7 +319,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 495, "centerpoint": 436}
+    assert found == {"minkunet": 489, "centerpoint": 486}
 
 
 def test_tasks_are_dealt_out_to_lanes_the_longest_first() -> None:
@@ -350,8 +350,8 @@ def test_most_layers_of_minkunet_take_tiles_of_hopper(monkeypatch: pytest.Monkey
 
     drawn(minkunet(19), Capacity(1 << 17, 16))
 
-    assert sum(tile in WGMMA_TILES for tile in taken) == 34
-    assert len(taken) == 42
+    assert sum(tile in WGMMA_TILES for tile in taken) == 42
+    assert len(taken) == 43  # with the head; the first has 4 channels to go in
 
 
 def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:

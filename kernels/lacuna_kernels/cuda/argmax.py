@@ -17,12 +17,13 @@ def _variant(dtype: torch.dtype) -> Variant:
 VARIANTS = tuple(map(_variant, ELEMENTS))
 
 
-def argmax(device: Device, x: Tensor, count: Tensor, labels: Tensor) -> None:
-    """Launch labels[row] = first index of the largest of x[row], for the rows in use.
+def argmax(device: Device, x: Tensor, count: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+    """Launch labels[i] = first index of the largest of x[i], or of x[rows[i]] and 0 for -1, for the labels in use.
 
-    x       [capacity, channels], any float type
+    x       [n, channels], any float type
     count   int32 [1]
     labels  int32 [capacity]
+    rows    int32 [capacity]
     """
-    grid = (-(-len(x) // THREADS), 1, 1)
-    device.kernel(_variant(x.dtype))(grid, (THREADS, 1, 1), x, x.stride(0), x.shape[1], count, labels)
+    grid = (-(-len(labels) // THREADS), 1, 1)
+    device.kernel(_variant(x.dtype))(grid, (THREADS, 1, 1), x, x.stride(0), x.shape[1], count, rows, labels)

@@ -161,17 +161,18 @@ def concat(writer: Writer, layer: Layer) -> None:
 
 
 def argmax(writer: Writer, layer: Layer) -> None:
-    """Index of the largest feature of each row."""
+    """Index of the largest feature of each row, or of the site of each point."""
     (x,) = layer.node.inputs
-    device, count = writer.device, writer.count_of(x)
+    device, count = writer.device, writer.count_of(layer.output)
     if writer.types[x].axis is Axis.SEQUENCE:
         reference(writer, layer)
         return
+    rows = None if layer.grid is None else f"{writer.level(layer.grid).grid}:voxel_of_point"
 
     def run(b: Buffers) -> None:
-        launch_argmax(device, b[x], b[count], b[layer.output])
+        launch_argmax(device, b[x], b[count], b[layer.output], None if rows is None else b[rows])
 
-    writer.add(layer.output, [x, count], writer.output(layer), run)
+    writer.add(layer.output, [x, count, *([] if rows is None else [rows])], writer.output(layer), run)
 
 
 def select_features(writer: Writer, layer: Layer) -> None:

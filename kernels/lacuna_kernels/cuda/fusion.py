@@ -10,7 +10,9 @@ from torch import Tensor
 from lacuna_kernels.graph import Graph, Node, Precision
 from lacuna_kernels.model import Weights, node_weights
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation, ActivationNode
+from lacuna_kernels.ops.classify import Argmax
 from lacuna_kernels.ops.combine import Add, Concat
+from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.norm import BatchNorm, LayerNorm, batch_norm_affine
@@ -32,6 +34,7 @@ class Layer:
     precision   of its arithmetic and of its output
     residual    name of the value added before the activation
     shortcut    of a sparse convolution, name of a value on its output sites that goes through a 1^3 convolution
+    grid        of an argmax over sites, name of the grid whose points each take the label of their voxel
     """
 
     node: Node
@@ -42,11 +45,12 @@ class Layer:
     activation: Activation | None = None
     slope: float = DEFAULT_SLOPE
     shortcut: str | None = None
+    grid: str | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of all values it reads."""
-        return (*self.node.inputs, *(name for name in (self.residual, self.shortcut) if name is not None))
+        return (*self.node.inputs, *(name for name in (self.residual, self.shortcut, self.grid) if name is not None))
 
     @property
     def open(self) -> bool:
@@ -87,6 +91,9 @@ def _join(layer: Layer, candidates: Mapping[str, Layer], layers: dict[str, Layer
 
 def _fused(first: Layer, then: Layer) -> Layer | None:
     """Return both as one layer, or None."""
+    if isinstance(first.node, Devoxelize) and first.node.mode == "nearest" and isinstance(then.node, Argmax):
+        x, grid = first.node.inputs
+        return replace(then, node=then.node.model_copy(update={"inputs": (x,)}), grid=grid)
     if not first.open or first.precision is not then.precision:
         return None
     if isinstance(then.node, BatchNorm) and first.residual is None:

@@ -26,6 +26,13 @@ from lacuna_kernels.ops.voxelize import Voxelize
 
 Lower = Callable[[Writer, Layer], None]
 
+
+def linear(writer: Writer, layer: Layer) -> None:
+    """A dense layer: on sites it may be a convolution."""
+    if not sparse.linear(writer, layer):
+        dense.kronecker_linear(writer, layer)
+
+
 OWN: Mapping[type[Node], Lower] = {
     ActivationNode: dense.activation,
     Add: dense.add,
@@ -36,7 +43,7 @@ OWN: Mapping[type[Node], Lower] = {
     GlobalPool: sparse.global_pool,
     KroneckerLinear: dense.kronecker_linear,
     LayerNorm: dense.layer_norm,
-    Linear: dense.kronecker_linear,
+    Linear: linear,
     PointToVoxel: sparse.point_to_voxel,
     RelationalGraphConv: edge_steps.relational_graph_conv,
     SparseConv: sparse.sparse_conv,

@@ -30,7 +30,7 @@ from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
-_LANES = 5
+_LANES = 12
 WORK = "work"
 """Name of the buffer int32 that the tasks of a lane have to work with."""
 

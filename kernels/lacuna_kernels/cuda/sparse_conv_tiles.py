@@ -1,6 +1,6 @@
 """Tiles of src/sparse_conv_*.cu: what a block makes at a time, and how weights lie for it. All add up in one order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,6 +14,8 @@ from lacuna_kernels.cuda.scan import blocks
 PIECE = 8
 """Elements of 16 bytes, in 16-bit types."""
 _BARRIERS_BYTES = 1024
+_LOOKED_UP = 24
+"""Offsets whose rows are in shared memory."""
 
 
 class Tile(Protocol):
@@ -202,7 +204,7 @@ class WgmmaTile:
             ("TEAM", self.parts),
             ("SHARERS", self.sharers),
         )
-        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2
+        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
         return Variant(
             "sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts * self.sharers
         )
@@ -236,9 +238,9 @@ MMA_TILES = (
     *(MmaTile(128, 64, 64, (4, 2)), MmaTile(128, 64, 32, (4, 2)), MmaTile(128, 64, 16, (4, 2))),
     *(MmaTile(128, 32, 32, (8, 1)), MmaTile(128, 32, 16, (8, 1))),
 )
-_WIDEST, _LONGEST, _WIDE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(256, 128, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2)
-_MIDDLE, _NARROW, _SMALL = WgmmaTile(128, 96, 3, 128, 2), WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 64, 3)
-WGMMA_TILES = (_WIDEST, _LONGEST, _WIDE, _MIDDLE, _NARROW, _SMALL)
+_WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
+_NARROW, _NARROWEST, _COARSE = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5), replace(_WIDEST, parts=2)
+WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST, _COARSE)
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),
@@ -254,6 +256,7 @@ class ConvShape:
     rows      of the output, about
     single    whether each output row has one offset, as with inverse convolutions by as much as the stride
     shortcut  channels of the shortcut, 0 without
+    stride    of the level of the rows, the largest of its axes: how many neighbours there are depends on it
     """
 
     ci: int
@@ -263,12 +266,13 @@ class ConvShape:
     rows: int = 0
     single: bool = False
     shortcut: int = 0
+    stride: int = 1
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
     """Tiles for a layer, best first: on Hopper one by the measurements of an H200, then those that run on any GPU."""
     tiles: list[Tile] = [*_portable(shape)]
-    wide = shape.ci >= _LEAST_IN and shape.co >= _LEAST_OUT and shape.dtype is not torch.float32
+    wide = shape.ci >= _LEAST_IN and shape.dtype is not torch.float32
     if limits is not None and limits.hopper and shape.aligned and wide:
         tiles.insert(0, _of_hopper(shape, limits.multiprocessors))
     return tiles
@@ -280,29 +284,23 @@ def _portable(shape: ConvShape) -> list[Tile]:
     return sorted(tiles, key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k))
 
 
-_LEAST_IN, _LEAST_OUT = 32, 64
-"""With 32 to 32 channels, or fewer, portable tiles were as fast: what counts is how long a tile takes to begin."""
-_MANY_ROWS = 60_000
-"""From there on 256 rows that share weights were faster than 64, of which two blocks are at work: 167 and 197 us for
-128 channels, 123,000 rows; 67 and 60 us for 31,000."""
+_LEAST_IN = 32
+_COARSE_STRIDE = 16
+"""From there on levels have few sites, of many neighbours: two blocks share the offsets of a tile. With 256 channels,
+5,900 and eight times as many rows 52 and 225 us instead of 66 and 190. Not by the number of rows, on which bits would
+depend then."""
 
 
 def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
-    """As wide as the layer if all multiprocessors have a tile then, else smaller ones.
-
-    With one offset a row, gathering is what takes the time: 256 rows at once, unless that leaves many idle.
-    """
+    """As wide as the layer if all multiprocessors have a tile then, else smaller ones."""
+    if shape.co <= _NARROWEST.n:
+        return _NARROWEST
     n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
-    if n == 96:
-        return _MIDDLE
-    if n == 64:
-        return _NARROW if shape.single or blocks(shape.rows, _NARROW.m) >= 3 * multiprocessors else _SMALL
-    if shape.single:
-        tiles = blocks(shape.rows, _LONGEST.m) * blocks(shape.co, _LONGEST.n)
-        return _LONGEST if tiles >= 0.75 * multiprocessors else _NARROW
-    if n == 256:
-        return _WIDEST if blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors else _WIDE
-    return _LONGEST if shape.rows >= _MANY_ROWS else _WIDE
+    if n == 256 and shape.stride >= _COARSE_STRIDE and not shape.single:
+        return _COARSE
+    if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
+        return _WIDEST
+    return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)
 
 
 def _padded_to(channels: int, n: int) -> int:

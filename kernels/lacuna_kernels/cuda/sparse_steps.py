@@ -1,6 +1,7 @@
 """Steps of the ops on points and sites."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -66,17 +67,33 @@ def voxelize(writer: Writer, layer: Layer) -> None:
 
 def sparse_conv(writer: Writer, layer: Layer) -> None:
     """y = f(bias + residual + sum over offsets k of x[map[k]] @ weight[k] + shortcut @ its weight)."""
-    node, device, dtype = layer.node, writer.device, DTYPES[layer.precision]
+    node = layer.node
     assert isinstance(node, SparseConv)
-    level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-    key = map_name(node, level_in, level_out)
-    bias = writer.weights.bias(layer)
-    converted = {name: writer.converted(name, dtype) for name in layer.inputs}
-    x = converted[node.inputs[0]]
-    residual, shortcut = (converted.get(name or "") for name in (layer.residual, layer.shortcut))
-    weight = packed(writer, layer, _tile(writer, layer, [x] if shortcut is None else [x, shortcut]))
-    count, likely = sites_name(level_out, "count"), _likely_rows(writer, level_out)
-    settled = not writer.once(f"convolution of {level_out.grid}")  # the step before the first one makes all maps
+    key = map_name(node, writer.level(node.inputs[0]), writer.level(layer.output))
+    _convolution(writer, layer, key, _tile(writer, layer, key))
+
+
+def linear(writer: Writer, layer: Layer) -> bool:
+    """y = f(x @ weight.T + bias + residual), as a convolution of one offset: if it is on sites, and one for Hopper.
+
+    Returns whether it is.
+    """
+    if writer.types[layer.output].axis is not Axis.SITE:
+        return False
+    one = replace(layer, weights={**layer.weights, "weight": layer.weights["weight"].T[None]})
+    tile = candidates(_shape(writer, one, single=True), writer.device.limits)[0]
+    if tile.early:
+        _convolution(writer, one, None, tile)
+    return tile.early
+
+
+def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> None:
+    """Through the kernel map of a name, or without one if each row reads itself alone."""
+    device, level = writer.device, writer.level(layer.output)
+    x, residual, shortcut = _sources(writer, layer)
+    weight, bias = packed(writer, layer, tile), writer.weights.bias(layer)
+    count, likely = sites_name(level, "count"), _likely_rows(writer, level)
+    settled = not writer.once(f"convolution of {level.grid}")  # the step before the first one makes all maps
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)
@@ -92,8 +109,19 @@ def sparse_conv(writer: Writer, layer: Layer) -> None:
             likely=likely,
         )
 
+    given = [name for name in (x, residual, shortcut) if name is not None]
     map_reads = [] if key is None else kernel_map_buffers(key)
-    writer.add(layer.output, [*converted.values(), *map_reads], writer.output(layer), run)
+    writer.add(layer.output, [*given, *map_reads], writer.output(layer), run)
+
+
+def _sources(writer: Writer, layer: Layer) -> tuple[str, str | None, str | None]:
+    """Names of the buffers with the input, the residual and the shortcut, in the layer's precision."""
+    dtype = DTYPES[layer.precision]
+    x = writer.converted(layer.node.inputs[0], dtype)
+    residual, shortcut = (
+        None if name is None else writer.converted(name, dtype) for name in (layer.residual, layer.shortcut)
+    )
+    return x, residual, shortcut
 
 
 def packed(writer: Writer, layer: Layer, tile: Tile, beside: str = "shortcut") -> PackedWeight:
@@ -108,32 +136,27 @@ def packed(writer: Writer, layer: Layer, tile: Tile, beside: str = "shortcut") -
     return PackedWeight(data, volume, ci, co, tile, 0 if shortcut is None else len(shortcut))
 
 
-def _tile(writer: Writer, layer: Layer, sources: Sequence[str]) -> Tile:
-    """The tile that was measured best for convolutions of the layer's group, or else that of the rule.
-
-    sources  what is multiplied: the input, and the shortcut if there is one
-    """
+def _tile(writer: Writer, layer: Layer, key: str | None) -> Tile:
+    """The tile that was measured best for convolutions of the layer's group, or else that of the rule."""
     node, volume = layer.node, len(layer.weights["weight"])
     assert isinstance(node, SparseConv)
-    level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-    kind: MapKind = "identity" if map_name(node, level_in, level_out) is None else node.mode
-    group = Group(_shape(writer, layer, sources), volume, kind, max(level_out.stride))
+    undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
+    assert undone is not None
+    apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
+    kind: MapKind = "identity" if key is None else node.mode
+    group = Group(_shape(writer, layer, single=volume == 1 or apart), volume, kind)
     writer.convolutions[layer.output] = group
     limits = writer.device.limits
     return writer.tuned.tiles.tile(group, limits) or candidates(group.shape, limits)[0]
 
 
-def _shape(writer: Writer, layer: Layer, sources: Sequence[str]) -> ConvShape:
-    """What the choice of a tile depends on."""
-    node, (volume, ci, co) = layer.node, layer.weights["weight"].shape
-    assert isinstance(node, SparseConv)
-    level = writer.level(layer.output)
-    undone = writer.level(node.inputs[0]).geometry if node.mode == "inverse" else node.geometry
-    assert undone is not None
-    apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
-    rows = _likely_rows(writer, level)
-    dtype, aligned, beside = DTYPES[layer.precision], are_aligned(writer, sources), layer.weights.get("shortcut", ())
-    return ConvShape(ci, co, dtype, aligned, rows, single=volume == 1 or apart, shortcut=len(beside))
+def _shape(writer: Writer, layer: Layer, *, single: bool) -> ConvShape:
+    """What the choice of a tile depends on; `single` whether each row has one offset."""
+    (_, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
+    x, _, shortcut = _sources(writer, layer)
+    aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut])
+    rows, beside = _likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
+    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride))
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:

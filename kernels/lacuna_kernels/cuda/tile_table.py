@@ -1,6 +1,6 @@
 """What was measured of sparse convolutions on one kind of GPU: data that overrides the rule which chooses tiles.
 
-All tiles add up in the same order, so results keep their bits, whichever is chosen.
+All tiles that are measured for a layer add up in the same order, so results keep their bits, whichever is chosen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,25 +48,21 @@ class Group:
     shape   what the rule goes by
     volume  kernel offsets
     kind    of the map
-    stride  of the level of the outputs, the largest of its axes: how many neighbours there are depends on it
     """
 
     shape: ConvShape
     volume: int
     kind: MapKind
-    stride: int
 
     @property
     def key(self) -> Key:
         """What an entry is found by: the rows in classes; fp32 and tf32 are the same."""
         s, rows = self.shape, class_of(self.shape.rows)
-        return Key(
-            s.ci, s.co, NATIVE[s.dtype], s.aligned, s.single, s.shortcut, self.volume, self.kind, self.stride, rows
-        )
+        return Key(s.ci, s.co, NATIVE[s.dtype], s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows)
 
     def __str__(self) -> str:
         beside = f" + {self.shape.shortcut}" if self.shape.shortcut else ""
-        return f"{self.kind} {self.volume} x {self.shape.ci}{beside} -> {self.shape.co} at stride {self.stride}"
+        return f"{self.kind} {self.volume} x {self.shape.ci}{beside} -> {self.shape.co} at stride {self.shape.stride}"
 
 
 class TileEntry(BaseModel):
@@ -131,12 +127,14 @@ class TileTable:
 
 def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     """The tiles that are worth measuring, the rule's first: all that run there but those that pad absurdly."""
+    rule = candidates(shape, limits)[0]
     tiles: list[Tile] = [*FP32_TILES]
     if shape.dtype.itemsize == 2:
         tiles = [*MMA_TILES, *(WGMMA_TILES if limits.hopper and shape.aligned else ())]
+    tiles = [tile for tile in tiles if tile.parts == rule.parts]  # so that it adds up in the same order
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
-    return list(dict.fromkeys([candidates(shape, limits)[0], *few]))
+    return list(dict.fromkeys([rule, *few]))
 
 
 def _padded(shape: ConvShape, tile: Tile) -> tuple[int, int]:

@@ -71,10 +71,15 @@ struct OffsetWalk {
         return word * 32 + bit;
     }
 
-    // The row that an offset leads to from a place.
+    // The rows that an offset leads to, by place; null if each place leads to itself.
+    __device__ __forceinline__ const int* rows_of(int offset) const {
+        if (offset == map.volume) return map.order;
+        return map.map ? map.map + (size_t)offset * map.capacity : nullptr;
+    }
+
     __device__ __forceinline__ int row(int offset, int place) const {
-        if (offset == map.volume) return map.row_of(place);
-        return map.map ? map.map[(size_t)offset * map.capacity + place] : place;
+        const int* rows = rows_of(offset);
+        return rows ? rows[place] : place;
     }
 };
 

@@ -2,8 +2,9 @@
 // A block makes TILE_M rows x TILE_N channels of y from panels, 32 channels of what one offset leads to: those of the
 // tile's first offset, then those of its next, two at a time, whichever they are of. Of the threads
 //   multiply  each of TILE_M / 64 warpgroups has 64 rows of the tile
-//   bring     BRINGERS threads more gather panels (zeros where there is no row) in 16-byte copies, and two of them have
-//             the patches of the offsets' weights copied beside them, STAGES pairs of panels ahead
+//   bring     BRINGERS threads more copy what rows the next offsets lead to, and gather panels (zeros where there is no
+//             row) in 16-byte copies; two of them have the patches of the offsets' weights copied beside them, STAGES
+//             pairs of panels ahead
 // TEAM blocks, a cluster, share the offsets of a tile: each has one part of them, all that there are, whichever the tile
 // has, so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
 // share of the channels.
@@ -33,19 +34,21 @@
 #endif
 
 constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
-constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW = 2 * PANEL_K;  // bytes
-constexpr int A_PANEL = TILE_M * ROW, B_PANEL = TILE_N * ROW, STAGE = 2 * (A_PANEL + B_PANEL);
+constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW_BYTES = 2 * PANEL_K;
+constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
-constexpr int BARRIERS = 1024;  // bytes before the stages
+constexpr int BARRIERS = 1024;          // bytes before the stages
+constexpr int OFFSETS = 8, CHUNKS = 3;  // offsets whose rows are copied together; chunks of them in shared memory
 constexpr int CLUSTER = TEAM * SHARERS, ALL = (1 << SHARERS) - 1;
 constexpr int SHARE_N = TILE_N / TEAM, GROUPS = SHARE_N / 8;  // channels that a block of a team writes; eights of them
 constexpr int SUMS = TEAM == 1 ? 0 : TILE_M * TILE_N * 4;     // bytes that a block is sent, where the stages were
 constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread, if all have equally many
-constexpr int ENOUGH = GATHERS <= 4 ? 40 : GATHERS <= 8 ? 56 : 96, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
+constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Share = WarpRows<SHARE_N>;
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
-static_assert(16 * STAGES + 8 <= BARRIERS, "room for the barriers");
+static_assert(16 * STAGES + 8 + 8 * CHUNKS <= BARRIERS, "room for the barriers");
+static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
 static_assert(TILE_N % SHARERS == 0, "rows of a patch");
 static_assert(SHARE_N % 16 == 0, "a warp writes whole rounds of pieces");
 static_assert(SUMS + TILE_M / 16 * Share::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
@@ -56,6 +59,10 @@ struct Stages {
     __device__ __forceinline__ uint32_t full(int stage) const { return shared + 8 * stage; }
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
     __device__ __forceinline__ uint32_t shared_out() const { return shared + 16 * STAGES; }  // by a team
+    __device__ __forceinline__ uint32_t looked_up(int chunk) const { return shared + 16 * STAGES + 8 + 8 * chunk; }
+    __device__ __forceinline__ uint32_t rows(int index) const {  // of an offset of the tile
+        return shared + BARRIERS + STAGES * STAGE + index % (CHUNKS * OFFSETS) * (TILE_M * 4);
+    }
     __device__ __forceinline__ uint32_t a(int stage) const { return shared + BARRIERS + stage * STAGE; }
     __device__ __forceinline__ uint32_t b(int stage) const { return a(stage) + 2 * A_PANEL; }
 };
@@ -67,42 +74,63 @@ __device__ __forceinline__ int panels_of(const Source& source) { return (source.
 struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
-    OffsetWalk walk;
-    int place, rank;        // first of the tile, which is one of those that are walked through; that of the block
-    int thread, left;       // offsets to come
-    int upcoming[GATHERS];  // rows of the next offset, asked for early, so that nobody waits for them
-    int offset = 0, next_offset = 0;
+    OffsetWalk ahead, walk;  // where rows are copied, and where they are used
+    int place, rank;         // first of the tile, which is one of those that are walked through; that of the block
+    int thread, total, base;  // offsets of the tile, and of all before, in whole chunks
+    int found = 0, here = 0;  // offsets whose rows are copied, and have come
 
     __device__ __forceinline__ int piece() const { return thread % PANEL_PIECES; }
     __device__ __forceinline__ int half() const { return thread / PANEL_PIECES % 2; }
     __device__ __forceinline__ int row() const { return thread / (2 * PANEL_PIECES); }
 
+    // Have the rows of the next offsets copied.
     __device__ __forceinline__ void look_up() {
-        const bool more = left > 0;
-        if (more) --left, next_offset = walk.next();
+        const int chunk = base + found;
+#pragma unroll 1
+        for (int stop = min(total, found + OFFSETS); found < stop; ++found) {
+            const float* from = reinterpret_cast<const float*>(ahead.rows_of(ahead.next()));  // words, whatever is in them
 #pragma unroll
-        for (int i = 0; i < GATHERS; ++i) {
-            const int at = place + row() + i * ROWS_APART;
-            upcoming[i] = more && at < walk.places ? walk.row(next_offset, at) : -1;
+            for (int at = thread; at < TILE_M; at += BRINGERS)
+                copy_4_bytes(stages.rows(base + found) + at * 4, from + place + at, from && place + at < ahead.places);
+        }
+        arrive_after_copies(stages.looked_up(chunk / OFFSETS % CHUNKS));
+    }
+
+    // Wait for the rows of all offsets before `stop`.
+    __device__ __forceinline__ void wait_for_rows(int stop) {
+        for (; here < stop; here += OFFSETS) {
+            const int chunk = (base + here) / OFFSETS;
+            barrier_wait(stages.looked_up(chunk % CHUNKS), chunk / CHUNKS & 1);
         }
     }
 
-    __device__ __forceinline__ Source enter(int (&rows)[GATHERS]) {
-#pragma unroll
-        for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
-        offset = next_offset;
-        look_up();
-        return offset == walk.map.volume ? shortcut : input;
+    __device__ __forceinline__ Source source_of(int index) const {  // field by field: of a whole one the address is taken
+        const bool last = index == total - 1 && walk.ends_in_shortcut();
+        return {last ? shortcut.rows : input.rows, last ? shortcut.pitch : input.pitch, last ? shortcut.ci : input.ci};
     }
 
-    __device__ __forceinline__ void gather(const Source& source, const int (&rows)[GATHERS], int panel, int stage) const {
-        const int channel = panel * PANEL_K + piece() * PIECE;
-        const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW + (piece() ^ row() / 2 % 4) * 16;
+    // Where the thread's pieces of an offset's first panel are, in pieces from the first row: none lies 2^31 on.
+    __device__ __forceinline__ void find_pieces(int (&pieces)[GATHERS], int index, int offset) {
+        const bool same = !walk.rows_of(offset);
+        const int apart = source_of(index).pitch / PIECE;
+        wait_for_rows(index + 1);
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const bool there = rows[i] >= 0 && channel < source.ci;
-            copy_16_bytes(to + i * (ROWS_APART * ROW),
-                          there ? source.rows + (size_t)rows[i] * source.pitch + channel : source.rows, there);
+            const int at = row() + i * ROWS_APART;
+            const int row = same ? place + at : int(__float_as_uint(read_float(stages.rows(base + index) + at * 4)));
+            pieces[i] = place + at < walk.places && row >= 0 ? row * apart + piece() : -1;
+        }
+    }
+
+    __device__ __forceinline__ void gather(int index, const int (&pieces)[GATHERS], int panel, int stage) const {
+        const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW_BYTES + (piece() ^ row() / 2 % 4) * 16;
+        const Source source = source_of(index);
+        const uint4* from = reinterpret_cast<const uint4*>(source.rows) + panel * PANEL_PIECES;
+        const bool inside = index < total && panel * PANEL_K + piece() * PIECE < source.ci;
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i) {
+            const bool there = inside && pieces[i] >= 0;
+            copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + max(pieces[i], 0), there);
         }
         arrive_after_copies(stages.full(stage));
     }
@@ -117,27 +145,32 @@ struct Bringer {
     }
 
     // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
-    // Past the last panel there are none but zeros, times the last weights again.
+    // Past the last panel there are none but zeros, times any weights.
     __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps, Ring& ring) {
-        const int panels = panels_of(input);
-        int rows[GATHERS];
-        int panel = half();
-        look_up();
-        Source source = enter(rows);
+        int index = 0, panel = half(), found_of = -1, offset = total ? walk.next() : 0;
+        int pieces[GATHERS];
+        if (total) look_up();
+        if (found < total) look_up();
         wait_for_kernels_before();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            while (panel >= panels_of(source)) panel -= panels_of(source), source = enter(rows);
+            while (index < total && panel >= panels_of(source_of(index))) {
+                panel -= panels_of(source_of(index));
+                if (++index < total) offset = walk.next();
+            }
+            if (index / OFFSETS * OFFSETS + 2 * OFFSETS > found && found < total) look_up();
+            if (index != found_of && index < total) find_pieces(pieces, index, offset), found_of = index;
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
+                const size_t from = index < total ? (size_t)offset * panels_of(input) + panel : 0;
                 barrier_expect(stages.full(ring.stage), B_PANEL);
-                copy_weights(stages.b(ring.stage) + half() * B_PANEL,
-                             weight + ((size_t)offset * panels + panel) * apart, stages.full(ring.stage));
+                copy_weights(stages.b(ring.stage) + half() * B_PANEL, weight + from * apart, stages.full(ring.stage));
             }
-            gather(source, rows, panel, ring.stage);
+            gather(index, pieces, panel, ring.stage);
             panel += 2;
             ring.next(STAGES);
         }
+        wait_for_rows(total);
     }
 };
 
@@ -198,6 +231,7 @@ struct Work {
     const char* weight;
     int across, rows;  // tiles side by side; rows of y in use
     int rank = blockIdx.x % CLUSTER, tile = blockIdx.x / CLUSTER;
+    int looked_up = 0;  // offsets of all tiles before, in whole chunks
     Ring ring;
 
     __device__ __forceinline__ int first_place() const { return place_of_tile(tile / across, SHARERS * TILE_M, rows); }
@@ -231,8 +265,9 @@ struct Work {
     __device__ __forceinline__ void bring() {
         const OffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
-        Bringer{stages, input, beside, offsets, place(), rank, int(threadIdx.x) - MULTIPLIERS, total}.bring(
-            weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
+        Bringer{stages, input, beside, offsets, offsets, place(), rank, int(threadIdx.x) - MULTIPLIERS, total, looked_up}
+            .bring(weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
+        looked_up += (total + OFFSETS - 1) / OFFSETS * OFFSETS;
         if (TEAM > 1) meet_team();
     }
 
@@ -249,7 +284,7 @@ struct Work {
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
             publish_shared();  // what copies of 16 bytes brought
-            multiply_step(sums, stages.a(ring.stage) + group * (64 * ROW), stages.b(ring.stage));
+            multiply_step(sums, stages.a(ring.stage) + group * (64 * ROW_BYTES), stages.b(ring.stage));
             products_wait<1>();
             if (step) is_empty(before);
             before = ring.stage;
@@ -287,6 +322,7 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), BRINGERS + 2),
                 barrier_init(stages.empty(s), MULTIPLIERS + (SHARERS - 1) * MULTIPLIERS / 32);
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
         barrier_init(stages.shared_out(), 1);
         barriers_are_ready();
     }
