@@ -1,12 +1,13 @@
 """Sparse-convolution networks end to end, on clouds that are new every time: from points to labels or features.
 
     python kernels/bench/bench_sparse_conv.py SCAN.bin [more.bin ...] [--networks minkunet42 centerpoint ...]
-        [--batches 1 2 4 8] [--precisions fp16] [--frames 200] [--no-energy] [--results FILE.jsonl]
+        [--batches 1 2 4 8] [--precisions fp16] [--frames 200] [--different 32] [--no-energy] [--results FILE.jsonl]
 
 A scan is fp32 x, y, z, intensity, as KITTI has it; frames are made of the scans in turn (scans.py), clouds of
 CenterPoint of SWEEPS copies of every SPARSE-th point. "device" is from the graph's first kernel to its last, by events;
 "submit" how long the host takes to hand a batch over; "host to host" what a caller waits. Joules are the GPU's own
-counter while batches follow one another, two in flight. What a results file has already is not measured again.
+counter while batches follow one another, two in flight. Where spconv is there it runs the same networks in fp16 on the
+same batches, from voxels that were made before. What a results file has already is not measured again.
 """
 
 import argparse
@@ -32,22 +33,27 @@ from lacuna_kernels.cuda.plan import IN_FLIGHT
 from lacuna_kernels.program import Program
 from lacuna_kernels.zoo import centerpoint_encoder, minkunet, spvcnn
 
+try:
+    from bench import spconv_networks
+except ImportError:  # a peer to measure against, if it is there
+    spconv_networks = None  # type: ignore[assignment]
+
 SWEEPS, SPARSE = 10, 4
-KEPT = 32  # frames that are made beforehand and gone through
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What is measured, and what its clouds are made of a frame by."""
+    """What is measured, what its clouds are made of a frame by, and whether spconv can run it."""
 
     build: Callable[[], Graph]
     cloud: Callable[[Tensor], Tensor] = lambda frame: frame
+    peer: bool = True
 
 
 NETWORKS = {
     "minkunet42": Network(lambda: minkunet(19)),
     "minkunet18": Network(lambda: minkunet(19, blocks=(1,) * 8)),
-    "spvcnn": Network(lambda: spvcnn(19)),
+    "spvcnn": Network(lambda: spvcnn(19), peer=False),
     "centerpoint": Network(centerpoint_encoder, lambda frame: sweeps(frame[::SPARSE], SWEEPS)),
 }
 
@@ -103,6 +109,35 @@ def millijoules(program: Program, batches: Sequence[Batch], meter: Meter, ms: fl
     return float(f"{1e3 * energy.joules / items:.4g}")
 
 
+def measure_spconv(
+    graph: Graph, program: Program, batches: Sequence[Batch], number: int, meter: Meter | None
+) -> dict[str, Any]:
+    """The same of spconv, and how far its outputs are from ours."""
+    network = spconv_networks.Network(graph, random_weights(graph, 0))
+    given = [spconv_networks.voxels_of(graph, batch) for batch in batches]
+    for voxels in given:
+        network.run(voxels)
+    theirs = network.run(given[0])
+    busy, waited = [], []
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    for index in range(number):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        start.record()
+        network.run(given[index % len(given)])
+        end.record()
+        end.synchronize()
+        waited.append(time.perf_counter() - began)
+        busy.append(start.elapsed_time(end) / 1000)
+    record: dict[str, Any] = {"device": percentiles(busy), "host to host": percentiles(waited)}
+    record |= spconv_networks.agreement(program.submit(batches[0]).result().values, theirs)
+    if meter is not None:
+        turn = cycle(given)
+        energy = meter.measure(lambda: network.run(next(turn)), 1, record["device"]["median"])
+        record["millijoules"] = float(f"{1e3 * energy.joules / given[0].items:.4g}")
+    return record
+
+
 def stages(graph: Graph, steps: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Milliseconds by kind of step: voxels, sites and maps, then by op."""
     spent: dict[str, float] = defaultdict(float)
@@ -118,7 +153,8 @@ def line(record: Mapping[str, Any]) -> str:
     parts = [f"{kind} {' / '.join(map(str, record[kind].values()))}" for kind in ("device", "submit", "host to host")]
     energy = f", {record['millijoules']} mJ a cloud" if "millijoules" in record else ""
     spent = ", ".join(f"{op} {ms}" for op, ms in record.get("stages", {}).items())
-    return f"{record['key']:28} ms median / p90 / p99: {', '.join(parts)}; {record['MiB']} MiB{energy}; {spent}"
+    peer = f"\n{'':28} spconv {record['spconv']}" if "spconv" in record else ""
+    return f"{record['key']:28} ms median / p90 / p99: {', '.join(parts)}; {record['MiB']} MiB{energy}; {spent}{peer}"
 
 
 def run_case(
@@ -135,6 +171,8 @@ def run_case(
             record["millijoules"] = millijoules(program, batches, meter, record["device"]["median"])
         if isinstance(program, CudaProgram):
             record["stages"] = stages(graph, program.profile())
+            if spconv_networks is not None and network.peer and precision is Precision.FP16:
+                record["spconv"] = measure_spconv(graph, program, batches, number, meter)
         return record
     finally:
         program.close()
@@ -148,6 +186,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--precisions", nargs="+", type=Precision, default=[Precision.FP16])
     parser.add_argument("--frames", type=int, default=200, help="batches that are timed")
+    parser.add_argument("--different", type=int, default=32, help="that are made beforehand and gone through")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--no-energy", action="store_true")
     parser.add_argument("--results", type=Path, help="JSON lines; continued if there")
@@ -161,7 +200,7 @@ def main() -> None:
     for name, precision, size in product(options.networks, options.precisions, options.batches):
         key = f"{name} {precision} x{size}"
         if not results.has("network", key):
-            batches = list(batches_of(NETWORKS[name].cloud, scans, size, min(KEPT, options.frames)))
+            batches = list(batches_of(NETWORKS[name].cloud, scans, size, min(options.different, options.frames)))
             record = run_case(backend, NETWORKS[name], precision, batches, options.frames, meter)
             results.add(
                 "network", {"key": key, "device name": backend.device.name, "torch": torch.__version__} | record

@@ -22,12 +22,11 @@ __device__ inline unsigned hash_mix(unsigned hash, unsigned value) {  // MurmurH
     return __funnelshift_l(hash, hash, 13) * 5u + 0xe6546b64u;
 }
 
-// Of 8 sites above one another the slots lie side by side, so that whoever looks for neighbours finds three in 32 bytes.
 __device__ inline unsigned hash_site(Site site) {
-    unsigned hash = hash_mix(hash_mix(hash_mix(hash_mix(0u, site.item), site.x), site.y), site.z >> 3);
+    unsigned hash = hash_mix(hash_mix(hash_mix(hash_mix(0u, site.item), site.x), site.y), site.z);
     hash = (hash ^ (hash >> 16)) * 0x85ebca6bu;
     hash = (hash ^ (hash >> 13)) * 0xc2b2ae35u;
-    return (hash ^ (hash >> 16)) << 3 | (site.z & 7);
+    return hash ^ (hash >> 16);
 }
 
 // Leaves the smallest row of equal sites in the table, whatever the order of arrival; returns the slot, -1 if full.
@@ -63,4 +62,32 @@ __device__ inline int find_site(const int* __restrict__ table, unsigned mask, co
                                 Site site) {
     const int slot = find_slot(table, mask, site, [=](int row) { return sites[row]; });
     return slot < 0 ? -1 : table[slot];
+}
+
+// The same for several sites, those that are `wanted`, at once: each answer takes long, and asks for the next.
+template <int N>
+__device__ inline void find_sites(const int* __restrict__ table, unsigned mask, const Site* __restrict__ sites,
+                                  const Site (&site)[N], bool (&wanted)[N], int (&rows)[N]) {
+    unsigned slot[N];
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < N; ++i) slot[i] = hash_site(site[i]) & mask, rows[i] = -1, any |= wanted[i];
+    for (int probe = 0; any && probe < MAX_PROBES; ++probe) {
+        int found[N];
+        Site there[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) found[i] = wanted[i] ? table[slot[i]] : FREE;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (found[i] != FREE) there[i] = sites[found[i]];
+        any = false;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const bool same = found[i] != FREE && same_site(there[i], site[i]);
+            if (same) rows[i] = found[i];
+            wanted[i] = found[i] != FREE && !same;
+            slot[i] = (slot[i] + 1) & mask;
+            any |= wanted[i];
+        }
+    }
 }
