@@ -1,12 +1,14 @@
 """Sparse convolutions on a GPU against float64, and against one another bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile
+from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -29,17 +31,24 @@ pytestmark = pytest.mark.gpu
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 
 
-KINDS = [None, WGMMA_TILES[0], WGMMA_TILES[3], WGMMA_TILES[-1]]
+SHARING = replace(WGMMA_TILES[-1], sharers=2)
+KINDS = [None, *(WGMMA_TILES[i] for i in (0, 2, 4, -1)), SHARING]
 """Tiles that most tests are run with: the portable one that a layer takes, and some of Hopper."""
 
 
 def packed_for(
-    device: Device, weight: Tensor, dtype: torch.dtype, tile: Tile | None, *, aligned: bool = True
+    device: Device,
+    weight: Tensor,
+    dtype: torch.dtype,
+    tile: Tile | None,
+    *,
+    aligned: bool = True,
+    beside: Tensor | None = None,
 ) -> PackedWeight:
     """Pack a weight for a tile; skips what the tile cannot do."""
-    if tile in WGMMA_TILES and not (device.limits.hopper and aligned and dtype.itemsize == 2):
+    if isinstance(tile, WgmmaTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
-    return pack_weight(weight, dtype, tile)
+    return pack_weight(weight, dtype, tile, beside)
 
 
 def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
@@ -127,10 +136,11 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
 
 
 def tiles_for(device: Device, dtype: torch.dtype, ci: int) -> list[Tile]:
-    """All that can take so many channels of a matrix of its own."""
+    """All that can take so many channels of a matrix of its own, and add up offset by offset."""
     if dtype is torch.float32:
         return [*FP32_TILES]
-    return [*MMA_TILES, *(WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ())]
+    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ()
+    return [*MMA_TILES, *(tile for tile in hopper if tile.parts == 1)]
 
 
 @pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
@@ -169,3 +179,21 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
         results.append(y[: len(coordinates)])
 
     assert torch.equal(results[0][start : start + len(alone)], results[1])
+
+
+@pytest.mark.parametrize("likely", [1, 100, 5000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tile", KINDS, ids=str)
+def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtype, tile, likely):
+    rows = random_map(27, 700, 1500, 0.2)
+    x, weight = operands(64, 96, 27, 700, dtype)
+    wide, beside = poisoned(1500, 88, dtype=dtype), (torch.randn(72, 96, device="cuda") * 0.1).to(dtype)
+    wide[:, 8:80] = torch.randn(1500, 72, device="cuda").to(dtype)
+    y, packed = poisoned(1500 + SPARE, 96, dtype=dtype), packed_for(device, weight, dtype, tile, beside=beside)
+
+    given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True}
+    sparse_conv(device, x, packed, map_of(rows, len(y)), counted(1500), y, **given)
+
+    sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
+    assert_close(y[:1500], sums, tolerance(dtype, 27 * 64 + 72))
+    assert bool(y[1500:].isnan().all())
