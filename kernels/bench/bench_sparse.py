@@ -49,7 +49,7 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(128, 256, 4, 128, 1, sharers=2), WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 96, 3, 128, 3)),
+    *(WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 96, 3, 128, 3)),
     *(WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(128, 32, 4, 128, 2)),
 ]
 
@@ -206,8 +206,7 @@ class Bench:
         time = milliseconds(self.front.device, self.launch(layer, tile))
         kernel_map, count = self.front.maps.get(layer.map), self._count(layer.map)
         effective = self.rows.get(layer.map, count)
-        together = tile.m * tile.sharers if isinstance(tile, WgmmaTile) else tile.m
-        executed = count if kernel_map is None else rows_executed(kernel_map, count, together)
+        executed = count if kernel_map is None else rows_executed(kernel_map, count, tile.m)
         tflop = 2e-12 * layer.ci * layer.co
         rates = f"{tflop * effective / time * 1e3:6.1f} effective {tflop * executed / time * 1e3:6.1f} executed TFLOP/s"
         print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {tile}")

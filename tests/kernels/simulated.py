@@ -90,8 +90,7 @@ class SimulatedKernel:
     def __call__(self, grid: Dim3, block: Dim3, *args: Argument) -> None:
         values = [_value(arg) for arg in args]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        constants, shared_bytes = dict(self._variant.constants), self._variant.dynamic_shared_bytes
-        cluster = int(constants.get("TEAM", 1)) * int(constants.get("SHARERS", 1))
+        cluster, shared_bytes = dict(self._variant.constants).get("TEAM", 1), self._variant.dynamic_shared_bytes
         late_products = self._seed % 2
         failure = self._library.launch(grid[0], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
         assert failure is None, failure.decode()

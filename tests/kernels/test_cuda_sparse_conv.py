@@ -1,7 +1,5 @@
 """Sparse convolutions on a GPU against float64, and against one another bit for bit."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -31,8 +29,7 @@ pytestmark = pytest.mark.gpu
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 
 
-SHARING = replace(WGMMA_TILES[-1], sharers=2)
-KINDS = [None, *(WGMMA_TILES[i] for i in (0, 2, 4, -1)), SHARING]
+KINDS = [None, *(WGMMA_TILES[i] for i in (0, 2, 4, -1))]
 """Tiles that most tests are run with: the portable one that a layer takes, and some of Hopper."""
 
 

@@ -12,6 +12,9 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, ConvShape, Tile, candidates
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
+MOST_ELEMENTS = 2**34
+"""Of a matrix that is read: pieces of 8 are counted in 31 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
@@ -82,6 +85,7 @@ def sparse_conv(
     )
     words = 1 if present is None else present.shape[1]
     assert map_rows is None or map_rows.shape == (volume, capacity)
+    assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
     across = blocks(co, tile.n)
     aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
     device.kernel(tile.variant(x.dtype, aligned))(

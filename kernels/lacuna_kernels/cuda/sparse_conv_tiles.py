@@ -159,8 +159,7 @@ class WgmmaTile:
     stages    steps under way
     bringers  threads that gather
     blocks    of a multiprocessor, at least
-    parts     blocks, of a cluster, that share the offsets of a tile
-    sharers   blocks, of the cluster too, that share weights and have tiles one after another
+    parts     blocks, a cluster, that share the offsets of a tile
     """
 
     m: int
@@ -169,7 +168,6 @@ class WgmmaTile:
     bringers: int
     blocks: int
     parts: int = 1
-    sharers: int = 1
 
     @property
     def early(self) -> bool:
@@ -178,7 +176,7 @@ class WgmmaTile:
 
     def grid(self, most: int, likely: int, co: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
-        return blocks(min(most, likely), self.m * self.sharers) * blocks(co, self.n) * self.parts * self.sharers
+        return blocks(min(most, likely), self.m) * blocks(co, self.n) * self.parts
 
     @property
     def k(self) -> int:
@@ -202,12 +200,9 @@ class WgmmaTile:
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
             ("TEAM", self.parts),
-            ("SHARERS", self.sharers),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
-        return Variant(
-            "sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts * self.sharers
-        )
+        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts)
 
     @property
     def packing(self) -> str:

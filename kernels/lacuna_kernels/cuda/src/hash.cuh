@@ -63,31 +63,3 @@ __device__ inline int find_site(const int* __restrict__ table, unsigned mask, co
     const int slot = find_slot(table, mask, site, [=](int row) { return sites[row]; });
     return slot < 0 ? -1 : table[slot];
 }
-
-// The same for several sites, those that are `wanted`, at once: each answer takes long, and asks for the next.
-template <int N>
-__device__ inline void find_sites(const int* __restrict__ table, unsigned mask, const Site* __restrict__ sites,
-                                  const Site (&site)[N], bool (&wanted)[N], int (&rows)[N]) {
-    unsigned slot[N];
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < N; ++i) slot[i] = hash_site(site[i]) & mask, rows[i] = -1, any |= wanted[i];
-    for (int probe = 0; any && probe < MAX_PROBES; ++probe) {
-        int found[N];
-        Site there[N];
-#pragma unroll
-        for (int i = 0; i < N; ++i) found[i] = wanted[i] ? table[slot[i]] : FREE;
-#pragma unroll
-        for (int i = 0; i < N; ++i)
-            if (found[i] != FREE) there[i] = sites[found[i]];
-        any = false;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const bool same = found[i] != FREE && same_site(there[i], site[i]);
-            if (same) rows[i] = found[i];
-            wanted[i] = found[i] != FREE && !same;
-            slot[i] = (slot[i] + 1) & mask;
-            any |= wanted[i];
-        }
-    }
-}

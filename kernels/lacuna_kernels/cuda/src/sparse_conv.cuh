@@ -1,6 +1,6 @@
 // What the sparse convolutions share:
 //   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
-// for places i in use, m = order[i]; the shortcut is one offset more, that leads from a row of another matrix to itself.
+// for places i in use, m = order[i]; the shortcut is one offset more, from rows of another matrix to themselves.
 // Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
 // So a row's bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
 #pragma once
@@ -30,8 +30,8 @@ struct Source {
     int pitch, ci;
 };
 
-// Those of the offsets from `first` to `last` - 1 that any place of a tile has, in rising order, as a thread walks through
-// them; after the last of a map comes the shortcut, if there is one, as offset `volume`.
+// Those of the offsets from `first` to `last` - 1 that any place of a tile has, in rising order, as a thread walks
+// through them; after the last of a map comes the shortcut, if there is one, as offset `volume`.
 struct OffsetWalk {
     const KernelMap& map;
     int place, places;  // first place of the tile; places past the tile or past those in use start here

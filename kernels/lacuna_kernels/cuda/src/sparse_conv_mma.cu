@@ -1,10 +1,10 @@
 // Sparse convolution in fp16 or bf16 on tensor cores: an implicit GEMM, output-stationary.
 // A block makes TILE_M rows x TILE_N channels of y. Step by step it gathers TILE_K channels of the rows that one offset
 // leads to (zeros where there is none), and the TILE_K x TILE_N patch of that offset's weight, STAGES steps ahead.
-// weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N; its
-// width is weight_pitch.
-// ALIGNED: x and the shortcut have ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at a
-// time.
+// weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N;
+// its width is weight_pitch.
+// ALIGNED: x and the shortcut have ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at
+// a time.
 #include "sparse_conv.cuh"
 
 #ifndef TILE_M

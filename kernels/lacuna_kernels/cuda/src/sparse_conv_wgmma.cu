@@ -1,21 +1,18 @@
-// Sparse convolution in fp16 or bf16 on Hopper's tensor cores: an implicit GEMM, output-stationary; see sparse_conv.cuh.
+// Sparse convolution in fp16 or bf16 on Hopper's tensor cores: an implicit GEMM, output-stationary (sparse_conv.cuh).
 // A block makes TILE_M rows x TILE_N channels of y from panels, 32 channels of what one offset leads to: those of the
 // tile's first offset, then those of its next, two at a time, whichever they are of. Of the threads
 //   multiply  each of TILE_M / 64 warpgroups has 64 rows of the tile
 //   bring     BRINGERS threads more copy what rows the next offsets lead to, and gather panels (zeros where there is no
 //             row) in 16-byte copies; two of them have the patches of the offsets' weights copied beside them, STAGES
 //             pairs of panels ahead
-// TEAM blocks, a cluster, share the offsets of a tile: each has one part of them, all that there are, whichever the tile
-// has, so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
+// TEAM blocks, a cluster, share the offsets of a tile: each has one part of all that there are, whichever the tile has,
+// so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
 // share of the channels.
-// SHARERS blocks, of the cluster too, have tiles one after another, and go through the offsets that any of them has: each
-// has a part of every patch of weights copied to all.
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
 // tells whether all else was there before that kernel began.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
-// offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past ci
-// and co.
-#include "copy_to_team.cuh"
+// offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past
+// ci and co.
 #include "hopper.cuh"
 #include "lane_copies.cuh"
 #include "launch_order.cuh"
@@ -30,7 +27,6 @@
 #define BRINGERS 128
 #define BLOCKS 1  // of a multiprocessor
 #define TEAM 1
-#define SHARERS 1
 #endif
 
 constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
@@ -39,7 +35,6 @@ constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE 
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int BARRIERS = 1024;          // bytes before the stages
 constexpr int OFFSETS = 8, CHUNKS = 3;  // offsets whose rows are copied together; chunks of them in shared memory
-constexpr int CLUSTER = TEAM * SHARERS, ALL = (1 << SHARERS) - 1;
 constexpr int SHARE_N = TILE_N / TEAM, GROUPS = SHARE_N / 8;  // channels that a block of a team writes; eights of them
 constexpr int SUMS = TEAM == 1 ? 0 : TILE_M * TILE_N * 4;     // bytes that a block is sent, where the stages were
 constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread, if all have equally many
@@ -49,7 +44,6 @@ using Share = WarpRows<SHARE_N>;
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(16 * STAGES + 8 + 8 * CHUNKS <= BARRIERS, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
-static_assert(TILE_N % SHARERS == 0, "rows of a patch");
 static_assert(SHARE_N % 16 == 0, "a warp writes whole rounds of pieces");
 static_assert(SUMS + TILE_M / 16 * Share::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
 
@@ -75,7 +69,6 @@ struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
     OffsetWalk ahead, walk;  // where rows are copied, and where they are used
-    int place, rank;         // first of the tile, which is one of those that are walked through; that of the block
     int thread, total, base;  // offsets of the tile, and of all before, in whole chunks
     int found = 0, here = 0;  // offsets whose rows are copied, and have come
 
@@ -88,10 +81,11 @@ struct Bringer {
         const int chunk = base + found;
 #pragma unroll 1
         for (int stop = min(total, found + OFFSETS); found < stop; ++found) {
-            const float* from = reinterpret_cast<const float*>(ahead.rows_of(ahead.next()));  // words, whatever is in them
+            const float* from = reinterpret_cast<const float*>(ahead.rows_of(ahead.next()));  // words
 #pragma unroll
             for (int at = thread; at < TILE_M; at += BRINGERS)
-                copy_4_bytes(stages.rows(base + found) + at * 4, from + place + at, from && place + at < ahead.places);
+                copy_4_bytes(stages.rows(base + found) + at * 4, from + ahead.place + at,
+                             from && ahead.place + at < ahead.places);
         }
         arrive_after_copies(stages.looked_up(chunk / OFFSETS % CHUNKS));
     }
@@ -104,7 +98,8 @@ struct Bringer {
         }
     }
 
-    __device__ __forceinline__ Source source_of(int index) const {  // field by field: of a whole one the address is taken
+    // Field by field: of a whole one the address would be taken.
+    __device__ __forceinline__ Source source_of(int index) const {
         const bool last = index == total - 1 && walk.ends_in_shortcut();
         return {last ? shortcut.rows : input.rows, last ? shortcut.pitch : input.pitch, last ? shortcut.ci : input.ci};
     }
@@ -116,9 +111,9 @@ struct Bringer {
         wait_for_rows(index + 1);
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
-            const int at = row() + i * ROWS_APART;
-            const int row = same ? place + at : int(__float_as_uint(read_float(stages.rows(base + index) + at * 4)));
-            pieces[i] = place + at < walk.places && row >= 0 ? row * apart + piece() : -1;
+            const int at = row() + i * ROWS_APART, place = walk.place + at;
+            const int row = same ? place : int(__float_as_uint(read_float(stages.rows(base + index) + at * 4)));
+            pieces[i] = place < walk.places && row >= 0 ? row * apart + piece() : -1;
         }
     }
 
@@ -133,15 +128,6 @@ struct Bringer {
             copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + max(pieces[i], 0), there);
         }
         arrive_after_copies(stages.full(stage));
-    }
-
-    __device__ __forceinline__ void copy_weights(uint32_t to, const char* from, uint32_t barrier) const {
-        if constexpr (SHARERS == 1) {
-            copy_in(to, from, B_PANEL, barrier);
-        } else {
-            const int first = rank % SHARERS * (B_PANEL / SHARERS);
-            copy_in_all(to + first, from + first, B_PANEL / SHARERS, barrier, ALL << rank / SHARERS * SHARERS);
-        }
     }
 
     // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
@@ -163,8 +149,9 @@ struct Bringer {
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
                 const size_t from = index < total ? (size_t)offset * panels_of(input) + panel : 0;
-                barrier_expect(stages.full(ring.stage), B_PANEL);
-                copy_weights(stages.b(ring.stage) + half() * B_PANEL, weight + from * apart, stages.full(ring.stage));
+                const uint32_t full = stages.full(ring.stage);
+                barrier_expect(full, B_PANEL);
+                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + from * apart, B_PANEL, full);
             }
             gather(index, pieces, panel, ring.stage);
             panel += 2;
@@ -190,12 +177,10 @@ __device__ __forceinline__ uint32_t place_of_sums(uint32_t start, int part, int 
 }
 
 // Send all blocks of the team their channels.
-__device__ __forceinline__ void share(const float (&sums)[TILE_N / 2], const Stages& stages, int rank) {
-    const int part = rank / SHARERS;
+__device__ __forceinline__ void share(const float (&sums)[TILE_N / 2], const Stages& stages, int part) {
 #pragma unroll
     for (int block = 0; block < TEAM; ++block) {
-        const int other = block * SHARERS + rank % SHARERS;
-        const uint32_t there = in_block(stages.a(0), other), barrier = in_block(stages.shared_out(), other);
+        const uint32_t there = in_block(stages.a(0), block), barrier = in_block(stages.shared_out(), block);
 #pragma unroll
         for (int group = 0; group < GROUPS; ++group) {
             const float* four = sums + (block * GROUPS + group) * 4;
@@ -230,31 +215,21 @@ struct Work {
     const Source &input, &beside;
     const char* weight;
     int across, rows;  // tiles side by side; rows of y in use
-    int rank = blockIdx.x % CLUSTER, tile = blockIdx.x / CLUSTER;
+    int part = blockIdx.x % TEAM, tile = blockIdx.x / TEAM;
     int looked_up = 0;  // offsets of all tiles before, in whole chunks
     Ring ring;
 
-    __device__ __forceinline__ int first_place() const { return place_of_tile(tile / across, SHARERS * TILE_M, rows); }
-    __device__ __forceinline__ int place() const { return first_place() + rank % SHARERS * TILE_M; }
+    __device__ __forceinline__ int place() const { return place_of_tile(tile / across, TILE_M, rows); }
     __device__ __forceinline__ int column() const { return tile % across * TILE_N; }
 
-    // All of the block, and of those that copy into its stages, are done with a tile: rows lay in the stages.
     __device__ __forceinline__ void go_on() {
-        if (SHARERS > 1)
-            meet_team();
-        else
-            __syncthreads();
-        tile += gridDim.x / CLUSTER;
+        __syncthreads();  // the stages are free: rows lay there
+        tile += gridDim.x / TEAM;
     }
 
     __device__ __forceinline__ OffsetWalk walk() const {
-        const int part = rank / SHARERS, first = map.volume * part / TEAM, last = map.volume * (part + 1) / TEAM;
-        return {map, first_place(), min(rows, first_place() + SHARERS * TILE_M), first, last, beside.rows != nullptr};
-    }
-
-    __device__ __forceinline__ void is_empty(int stage) const {
-        barrier_arrive(stages.empty(stage));
-        if (SHARERS > 1 && threadIdx.x % 32 == 0) arrive_there(in_block(stages.empty(stage), rank ^ 1));
+        const int first = map.volume * part / TEAM, last = map.volume * (part + 1) / TEAM;
+        return {map, place(), min(rows, place() + TILE_M), first, last, beside.rows != nullptr};
     }
 
     // At least one, of zeros if need be: the assembler makes products wait for one another if there may be none.
@@ -265,8 +240,8 @@ struct Work {
     __device__ __forceinline__ void bring() {
         const OffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
-        Bringer{stages, input, beside, offsets, offsets, place(), rank, int(threadIdx.x) - MULTIPLIERS, total, looked_up}
-            .bring(weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
+        Bringer{stages, input, beside, offsets, offsets, int(threadIdx.x) - MULTIPLIERS, total, looked_up}.bring(
+            weight + (size_t)(tile % across) * B_PANEL, (size_t)across * B_PANEL, steps, ring);
         looked_up += (total + OFFSETS - 1) / OFFSETS * OFFSETS;
         if (TEAM > 1) meet_team();
     }
@@ -275,23 +250,23 @@ struct Work {
         const int warp = warp_of_block(), group = warp / 4;
         const OffsetWalk offsets = walk();
         const int steps = this->steps(offsets, offsets.total());
-        const WarpRows<TILE_N> mine(output, map, place() + warp * 16, offsets.places, column());
+        const WarpRows<TILE_N> mine(output, map, offsets.place + warp * 16, offsets.places, column());
         float sums[TILE_N / 2] = {};
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (rank < SHARERS) mine.begin(sums);
+        if (part == 0) mine.begin(sums);
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
             publish_shared();  // what copies of 16 bytes brought
             multiply_step(sums, stages.a(ring.stage) + group * (64 * ROW_BYTES), stages.b(ring.stage));
             products_wait<1>();
-            if (step) is_empty(before);
+            if (step) barrier_arrive(stages.empty(before));
             before = ring.stage;
             ring.next(STAGES);
         } while (++step < steps);
         products_wait<0>();
-        is_empty(before);
+        barrier_arrive(stages.empty(before));
 #pragma unroll
         for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
         Element* own = static_cast<Element*>(shared_pointer(stages.a(0) + SUMS)) + warp * Share::ELEMENTS;
@@ -301,11 +276,11 @@ struct Work {
         } else {
             if (threadIdx.x == 0) barrier_expect(stages.shared_out(), SUMS);
             meet_team();  // all are done with their stages
-            share(sums, stages, rank);
+            share(sums, stages, part);
             barrier_wait(stages.shared_out(), turn % 2);
             float total[SHARE_N / 2];
             add_up(total, stages.a(0));
-            Share{output, mine.row, mine.column + rank / SHARERS * SHARE_N}.write(total, own);
+            Share{output, mine.row, mine.column + part * SHARE_N}.write(total, own);
         }
     }
 };
@@ -320,27 +295,23 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
     const Stages stages{dynamic_shared()};
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; ++s)
-            barrier_init(stages.full(s), BRINGERS + 2),
-                barrier_init(stages.empty(s), MULTIPLIERS + (SHARERS - 1) * MULTIPLIERS / 32);
+            barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
         barrier_init(stages.shared_out(), 1);
         barriers_are_ready();
     }
-    if (SHARERS > 1)
-        meet_team();
-    else
-        __syncthreads();
+    __syncthreads();
     if (!settled) wait_for_kernels_before();
     const KernelMap map = {map_rows, present, order, volume, words, capacity};
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     Work work{stages, map, input, beside, weight, weight_pitch / TILE_N, min(*count, capacity)};
-    if (work.first_place() < 0) return wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
+    if (work.place() < 0) return wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
     if (threadIdx.x >= MULTIPLIERS) {
         take_registers<BRING, EVEN>();
-        for (; work.first_place() >= 0; work.go_on()) work.bring();
+        for (; work.place() >= 0; work.go_on()) work.bring();
     } else {
         take_registers<MULTIPLY, EVEN>();
-        for (uint32_t turn = 0; work.first_place() >= 0; work.go_on(), ++turn) work.multiply(output, turn);
+        for (uint32_t turn = 0; work.place() >= 0; work.go_on(), ++turn) work.multiply(output, turn);
     }
 }
