@@ -39,6 +39,8 @@ except ImportError:  # a peer to measure against, if it is there
     spconv_networks = None  # type: ignore[assignment]
 
 SWEEPS, SPARSE = 10, 4
+STAGES = {"voxelize": "sites and maps", "relu": "convolutions", "add": "convolutions", "sparse_conv": "convolutions"}
+"""What a step does, whose name is that of the last node that was fused into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def stages(graph: Graph, steps: Sequence[tuple[str, float]]) -> dict[str, float]
     for name, seconds in steps:
         node = graph.by_name.get(name)
         op = node.op if node else "voxels" if name.startswith("place ") else "others"
-        spent["sites and maps" if op == "voxelize" else op] += 1000 * seconds
+        spent[STAGES.get(op, op)] += 1000 * seconds
     return {op: round(ms, 4) for op, ms in sorted(spent.items(), key=lambda item: -item[1])}
 
 

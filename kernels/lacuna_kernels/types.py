@@ -194,9 +194,8 @@ def _check_value(name: str, value: Value, kind: ValueType) -> None:
     if not kind.axis.ragged:
         return
     check_offsets(name, value, "edges" if kind.axis is Axis.EDGE else "points")
-    finite = torch.isfinite(value.data)
-    if kind.dtype.is_float and not bool(finite.all()):
-        bad = (~finite).any(dim=1).nonzero()[:, 0]
+    if kind.dtype.is_float and not _all_finite(value.data):
+        bad = (~torch.isfinite(value.data)).any(dim=1).nonzero()[:, 0]
         raise InputError(f"input {name!r} has {len(bad)} points that are not finite, the first is point {int(bad[0])}")
 
 
@@ -222,6 +221,11 @@ def _check_edges(name: str, edges: Value, kind: ValueType, nodes: Value) -> None
             f"input {name!r} has {int(unknown.sum())} edges of unknown relations, the first is edge {bad} (item "
             f"{int(item[bad])}): its relation is {int(edges.data[bad, 2])}, it must be 0 to {kind.relations - 1}"
         )
+
+
+def _all_finite(x: Tensor) -> bool:
+    """By the sum first, which takes a fraction of the time, and is finite unless finite numbers add up to infinity."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def check_offsets(name: str, value: Value, what: str = "points") -> None:

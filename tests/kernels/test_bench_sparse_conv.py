@@ -94,4 +94,5 @@ def test_steps_are_told_by_kind():
     assert found["sites and maps"] == 0.003
     assert found["voxels"] == 0.002
     assert found["others"] == 0.001
+    assert found["convolutions"] == 0.009
     assert sum(found.values()) == 0.015

@@ -82,13 +82,18 @@ class Voxelize(Node):
 
     def check_positions(self, points: Tensor) -> None:
         """Raise InputError if a point that counts lies further than 2^30 voxels from the origin."""
-        if self.cells is None and len(points):
+        if self.cells is None and len(points) and not self._are_near(points.detach()):
             furthest = float(self.positions(points.detach()).abs().max())
             if not furthest < COORDINATE_LIMIT:
                 raise InputError(
                     f"a point lies {furthest:.3g} voxels of {self.voxel_size_m} m from the origin, "
                     f"node {self.name!r} takes less than {COORDINATE_LIMIT}"
                 )
+
+    def _are_near(self, points: Tensor) -> bool:
+        """Whether no number of the points is large enough for a position out of bounds: quick, and nearly always so."""
+        largest = float(points.abs().max()) + max(map(abs, self.origin))
+        return largest / min(self.voxel_size_m) < COORDINATE_LIMIT / 2
 
     def reference(self, inputs: Sequence[Value], weights: Mapping[str, Tensor], context: Context) -> Value:
         """Number voxels by their first point; reduce over the points of each."""
