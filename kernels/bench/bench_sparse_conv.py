@@ -7,7 +7,8 @@ A scan is fp32 x, y, z, intensity, as KITTI has it; frames are made of the scans
 CenterPoint of SWEEPS copies of every SPARSE-th point. "device" is from the graph's first kernel to its last, by events;
 "submit" how long the host takes to hand a batch over; "host to host" what a caller waits. Joules are the GPU's own
 counter while batches follow one another, two in flight. Where spconv is there it runs the same networks in fp16 on the
-same batches, from voxels that were made before. What a results file has already is not measured again.
+same batches, from voxels that were made before; it has no CUDA graph, and its "device" includes what waits for the
+host. What a results file has already is not measured again.
 """
 
 import argparse

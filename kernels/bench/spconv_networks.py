@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lacuna_kernels import Batch, Graph, Precision, Value
 from lacuna_kernels.cuda.fusion import Layer, fuse
+from lacuna_kernels.ops.activation import Activation
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.ops.voxelize import Voxelize
@@ -97,6 +98,8 @@ class Network(nn.Module):
                 ci, co, size, g.stride, g.padding, g.dilation, bias=has, indice_key=node.name, algo=algo
             )
             sizes[node.name] = size
+        elif node.mode != "submanifold":
+            raise NotImplementedError(f"{node.name}: {node.mode}")
         else:
             size, level = node.geometry.kernel_size, self.graph.types[layer.output].level
             assert level is not None
@@ -121,7 +124,7 @@ class Network(nn.Module):
                 joined = torch.cat([values[name].features for name in names], 1)
                 made = values[names[0]].replace_feature(joined)
             elif isinstance(node, Linear):
-                weight, bias = (self.others[layer.output, name] for name in ("weight", "bias"))
+                weight, bias = (self.others.get((layer.output, name)) for name in ("weight", "bias"))
                 made = values[names[0]].replace_feature(nn.functional.linear(values[names[0]].features, weight, bias))
             else:
                 break  # back to points
@@ -134,6 +137,8 @@ class Network(nn.Module):
             y = torch.addmm(y, values[layer.shortcut].features, self.others[layer.output, "shortcut"])
         if layer.residual is not None:
             y = y + values[layer.residual].features
+        if layer.activation not in (None, Activation.RELU):
+            raise NotImplementedError(f"{layer.output}: {layer.activation}")
         return made.replace_feature(torch.relu(y) if layer.activation is not None else y)
 
     def run(self, given: Voxels) -> Any:
@@ -141,7 +146,8 @@ class Network(nn.Module):
         last = self(given)
         if not any(node.op == "argmax" for node in self.graph.nodes):
             return last
-        return last.features.argmax(1)[given.voxel_of_point]
+        row = given.voxel_of_point
+        return torch.where(row < 0, 0, last.features.argmax(1)[row])
 
 
 def _key(name: str) -> str:

@@ -32,5 +32,5 @@ def _check_fp16(batch: Batch) -> None:
             if largest > FP16_MAX:
                 raise InputError(
                     f"input {name!r} has a value of {largest:.6g}; this model runs in fp16, whose largest is "
-                    f"{FP16_MAX:.0f}: subtract an origin, or serve it in bf16 or fp32"
+                    f"{FP16_MAX:.0f}: take off an origin or a scale, or serve it in bf16 or fp32"
                 )

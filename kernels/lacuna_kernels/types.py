@@ -196,7 +196,10 @@ def _check_value(name: str, value: Value, kind: ValueType) -> None:
     check_offsets(name, value, "edges" if kind.axis is Axis.EDGE else "points")
     if kind.dtype.is_float and not _all_finite(value.data):
         bad = (~torch.isfinite(value.data)).any(dim=1).nonzero()[:, 0]
-        raise InputError(f"input {name!r} has {len(bad)} points that are not finite, the first is point {int(bad[0])}")
+        what = "point" if kind.columns else "row"
+        raise InputError(
+            f"input {name!r} has {len(bad)} {what}s that are not finite, the first is {what} {int(bad[0])}"
+        )
 
 
 def _check_edges(name: str, edges: Value, kind: ValueType, nodes: Value) -> None:

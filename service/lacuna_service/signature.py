@@ -77,6 +77,7 @@ class Signature:
     def values(self, tensors: Mapping[str, Tensor]) -> dict[str, Value]:
         """The network's inputs out of named tensors of the right datatypes; raises BadRequest if one is missing."""
         self._check_missing(tensors.keys())
+        self._check_offsets(tensors)
         return {name: self._value(name, tensors) for name in self._inputs}
 
     def wanted(self, request: InferRequest) -> list[tuple[TensorSpec, bool]]:
@@ -108,6 +109,17 @@ class Signature:
         for spec in self.inputs:
             if not spec.optional and spec.name not in given:
                 raise BadRequest(f"input {spec.name!r} is missing; the model takes {self._told()}")
+
+    def _check_offsets(self, given: Mapping[str, Tensor]) -> None:
+        """Without offsets an input is one item, and then so are all others."""
+        names = [offsets for _, offsets in self._ragged.values()]
+        several = next((name for name in names if name in given and len(given[name]) != 2), None)
+        missing = next((name for name in names if name not in given), None)
+        if several is not None and missing is not None:
+            items = len(given[several]) - 1
+            raise BadRequest(
+                f"input {missing!r} is missing: {several!r} tells of {items} items, without it there is one"
+            )
 
     def _check_input(self, tensor: WireTensor) -> None:
         spec = self._input_by_name.get(tensor.name)

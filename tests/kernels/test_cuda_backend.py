@@ -51,6 +51,25 @@ def spreading() -> Graph:
     return parse_graph(document(cloud("intensity"), nodes, "y"))
 
 
+def summed() -> Graph:
+    """A norm after a sum with a shortcut, bias and residual beside one, and labels of points, some of them outside."""
+    shape = {"out_channels": 32, "kernel_size": [3, 3, 3]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.3, 0.3, 0.3], range_m=[-1.5, -1.5, -1.5, 1.5, 1.5, 1.5]),
+        node("x", "sparse_conv", "grid", activation="relu", **shape),
+        node("a", "sparse_conv", "x", **shape),
+        node("b", "sparse_conv", "x", **shape | {"kernel_size": [1, 1, 1]}),
+        node("both", "add", "a", "b"),
+        node("norm", "batch_norm", "both"),
+        node("more", "add", "norm", "x"),
+        node("y", "silu", "more"),
+        node("head", "linear", "y", out_features=5),
+        node("logits", "devoxelize", "head", "grid", mode="nearest"),
+        node("labels", "argmax", "logits"),
+    ]
+    return parse_graph(document(cloud("intensity"), nodes, "labels", "head"))
+
+
 def selected() -> Graph:
     """Features are permuted, padded and cut between two linear layers."""
     nodes = [
@@ -69,12 +88,13 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
     "spvcnn": lambda: parse_graph(spvcnn()),
     "head": lambda: parse_graph(centerpoint_head()),
     "spreading": spreading,
+    "summed": summed,
     "mlp": lambda: kronecker_mlp([[(1, 16, 8, 2), (2, 8, 16, 1)], [(1, 8, 8, 2)]], 7, normalise=True),
     "selected": selected,
     "vit": lambda: parse_graph(vit()),
     "gpt2": lambda: parse_graph(gpt2_block()),
 }
-CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading"]
+CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading", "summed"]
 DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
 
 

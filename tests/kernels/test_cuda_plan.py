@@ -137,6 +137,46 @@ def test_every_convolution_of_minkunet_takes_its_norm_sum_and_activation_along()
     assert sum(layer.shortcut is not None for layer in layers) == 7
 
 
+CUBE = {"out_channels": 8, "kernel_size": [3, 3, 3], "bias": False}
+VOXELS = node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1])
+
+
+def test_a_norm_after_a_sum_scales_the_shortcut_too() -> None:
+    nodes = [
+        *(VOXELS, node("a", "sparse_conv", "grid", **CUBE)),
+        node("b", "sparse_conv", "grid", **CUBE | {"kernel_size": [1, 1, 1]}),
+        *(node("both", "add", "a", "b"), node("y", "batch_norm", "both")),
+    ]
+    graph = parse_graph(document(cloud("intensity"), nodes, "y"))
+    weights = random_weights(graph, 0)
+
+    _, layer = fuse(graph, weights, Precision.FP32)
+
+    scale = weights["y.weight"] / (weights["y.running_var"] + graph.by_name["y"].eps).sqrt()
+    assert layer.shortcut == "grid"
+    assert torch.allclose(layer.weights["weight"], weights["a.weight"] * scale)
+    assert torch.allclose(layer.weights["shortcut"], weights["b.weight"][0] * scale)
+
+
+@pytest.mark.parametrize(
+    ("mode", "outputs", "ops"),
+    [
+        ("nearest", ["labels"], ["voxelize", "argmax"]),
+        ("nearest", ["labels", "points_"], ["voxelize", "devoxelize", "argmax"]),
+        ("trilinear", ["labels"], ["voxelize", "devoxelize", "argmax"]),
+    ],
+    ids=["fused", "is an output", "trilinear"],
+)
+def test_labels_are_taken_at_voxels_if_nobody_asks_for_scores(mode: str, outputs: list[str], ops: list[str]) -> None:
+    nodes = [VOXELS, node("points_", "devoxelize", "grid", "grid", mode=mode), node("labels", "argmax", "points_")]
+    graph = parse_graph(document(cloud("intensity"), nodes, *outputs))
+
+    layers = fuse(graph, {}, Precision.FP16)
+
+    assert [layer.node.op for layer in layers] == ops
+    assert layers[-1].grid == ("grid" if len(ops) == 2 else None)
+
+
 @pytest.mark.parametrize(
     "graph",
     [

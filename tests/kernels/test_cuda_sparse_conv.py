@@ -194,3 +194,24 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
     assert_close(y[:1500], sums, tolerance(dtype, 27 * 64 + 72))
     assert bool(y[1500:].isnan().all())
+
+
+@pytest.mark.parametrize("tile", KINDS[1:], ids=str)
+def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile):
+    rows, count = random_map(27, 3000, 3000, 0.2), counted(3000)
+    kernel_map = map_of(rows, 3000)
+    x, weight = operands(96, 96, 27, 3000, torch.float16)
+    packed = packed_for(device, weight * 0.2, torch.float16, tile)
+
+    def chain(*, settled: bool) -> Tensor:
+        y, z = x.clone(), poisoned(3000, 96, dtype=torch.float16)
+        with torch.cuda.stream(device.stream):
+            device.stream.wait_stream(torch.cuda.default_stream())
+            for _ in range(20):
+                for a, b in ((y, z), (z, y)):
+                    given = {"residual": a, "likely": 500, "settled": settled}
+                    sparse_conv(device, a, packed, kernel_map, count, b, activation=Activation.TANH, **given)
+        device.stream.synchronize()
+        return y
+
+    assert torch.equal(chain(settled=True), chain(settled=False))

@@ -1,10 +1,12 @@
 """Which tile a sparse convolution takes, and how its weights lie."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lacuna_kernels.cuda.compiler import SOURCES
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, WGMMA_TILES, ConvShape, SimtTile, WgmmaTile, candidates
 from tests.kernels.device_sites import DTYPES
@@ -12,6 +14,7 @@ from tests.kernels.device_sites import DTYPES
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
 H200 = DeviceLimits(132, 232_448, "sm_90")
+NAMES = ("BARRIERS", "OFFSETS", "CHUNKS")
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
@@ -81,6 +84,17 @@ def test_every_source_for_hopper_alone_has_a_portable_one_beside_it():
         hopper, *portable = candidates(shape, H200)
         assert hopper in WGMMA_TILES
         assert portable
+
+
+def test_shared_memory_is_as_large_as_the_kernel_takes_it_to_be():
+    source = (SOURCES / "sparse_conv_panels.cuh").read_text()
+    barriers, offsets, chunks = (int(re.search(rf"{name} = (\d+)", source)[1]) for name in NAMES)
+
+    for tile in WGMMA_TILES:
+        stages = tile.stages * 2 * (tile.m + tile.n) * 64
+        assert tile.variant(HALF, True).dynamic_shared_bytes == barriers + stages + offsets * chunks * tile.m * 4
+        blocks = 233_472 // (tile.variant(HALF, True).dynamic_shared_bytes + 1024)  # of an H200's multiprocessor
+        assert blocks >= tile.blocks
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)

@@ -94,8 +94,8 @@ def test_entries_are_means_over_layers_and_batches() -> None:
     entries = findings().entries
 
     assert [entry.key for entry in entries.values()] == [WIDE.key, NARROW.key]
-    assert entries[WIDE].tiles[names(WIDE)[1]].seconds == pytest.approx(2e-6)
-    assert entries[WIDE].best == names(WIDE)[1]
+    assert entries[WIDE.key].tiles[names(WIDE)[1]].seconds == pytest.approx(2e-6)
+    assert entries[WIDE.key].best == names(WIDE)[1]
 
 
 class FakeSlot:

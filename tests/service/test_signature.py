@@ -67,6 +67,8 @@ def test_graphs_are_points_and_edges() -> None:
     offsets = {"OFFSETS": torch.tensor([0, 3, 7]), "EDGE_OFFSETS": torch.tensor([0, 0, 4])}
     several = signature.values({"POINTS": nodes, "EDGES": edges, **offsets})
     assert several["nodes"].items == several["edges"].items == 2
+    with pytest.raises(BadRequest, match="'EDGE_OFFSETS' is missing: 'OFFSETS' tells of 2 items"):
+        signature.values({"POINTS": nodes, "EDGES": edges, "OFFSETS": torch.tensor([0, 3, 7])})
 
 
 def test_edges_of_several_kinds_of_nodes_are_told_apart_by_name() -> None:

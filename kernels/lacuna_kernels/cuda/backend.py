@@ -32,8 +32,9 @@ from lacuna_kernels.cuda.tuning import Meter, measure, tasks
 from lacuna_kernels.errors import CapacityExceeded
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights as HostWeights
+from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.program import DeviceInfo, Options, Result, Tuning
-from lacuna_kernels.types import Batch, ValueType, cost
+from lacuna_kernels.types import Axis, Batch, ValueType, cost
 
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
@@ -290,10 +291,15 @@ def _linear_tasks(
     """What competes with each other for the linear layers of a network, for batches of these costs."""
     sizes = Sizes.of(graph, max(costs))
     rooms = [sizes.capacity(cost, 1 if sizes.ragged else cost) for cost in costs]
-    linear = [layer for layer in layers if isinstance(layer.node, LINEAR)]
+    linear = [layer for layer in layers if isinstance(layer.node, LINEAR) and not _may_be_convolution(graph, layer)]
     chains = [problems_of(layer, graph.types[layer.output], room) for room in rooms for layer in linear]
     runs = [problems for room in rooms for problems in spans(graph, layers, room, limits)]
     return list(tasks(chains, runs, limits))
+
+
+def _may_be_convolution(graph: Graph, layer: Layer) -> bool:
+    """Whether it is a dense layer on sites, which takes a tile of a convolution where there is one for it."""
+    return isinstance(layer.node, Linear) and graph.types[layer.output].axis is Axis.SITE
 
 
 def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:

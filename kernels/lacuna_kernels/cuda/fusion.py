@@ -136,7 +136,7 @@ def scaled(node: Node, weights: Mapping[str, Tensor], scale: Tensor, shift: Tens
     elif isinstance(node, Linear):
         result["weight"] = weights["weight"] * scale[:, None]
     else:
-        result |= {key: weights[key] * scale for key in ("weight", "root") if key in weights}
+        result |= {key: weights[key] * scale for key in ("weight", "root", "shortcut") if key in weights}
     return result
 
 

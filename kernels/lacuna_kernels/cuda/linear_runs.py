@@ -19,6 +19,7 @@ from lacuna_kernels.cuda.kronecker.way import Epilogue, Operands
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.steps import Buffers, Writer, vectors
 from lacuna_kernels.graph import Graph
+from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.types import Axis, ValueType
 
 
@@ -58,6 +59,8 @@ def _follows(types: Mapping[str, ValueType], uses: Counter[str], first: Layer, t
     """Whether two layers may be computed together: nobody else asks for what is between them."""
     alike = isinstance(first.node, LINEAR) and isinstance(then.node, LINEAR) and first.precision is then.precision
     kinds = types[first.output], types[then.output]
+    if kinds[0].axis is Axis.SITE and any(isinstance(layer.node, Linear) for layer in (first, then)):
+        return False  # it may be a convolution, on plans of every size
     return (
         alike
         and then.inputs == (first.output,)

@@ -28,7 +28,7 @@ def exclusive_scan(
 ) -> None:
     """Launch running[i] = values[0] + ... + values[i - 1].
 
-    values, running  int32 [n]; may be one tensor
+    values, running  int32 [n], n at least 1; may be one tensor
     count            int32 [1]: only so many values count; None for all
     work             int32 [scan_work(n)]
     total            (sum int32 [1], limit, flag int32 [1]): where the sum of all goes, at most the limit; the flag

@@ -162,8 +162,8 @@ def _shape(writer: Writer, layer: Layer, *, single: bool) -> ConvShape:
 def _likely_rows(writer: Writer, level: Level) -> int:
     """How many sites there will be, about.
 
-    Of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice the size are 92, 60, 32, 14 and 6 thousand,
-    about as many as the points by the stride.
+    The points by the stride: of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice the size are 92,
+    60, 32, 14 and 6 thousand.
     """
     return max(1, min(writer.room.points // max(level.stride), writer.room.sites(level)))
 

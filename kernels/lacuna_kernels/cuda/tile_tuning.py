@@ -7,6 +7,7 @@ each layer is measured when its turn has come.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -20,7 +21,7 @@ from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.slot import Slot
 from lacuna_kernels.cuda.steps import OVERFLOW, Step, Weights, levels_of
-from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
+from lacuna_kernels.cuda.tile_table import Group, Key, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.cuda.tuning import LIKELY, Meter, timed
 from lacuna_kernels.errors import CapacityExceeded
@@ -82,11 +83,10 @@ class Convolutions:
         Raises CapacityExceeded if no plan has room for its sites.
         """
         blueprint = self._drawn(room, TileTable())
-        slot = self._loaded(blueprint, batch)
-        for step in blueprint.steps:
-            step.run(slot.buffers)
-        overflowed = bool(slot.buffers[OVERFLOW])
-        slot.close()
+        with closing(self._loaded(blueprint, batch)) as slot:
+            for step in blueprint.steps:
+                step.run(slot.buffers)
+            overflowed = bool(slot.buffers[OVERFLOW])
         if not overflowed:
             return Scan(room, batch, blueprint.convolutions)
         larger = room.grown(levels_of(self.graph.types))
@@ -99,14 +99,13 @@ class Convolutions:
         others = {name: list[float]() for name in scan.groups}
         for table in turns(scan.groups.values(), self.device.limits):
             blueprint = self._drawn(scan.room, table)
-            slot = self._loaded(blueprint, scan.batch)
-            for step in blueprint.steps:
-                step.run(slot.buffers)
-                group = blueprint.convolutions.get(step.name)
-                tile = None if group is None else table.best(group)
-                if group is not None and tile is not None:
-                    yield Trial(group, tile, partial(_launch, step, slot), others[step.name])
-            slot.close()
+            with closing(self._loaded(blueprint, scan.batch)) as slot:
+                for step in blueprint.steps:
+                    step.run(slot.buffers)
+                    group = blueprint.convolutions.get(step.name)
+                    tile = None if group is None else table.best(group)
+                    if group is not None and tile is not None:
+                        yield Trial(group, tile, partial(_launch, step, slot), others[step.name])
 
     def _drawn(self, room: Capacity, tiles: TileTable) -> Blueprint:
         return draw(self.device, self.graph, self.layers, self.weights, room, Tuned(tiles=tiles))
@@ -137,10 +136,11 @@ def turns(groups: Iterable[Group], limits: DeviceLimits) -> Iterator[TileTable]:
 
 @dataclass(slots=True)
 class Findings:
-    """What was measured so far, by group and tile, over layers and batches."""
+    """What was measured so far, by what entries are found by and tile, over layers and batches."""
 
     objective: Objective
-    found: dict[Group, dict[str, list[Measurement]]] = field(default_factory=dict)
+    groups: dict[Key, Group] = field(default_factory=dict)
+    found: dict[Key, dict[str, list[Measurement]]] = field(default_factory=dict)
 
     def meter(self, meter: Meter | None) -> Meter | None:
         """The meter, if energy is the objective."""
@@ -148,21 +148,23 @@ class Findings:
 
     def add(self, trial: Trial, found: Measurement) -> None:
         """Take in what a trial gave."""
-        self.found.setdefault(trial.group, {}).setdefault(trial.tile, []).append(found)
+        key = trial.group.key
+        self.groups.setdefault(key, trial.group)
+        self.found.setdefault(key, {}).setdefault(trial.tile, []).append(found)
 
     @property
-    def entries(self) -> dict[Group, TileEntry]:
+    def entries(self) -> dict[Key, TileEntry]:
         """What a table keeps of them."""
         return {
-            group: TileEntry.of(group, self.objective, {name: mean(each) for name, each in tiles.items()})
-            for group, tiles in self.found.items()
+            key: TileEntry.of(self.groups[key], self.objective, {name: mean(each) for name, each in tiles.items()})
+            for key, tiles in self.found.items()
         }
 
     def summary(self, scans: Iterable[Scan]) -> list[TunedGroup]:
         """What the tiles that were found best save, group by group, in the order of the network."""
         plans, entries = {scan.room.points: scan for scan in scans}, self.entries
         return [
-            _compared(points, entries[group], group, layers)
+            _compared(points, entries[group.key], group, layers)
             for points, scan in plans.items()
             for group, layers in Counter(scan.groups.values()).items()
         ]

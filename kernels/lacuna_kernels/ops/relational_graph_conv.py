@@ -22,7 +22,8 @@ class RelationalGraphConv(Node):
     weight [relations, channels, out_channels], root [channels, out_channels], bias [out_channels]: as RGCNConv of
     PyTorch Geometric has them, its bases or blocks multiplied out
 
-    aggregate  "mean" over the edges of a relation into a node, or "sum"
+    aggregate  "mean" over the edges of a relation into a node, or "sum", which a GPU rounds to the layer's precision:
+               past 65504 it is infinite in fp16, so that nodes with very many edges are for bf16 or fp32
     root       whether a node's own features count, by a weight of their own
     """
 

@@ -2,7 +2,8 @@
 //   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
 // for places i in use, m = order[i]; the shortcut is one offset more, from rows of another matrix to themselves.
 // Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
-// So a row's bits depend on its neighbours alone: not on its place, the tile, the batch or the capacity.
+// Where blocks share the offsets, each sums up its part so, and the parts are added in their order. So a row's bits
+// depend on its neighbours alone, and on how many blocks share: not on its place, the tile, the batch or the capacity.
 #pragma once
 #include "activation.cuh"
 #include "element.cuh"

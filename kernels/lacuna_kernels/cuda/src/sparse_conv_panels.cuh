@@ -1,5 +1,5 @@
-// How the panels of a tile come to shared memory, for sparse_conv_wgmma.cu, which says how large tiles are and who brings
-// them.
+// How the panels of a tile come to shared memory, for sparse_conv_wgmma.cu, which says how large tiles are and how many
+// threads bring them.
 #pragma once
 #include "hopper.cuh"
 #include "lane_copies.cuh"

@@ -9,7 +9,8 @@
 // so that a row's bits do not depend on its tile. Then each adds up what the parts come to, in their order, for its
 // share of the channels.
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
-// tells whether all else was there before that kernel began.
+// tells whether map and count were complete before that kernel began; if not, they may be written while this one runs
+// already, and are read after it, too.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past
 // ci and co.
@@ -97,8 +98,10 @@ struct Work {
     __device__ __forceinline__ int place() const { return place_of_tile(tile / across, TILE_M, rows); }
     __device__ __forceinline__ int column() const { return tile % across * TILE_N; }
 
+    // The stages are free: rows lay there, and what the next tile's copies write comes after.
     __device__ __forceinline__ void go_on() {
-        __syncthreads();  // the stages are free: rows lay there
+        publish_shared();
+        __syncthreads();
         tile += gridDim.x / TEAM;
     }
 
@@ -163,8 +166,8 @@ struct Work {
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                   int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
-                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
-                  int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
+                  const int* map_rows, const unsigned* present, const int* order, int volume, int words, int capacity,
+                  const int* count, const float* __restrict__ bias,
                   const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
                   float negative_slope, int settled) {
     const Stages stages{dynamic_shared()};
