@@ -22,16 +22,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap, Offsets, forward_map, inverse_map, map_work, offset_bits
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import (
-    MMA_TILES,
-    WGMMA_TILES,
-    ConvShape,
-    MmaTile,
-    SimtTile,
-    Tile,
-    WgmmaTile,
-    candidates,
-)
+from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lacuna_kernels import DeviceError
-from lacuna_kernels.cuda import kronecker_linear, sparse_conv_tiles
+from lacuna_kernels.cuda import kronecker_linear, sparse_conv_choice
 from lacuna_kernels.cuda.check import check, targets, usages
 from lacuna_kernels.cuda.compiler import SOURCES, Compiler, Variant
 from lacuna_kernels.cuda.variants import SHIPPED
@@ -159,6 +159,6 @@ def test_every_source_is_shipped_and_every_shipped_variant_has_a_source() -> Non
 def test_only_kernels_that_portable_ones_stand_beside_are_for_one_architecture() -> None:
     portable = {variant.function for variant in SHIPPED if "sm_80" in targets(variant, everything=False)}
     alone = {variant.function for variant in SHIPPED} - portable
-    chosen_for_any_gpu = (*kronecker_linear.VARIANTS, *sparse_conv_tiles.VARIANTS)  # see the tests of their choices
+    chosen_for_any_gpu = (*kronecker_linear.VARIANTS, *sparse_conv_choice.VARIANTS)  # see the tests of their choices
 
     assert alone <= {variant.function for variant in chosen_for_any_gpu}

@@ -18,8 +18,9 @@ from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, fan_out, p
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.fusion import Layer, Part, fuse, joins
 from lacuna_kernels.cuda.site_steps import WORK, Front, Task, in_lanes, source_of
-from lacuna_kernels.cuda.sparse_conv_tiles import WGMMA_TILES, ConvShape, Tile
-from lacuna_kernels.cuda.sparse_conv_tiles import candidates as choose
+from lacuna_kernels.cuda.sparse_conv_choice import WGMMA_TILES, ConvShape
+from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import Weights, Writer
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.activation import activate

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (

@@ -8,7 +8,8 @@ import torch
 
 from lacuna_kernels.cuda.compiler import SOURCES
 from lacuna_kernels.cuda.device import DeviceLimits
-from lacuna_kernels.cuda.sparse_conv_tiles import MMA_TILES, WGMMA_TILES, ConvShape, SimtTile, WgmmaTile, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, WgmmaTile
 from tests.kernels.device_sites import DTYPES
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]

@@ -20,17 +20,8 @@ from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import Entry
 from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import (
-    FP32_TILES,
-    MMA_TILES,
-    WGMMA_TILES,
-    ConvShape,
-    MmaTile,
-    SimtTile,
-    Tile,
-    WgmmaTile,
-    candidates,
-)
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path

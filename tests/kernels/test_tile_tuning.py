@@ -32,7 +32,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.sparse_conv import pack_weight
-from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import OVERFLOW, Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tile_tuning import LAUNCHES, Convolutions, Findings, Scan, Trial, mean, turns

@@ -9,7 +9,8 @@ from lacuna_kernels.cuda.activation import ACTIVATION_CODES
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, ConvShape, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, Tile
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 MOST_ELEMENTS = 2**34

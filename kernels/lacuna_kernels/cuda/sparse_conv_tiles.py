@@ -3,7 +3,7 @@
 All that share the offsets of a tile among equally many blocks add up in one order, and give the same bits.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.scan import blocks
 
 PIECE = 8
@@ -227,79 +226,3 @@ def _padded(weight: Tensor, k: int, n: int) -> Tensor:
     data = weight.new_zeros(volume, blocks(ci, k) * k, blocks(co, n) * n)
     data[:, :ci, :co] = weight
     return data
-
-
-FP32_TILES = (SimtTile(64, 64, 16, 4), SimtTile(64, 32, 16, 4))
-MMA_TILES = (
-    *(MmaTile(128, 128, 32, (4, 2), 4), MmaTile(128, 128, 16, (4, 2), 4)),
-    *(MmaTile(128, 96, 64, (4, 2)), MmaTile(64, 96, 32, (2, 2), 4), MmaTile(128, 96, 16, (4, 2), 4)),
-    *(MmaTile(128, 64, 64, (4, 2)), MmaTile(128, 64, 32, (4, 2)), MmaTile(128, 64, 16, (4, 2))),
-    *(MmaTile(128, 32, 32, (8, 1)), MmaTile(128, 32, 16, (8, 1))),
-)
-_WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
-_NARROW, _NARROWEST, _COARSE = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5), replace(_WIDEST, parts=2)
-WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST, _COARSE)
-VARIANTS = (
-    *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
-    *(tile.variant(torch.float32, True) for tile in FP32_TILES),
-    *(tile.variant(dtype, True) for tile in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16)),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ConvShape:
-    """What the choice of a tile depends on.
-
-    aligned   whether 16 bytes of the input can be copied at a time
-    rows      of the output, about
-    single    whether each output row has one offset, as with inverse convolutions by as much as the stride
-    shortcut  channels of the shortcut, 0 without
-    stride    of the level of the rows, the largest of its axes: how many neighbours there are depends on it
-    """
-
-    ci: int
-    co: int
-    dtype: torch.dtype
-    aligned: bool = False
-    rows: int = 0
-    single: bool = False
-    shortcut: int = 0
-    stride: int = 1
-
-
-def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
-    """Tiles for a layer, best first: on Hopper one by the measurements of an H200, then those that run on any GPU."""
-    tiles: list[Tile] = [*_portable(shape)]
-    wide = shape.ci >= _LEAST_IN and shape.dtype is not torch.float32
-    if limits is not None and limits.hopper and shape.aligned and wide:
-        tiles.insert(0, _of_hopper(shape, limits.multiprocessors))
-    return tiles
-
-
-def _portable(shape: ConvShape) -> list[Tile]:
-    """All that run on every GPU since sm_80: fewest padded products, then the widest."""
-    tiles: tuple[Tile, ...] = FP32_TILES if shape.dtype is torch.float32 else MMA_TILES
-    return sorted(tiles, key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k))
-
-
-_LEAST_IN = 32
-_COARSE_STRIDE = 16
-"""From there on levels have few sites, of many neighbours: two blocks share the offsets of a tile. With 256 channels,
-5,900 and eight times as many rows 52 and 225 us instead of 66 and 190. Not by the number of rows, on which bits would
-depend then."""
-
-
-def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
-    """As wide as the layer if all multiprocessors have a tile then, else smaller ones."""
-    if shape.co <= _NARROWEST.n:
-        return _NARROWEST
-    n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
-    if n == 256 and shape.stride >= _COARSE_STRIDE and not shape.single:
-        return _COARSE
-    if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
-        return _WIDEST
-    return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)
-
-
-def _padded_to(channels: int, n: int) -> int:
-    return blocks(channels, n) * n

@@ -27,7 +27,8 @@ from lacuna_kernels.cuda.site_steps import (
 )
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, are_whole_pieces, pack_weight
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import ConvShape, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.tile_table import Group, MapKind

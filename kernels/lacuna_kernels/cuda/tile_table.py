@@ -14,7 +14,8 @@ from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.measurement import Count, Measurement, Objective, class_of
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, Tile, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.graph import Precision
 
 MOST_PADDING = 2

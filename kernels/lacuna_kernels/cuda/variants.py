@@ -13,7 +13,7 @@ from lacuna_kernels.cuda import (
     row_means,
     scan,
     sort,
-    sparse_conv_tiles,
+    sparse_conv_choice,
     sparse_to_bev,
     voxelize,
 )
@@ -32,7 +32,7 @@ SHIPPED: tuple[Variant, ...] = (
     *row_means.VARIANTS,
     *scan.VARIANTS,
     *sort.VARIANTS,
-    *sparse_conv_tiles.VARIANTS,
+    *sparse_conv_choice.VARIANTS,
     *sparse_to_bev.VARIANTS,
     *voxelize.VARIANTS,
 )
