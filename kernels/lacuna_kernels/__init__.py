@@ -1,7 +1,7 @@
 """What a sparse network means, and how to run it on a CPU or a GPU."""
 
 from lacuna_kernels import convert
-from lacuna_kernels.backend import DeviceKind, gpu_count, open_backend, tune
+from lacuna_kernels.backend import DeviceKind, gpu_count, memory_use, open_backend, tune
 from lacuna_kernels.cpu import CpuBackend, walk
 from lacuna_kernels.errors import (
     CapacityExceeded,
@@ -61,6 +61,7 @@ __all__ = [
     "gpu_count",
     "json_schema",
     "load_model",
+    "memory_use",
     "open_backend",
     "parse_graph",
     "random_weights",

@@ -13,7 +13,7 @@ from lacuna_kernels.model import Model
 from lacuna_kernels.ops.kronecker_linear import KroneckerLinear
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.ops.sparse_conv import SparseConv
-from lacuna_kernels.program import Backend, DeviceInfo, Options, Tuning
+from lacuna_kernels.program import Backend, DeviceInfo, MemoryUse, Options, Tuning
 from lacuna_kernels.types import Batch
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,18 @@ def tune(
         return backend.tune(model.graph, model.weights, options, costs, samples, by, counter, progress, notice)
     finally:
         backend.close()
+
+
+def memory_use(model: Model, options: Options, costs: Sequence[int]) -> MemoryUse:
+    """What a model would take on an H200, or another GPU of its kind, worked out without a GPU.
+
+    costs  of the batches that plans have room for, in rows or points
+
+    Raises Unsupported if it can run on no GPU.
+    """
+    from lacuna_kernels.cuda.on_paper import memory_use as on_paper  # noqa: PLC0415  a CPU alone needs none of it
+
+    return on_paper(model, options, costs)
 
 
 def check_gpu() -> None:

@@ -25,6 +25,18 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a network takes on a GPU.
+
+    weights  bytes that all plans share
+    plans    (cost, bytes) of plans with room for batches of these costs
+    """
+
+    weights: int
+    plans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What a batch gave: the outputs by name, on the CPU, and how long the device was busy with it."""
 

@@ -199,16 +199,17 @@ def info(
     model: Annotated[Path, typer.Argument(help="Model folder: NAME, for its newest version, or NAME/VERSION.")],
     rows: Annotated[int, typer.Option(help="Rows or points that the cost is for.", min=1)] = 1,
 ) -> None:
-    """Show a model's inputs, outputs, nodes, parameters and cost."""
+    """Show a model's inputs, outputs, nodes, parameters and cost, and the memory that it would take on a GPU."""
     from lacuna_kernels import KernelsError, load_model  # noqa: PLC0415  see serve
     from lacuna_service.check import serving_config, version_folder  # noqa: PLC0415
-    from lacuna_service.info import describe  # noqa: PLC0415
+    from lacuna_service.info import describe, memory  # noqa: PLC0415
 
     try:
         folder = version_folder(model)
         loaded = load_model(folder)
-        serving_config(folder, loaded)  # so that a wrong serving.toml is told here too
+        config = serving_config(folder, loaded)  # so that a wrong serving.toml is told here too
         typer.echo(describe(loaded, rows))
+        typer.echo(memory(loaded, config))
     except (KernelsError, ServiceError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error

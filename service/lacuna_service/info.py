@@ -3,8 +3,8 @@
 import math
 from collections.abc import Container, Sequence
 
-from lacuna_kernels import Axis, Graph, Model
-from lacuna_service.config import is_ragged
+from lacuna_kernels import Axis, Graph, Model, Options, Unsupported, memory_use
+from lacuna_service.config import ServingConfig, is_ragged, plan_costs
 from lacuna_service.signature import Signature
 
 HEADINGS = ("node", "op", "inputs", "type", "parameters", "MFLOP", "MB moved")
@@ -18,6 +18,22 @@ def describe(model: Model, rows: int) -> str:
     return "\n".join(
         [*lines, *columns([HEADINGS, *_table(graph, rows)], range(4, 7)), "", _note(graph, rows), "", *weights]
     )
+
+
+def memory(model: Model, config: ServingConfig) -> str:
+    """What the model would take on a GPU, for all sizes of batches that it is served in."""
+    costs = plan_costs(config, model.graph)
+    try:
+        use = memory_use(model, Options(config.precision, max_cost=config.max_batch_cost), costs)
+    except Unsupported as error:
+        return f"memory  none: {error}"
+    plans = ", ".join(f"{cost:,}: {_mib(size)}" for cost, size in use.plans)
+    unit = "points" if is_ragged(model.graph) else "rows"
+    return f"memory  on an H200 in {config.precision}: weights {_mib(use.weights)}; plans by {unit} {plans} (MiB)"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
 
 
 def ends(model: Model) -> list[str]:

@@ -13,12 +13,14 @@ from lacuna_kernels import (
     DeviceOutOfMemory,
     DType,
     Graph,
+    Model,
     Options,
     Precision,
     Program,
     Unsupported,
     Value,
     collate,
+    memory_use,
     open_backend,
     parse_graph,
     random_weights,
@@ -68,6 +70,20 @@ def summed() -> Graph:
         node("labels", "argmax", "logits"),
     ]
     return parse_graph(document(cloud("intensity"), nodes, "labels", "head"))
+
+
+@gpu
+@pytest.mark.parametrize("name", ["minkunet", "head", "mlp", "vit"])
+def test_memory_is_what_was_worked_out_on_paper(cuda_backend: Backend, name: str) -> None:
+    graph = NETWORKS[name]()
+    model, options = Model(graph, random_weights(graph, 0)), Options(Precision.FP16, max_cost=4096, initial_cost=4096)
+    ragged = any(kind.axis.ragged for kind in graph.input_value_types.values())
+
+    program = cuda_backend.compile(graph, model.weights, options)
+
+    use = memory_use(model, options, [4096 if ragged else 1])
+    assert program.memory_bytes == use.weights + use.plans[0][1]
+    program.close()
 
 
 def selected() -> Graph:

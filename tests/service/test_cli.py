@@ -146,6 +146,7 @@ def test_info_shows_every_node_with_its_weights_and_cost(tmp_path: Path, rows_mo
     total = next(line for line in text.splitlines() if line.startswith("total"))
     assert f" {weights:,} " in total
     assert "input   x FP32 [-1, 16]" in text
+    assert text.splitlines()[-1].startswith("memory  on an H200 in fp32: weights 0.")
     assert all(f"weight  {name} {list(w.shape)}" in text for name, w in load_model(rows_model).weights.items())
 
 
