@@ -43,6 +43,8 @@ def read_samples(
                 f"the model has {len(convolutions)} sparse convolutions, which are measured on real clouds: "
                 f"--samples PATH is missing, a file or a folder of point clouds ({', '.join(FORMATS)})"
             )
+        if clouds > 1 or columns_in_bin is not None:
+            raise BadRequest("--batch and --columns are about samples, and there are none: leave them out")
         return []
     if not convolutions:
         raise BadRequest("--samples are for sparse convolutions, and the model has none: leave them out")

@@ -286,6 +286,14 @@ def test_a_folder_without_clouds_is_told(convolutions: Path, tmp_path: Path, tun
     assert result.exit_code == 2 and "scans holds no point clouds: none of its files ends in .bin" in result.output
 
 
+@pytest.mark.parametrize("options", [("--batch", 2), ("--columns", 4)], ids=str)
+def test_what_is_about_samples_is_refused_without_any(folder: Path, tuner: Tuner, options: tuple[str, int]) -> None:
+    result = tune(folder, *options)
+
+    assert result.exit_code == 2
+    assert "--batch and --columns are about samples, and there are none" in result.output
+
+
 def test_samples_are_for_models_that_have_convolutions(folder: Path, tmp_path: Path, tuner: Tuner) -> None:
     result = tune(folder, "--samples", scan(tmp_path / "a.bin", 9))
 
