@@ -5,9 +5,15 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from lacuna_kernels import gpu_count
+from lacuna_kernels.cuda import sparse_steps
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.sparse_conv import pack_weight
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
+
+HEADS = (5, 19)  # classes of the heads, linear layers that sparse convolutions run, which no table is asked for
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +57,17 @@ def lazylinop():
 def butterfly(lazylinop):
     """Its Kronecker-sparse layers and butterfly factorisation."""
     return lazylinop.butterfly
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
+    """The tiles that weights of sparse convolutions are packed for, one after the other."""
+    tiles = list[Tile]()
+
+    def pack(weight: torch.Tensor, dtype: torch.dtype, tile: Tile, shortcut: torch.Tensor | None) -> object:
+        if weight.shape[2] not in HEADS:
+            tiles.append(tile)
+        return pack_weight(weight, dtype, tile, shortcut)
+
+    monkeypatch.setattr(sparse_steps, "pack_weight", pack)
+    return tiles

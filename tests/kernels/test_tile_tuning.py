@@ -23,7 +23,7 @@ from lacuna_kernels import (
     random_weights,
 )
 from lacuna_kernels.cuda import backend as backend_module
-from lacuna_kernels.cuda import sparse_steps, tile_tuning
+from lacuna_kernels.cuda import tile_tuning
 from lacuna_kernels.cuda.backend import Builder, CudaBackend
 from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import Capacity, Sizes
@@ -31,7 +31,6 @@ from lacuna_kernels.cuda.compiler import Compiler
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.measurement import Measurement, Objective
-from lacuna_kernels.cuda.sparse_conv import pack_weight
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import OVERFLOW, Weights
@@ -285,20 +284,6 @@ def backend(cache: Path) -> Iterator[CudaBackend]:
     opened = CudaBackend(0, cache=cache)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
-    """The tiles that weights are packed for."""
-    tiles = list[Tile]()
-
-    def pack(weight: torch.Tensor, dtype: torch.dtype, tile: Tile, shortcut: torch.Tensor | None) -> object:
-        if weight.shape[2] != 5:  # the head, a linear layer
-            tiles.append(tile)
-        return pack_weight(weight, dtype, tile, shortcut)
-
-    monkeypatch.setattr(sparse_steps, "pack_weight", pack)
-    return tiles
 
 
 def outputs(backend: CudaBackend, batch: Batch) -> dict[str, torch.Tensor]:

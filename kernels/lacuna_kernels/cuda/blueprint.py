@@ -12,7 +12,18 @@ from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.fusion import Layer, Part, joins
 from lacuna_kernels.cuda.lowering import lowering
-from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Buffers, Step, Weights, Writer, levels_of, sites_name
+from lacuna_kernels.cuda.steps import (
+    HEADER,
+    ITEMS,
+    OVERFLOW,
+    STATUS,
+    Buffers,
+    Step,
+    Weights,
+    Writer,
+    levels_of,
+    sites_name,
+)
 from lacuna_kernels.cuda.tile_table import Group
 from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.graph import Graph
@@ -88,8 +99,18 @@ class Blueprint:
     parts: Mapping[str, Part]
     convolutions: Mapping[str, Group]
 
+    @property
+    def own(self) -> dict[str, BufferSpec]:
+        """Buffers that each batch in flight has of its own."""
+        return {**self.inputs, **self.outputs, HEADER: self.header.spec, STATUS: self.status.spec}
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory that every batch uses; never 0, so that it has an address."""
+        return max(1, self.arena.bytes)
+
     def views(self, memory: Tensor) -> dict[str, Tensor]:
-        """Cut the arena's memory, uint8 [arena.bytes], into buffers."""
+        """Cut the arena's memory, uint8 [shared_bytes], into buffers."""
         whole = views(self.arena, self.uses, memory)
         return whole | {name: whole[p.whole][:, p.start : p.start + p.width] for name, p in self.parts.items()}
 

@@ -34,6 +34,5 @@ def memory_use(model: Model, options: Options, costs: Sequence[int], limits: Dev
 
 def plan_bytes(blueprint: Blueprint) -> int:
     """The arena, and what each batch in flight has of its own."""
-    specs = [*blueprint.inputs.values(), *blueprint.outputs.values(), blueprint.header.spec, blueprint.status.spec]
-    own = sum(spec.dtype.itemsize * torch.Size(spec.shape).numel() for spec in specs)
-    return max(1, blueprint.arena.bytes) + IN_FLIGHT * own
+    own = sum(spec.dtype.itemsize * torch.Size(spec.shape).numel() for spec in blueprint.own.values())
+    return blueprint.shared_bytes + IN_FLIGHT * own

@@ -29,7 +29,7 @@ class Plan:
     def __init__(self, device: Device, blueprint: Blueprint) -> None:
         """Allocate, warm up and capture on the current stream, which must be one of the device's own."""
         self.room = blueprint.room
-        self.memory = torch.empty(max(1, blueprint.arena.bytes), dtype=torch.uint8, device=f"cuda:{device.index}")
+        self.memory = torch.empty(blueprint.shared_bytes, dtype=torch.uint8, device=f"cuda:{device.index}")
         shared = blueprint.views(self.memory)
         self._slots = deque(Slot(device, blueprint) for _ in range(IN_FLIGHT))
         self._running: deque[Running] = deque()

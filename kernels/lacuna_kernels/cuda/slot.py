@@ -11,11 +11,9 @@ from torch import Tensor
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.blueprint import Blueprint
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.steps import ITEMS, OVERFLOW, STATUS, Step, sites_name
+from lacuna_kernels.cuda.steps import HEADER, ITEMS, OVERFLOW, STATUS, Step, sites_name
 from lacuna_kernels.cuda.tile_counters import TileCounter
 from lacuna_kernels.types import Axis, Batch, Value, ValueType
-
-HEADER = "header"
 
 
 class Slot:
@@ -27,12 +25,7 @@ class Slot:
     def __init__(self, device: Device, blueprint: Blueprint) -> None:
         self._device, self._blueprint = device, blueprint
         self._types, self._results = blueprint.types, blueprint.results
-        specs = {
-            **blueprint.inputs,
-            **blueprint.outputs,
-            HEADER: blueprint.header.spec,
-            STATUS: blueprint.status.spec,
-        }
+        specs = blueprint.own
         place = f"cuda:{device.index}"
         self.here = {name: torch.zeros(spec.shape, dtype=spec.dtype, device=place) for name, spec in specs.items()}
         self.host = {name: _pinned(spec) for name, spec in specs.items() if name not in blueprint.unstaged}

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 ITEMS = "items:count"
 STATUS = "status"
+HEADER = "header"
 OVERFLOW = "status:overflow"
 
 

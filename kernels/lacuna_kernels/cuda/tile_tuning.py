@@ -112,7 +112,7 @@ class Convolutions:
 
     def _loaded(self, blueprint: Blueprint, batch: Batch) -> Slot:
         slot = Slot(self.device, blueprint)
-        memory = torch.empty(max(1, blueprint.arena.bytes), dtype=torch.uint8, device=f"cuda:{self.device.index}")
+        memory = torch.empty(blueprint.shared_bytes, dtype=torch.uint8, device=f"cuda:{self.device.index}")
         slot.bind(blueprint.views(memory))
         slot.load(batch)
         return slot
