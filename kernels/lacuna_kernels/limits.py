@@ -1,5 +1,7 @@
 """The complete check of a request, so that one that is queued can fail no batch."""
 
+from collections.abc import Mapping
+
 import torch
 
 from lacuna_kernels.errors import InputError
@@ -17,20 +19,23 @@ def check_request(graph: Graph, batch: Batch, precision: Precision = Precision.F
     precision of the model cannot hold: points are features too, and in fp16 they would silently become infinite.
     """
     items = check_batch(batch, graph.input_value_types)
-    if precision is Precision.FP16:
-        _check_fp16(batch)
+    largest = _check_fp16(batch) if precision is Precision.FP16 else {}
     for node in graph.nodes:
         if isinstance(node, Voxelize):
-            node.check_positions(batch[node.inputs[0]].data)
+            cloud = node.inputs[0]
+            node.check_positions(batch[cloud].data, largest.get(cloud))
     return items
 
 
-def _check_fp16(batch: Batch) -> None:
+def _check_fp16(batch: Batch) -> Mapping[str, float]:
+    """Return the largest absolute value by input, which fp16 holds."""
+    found = {}
     for name, value in batch.items():
         if value.data.is_floating_point() and value.data.numel():
-            largest = float(value.data.abs().max())
+            found[name] = largest = float(value.data.abs().max())
             if largest > FP16_MAX:
                 raise InputError(
                     f"input {name!r} has a value of {largest:.6g}; this model runs in fp16, whose largest is "
                     f"{FP16_MAX:.0f}: take off an origin or a scale, or serve it in bf16 or fp32"
                 )
+    return found

@@ -80,9 +80,12 @@ class Voxelize(Node):
         size = torch.tensor(self.voxel_size_m, dtype=torch.float32, device=points.device)
         return (points[:, :3] - origin) / size
 
-    def check_positions(self, points: Tensor) -> None:
-        """Raise InputError if a point that counts lies further than 2^30 voxels from the origin."""
-        if self.cells is None and len(points) and not self._are_near(points.detach()):
+    def check_positions(self, points: Tensor, largest: float | None = None) -> None:
+        """Raise InputError if a point that counts lies further than 2^30 voxels from the origin.
+
+        largest  absolute value among the numbers of the points, where it is known already
+        """
+        if self.cells is None and len(points) and not self._are_near(points.detach(), largest):
             furthest = float(self.positions(points.detach()).abs().max())
             if not furthest < COORDINATE_LIMIT:
                 raise InputError(
@@ -90,10 +93,11 @@ class Voxelize(Node):
                     f"node {self.name!r} takes less than {COORDINATE_LIMIT}"
                 )
 
-    def _are_near(self, points: Tensor) -> bool:
+    def _are_near(self, points: Tensor, largest: float | None) -> bool:
         """Whether no number of the points is large enough for a position out of bounds: quick, and nearly always so."""
-        largest = float(points.abs().max()) + max(map(abs, self.origin))
-        return largest / min(self.voxel_size_m) < COORDINATE_LIMIT / 2
+        if largest is None:
+            largest = float(points.abs().max())
+        return (largest + max(map(abs, self.origin))) / min(self.voxel_size_m) < COORDINATE_LIMIT / 2
 
     def reference(self, inputs: Sequence[Value], weights: Mapping[str, Tensor], context: Context) -> Value:
         """Number voxels by their first point; reduce over the points of each."""
