@@ -19,9 +19,17 @@ from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, Offsets, forward_map, inverse_map, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import (
+    KernelMap,
+    Offsets,
+    forward_map,
+    inverse_map,
+    map_work,
+    offset_slots,
+    parts_of,
+)
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, pack_weight, sparse_conv
+from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
@@ -41,7 +49,7 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(64, 128, 4, 128, 2, 2), WgmmaTile(64, 96, 3, 128, 3)),
+    *(WgmmaTile(128, 128, 3, 128, 2), WgmmaTile(64, 96, 3, 128, 3)),
     *(WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(128, 32, 4, 128, 2)),
 ]
 
@@ -102,7 +110,9 @@ class Frontend:
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
         self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
         self.work.append(ints(map_work(CUBE.volume, n)))
-        self.offsets = {g: Offsets(pack_geometry(g).cuda(), offset_bits(g).cuda()) for g in (CUBE, HALVING)}
+        self.offsets = {
+            g: Offsets(pack_geometry(g).cuda(), offset_slots(g, parts_of(g)).cuda()) for g in (CUBE, HALVING)
+        }
         self.overflow = ints(1)
 
     @staticmethod
@@ -111,7 +121,7 @@ class Frontend:
 
     @staticmethod
     def _map(geometry: Geometry, capacity: int) -> KernelMap:
-        return KernelMap.made(geometry.volume, capacity, ints)
+        return KernelMap.made(geometry.volume, capacity, ints, parts_of(geometry))
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
@@ -145,16 +155,17 @@ def milliseconds(device: Device, launch: Callable[[], None]) -> float:
         return timing.milliseconds(lambda _: launch(), copies=1, most=11)
 
 
-def rows_effective(kernel_map: KernelMap, count: int) -> int:
-    """Pairs of output row and offset whose input is there."""
-    return int((kernel_map.rows[:, :count] >= 0).sum())
-
-
-def rows_executed(kernel_map: KernelMap, count: int, tile_m: int) -> int:
-    """Pairs of output row and offset that tiles of tile_m places work through."""
-    there = kernel_map.rows[:, :count] >= 0
-    padded = torch.nn.functional.pad(there, (0, -count % tile_m))
-    return int(padded.view(len(there), -1, tile_m).any(2).sum()) * tile_m
+def pairs(kernel_map: KernelMap, count: int, tile_m: int) -> tuple[int, int]:
+    """Pairs of output row and offset whose input is there, and those that tiles of tile_m places work through."""
+    effective = executed = 0
+    planes = [None] if kernel_map.parts == 1 else [0, 2, 1]  # of 27 offsets, see `offset_slots`
+    for part, plane in enumerate(planes):
+        rows = kernel_map.rows if plane is None else kernel_map.rows[plane::3]
+        first = 0 if part == kernel_map.parts - 1 else int(kernel_map.ones[part])
+        there = torch.nn.functional.pad(rows[:, first:count] >= 0, (first % tile_m, -count % tile_m))
+        effective += int(there.sum())
+        executed += int(there.view(len(there), -1, tile_m).any(2).sum()) * tile_m
+    return effective, executed
 
 
 class Bench:
@@ -163,7 +174,6 @@ class Bench:
     def __init__(self, front: Frontend, dtype: torch.dtype) -> None:
         self.front, self.dtype = front, dtype
         self.counts = [int(level.count) for level in front.levels]
-        self.rows = {name: rows_effective(m, self._count(name)) for name, m in front.maps.items()}
 
     def _count(self, name: str) -> int:
         return self.counts[int(name[-1])]
@@ -181,10 +191,17 @@ class Bench:
         weight = torch.randn(volume, layer.ci, layer.co, device="cuda") * layer.ci**-0.5
         y = torch.empty(sites.capacity, layer.co, dtype=self.dtype, device="cuda")
         packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
-        likely = self._likely_rows(layer)
-        return lambda: sparse_conv(
-            self.front.device, x, packed, kernel_map, sites.count, y, bias=bias, settled=True, likely=likely
-        )
+        sums = None
+        if kernel_map is not None and kernel_map.parts > 1:
+            sums = torch.empty(part_sums(kernel_map.parts, *y.shape), dtype=self.dtype, device="cuda")
+        given = {
+            "bias": bias,
+            "settled": True,
+            "likely": self._likely_rows(layer),
+            "sums": sums,
+            "progress": ints(PROGRESS),
+        }
+        return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, settled=True, **given)
 
     def best(self, layer: Layer) -> Tile:
         """What a plan would choose."""
@@ -197,8 +214,7 @@ class Bench:
         """Time and print; milliseconds of all its occurrences."""
         time = milliseconds(self.front.device, self.launch(layer, tile))
         kernel_map, count = self.front.maps.get(layer.map), self._count(layer.map)
-        effective = self.rows.get(layer.map, count)
-        executed = count if kernel_map is None else rows_executed(kernel_map, count, tile.m)
+        effective, executed = (count, count) if kernel_map is None else pairs(kernel_map, count, tile.m)
         tflop = 2e-12 * layer.ci * layer.co
         rates = f"{tflop * effective / time * 1e3:6.1f} effective {tflop * executed / time * 1e3:6.1f} executed TFLOP/s"
         print(f"{layer!s:28} {time * 1e3:8.1f} us  {rates}  {tile}")

@@ -66,7 +66,7 @@ def assert_pairs(pairs: PairBuffer, kernel_map: KernelMap, batch: Batch) -> None
     assert bool((pairs.sources[edges:] == NONSENSE).all())
     assert bool((pairs.starts[count + 1 :] == NONSENSE).all())
 
-    rows, order = kernel_map.rows.cpu(), kernel_map.order.cpu()
+    rows, order = kernel_map.rows.cpu(), kernel_map.order[0].cpu()
     relations = len(rows)
     assert order[:n].sort().values.tolist() == list(range(n))
     found = torch.full((relations, n), -1)
@@ -74,12 +74,12 @@ def assert_pairs(pairs: PairBuffer, kernel_map: KernelMap, batch: Batch) -> None
     assert torch.equal(rows[:, :n].long(), found[:, order[:n].long()])
     assert bool((rows[:, n:] == NONSENSE).all())
     assert bool((order[n:] == NONSENSE).all())
-    assert torch.equal(present_bits(kernel_map, relations), any_of_groups(rows[:, :n] >= 0, len(kernel_map.present)))
+    assert torch.equal(present_bits(kernel_map, relations), any_of_groups(rows[:, :n] >= 0, len(kernel_map.present[0])))
 
 
 def present_bits(kernel_map: KernelMap, relations: int) -> Tensor:
     """The words of `present`, bit by bit: bool [groups, relations]."""
-    bits = kernel_map.present.cpu().long()[:, :, None] >> torch.arange(32) & 1
+    bits = kernel_map.present[0].cpu().long()[:, :, None] >> torch.arange(32) & 1
     assert not bool(bits.flatten(1)[:, relations:].any())
     return bits.flatten(1)[:, :relations].bool()
 

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KernelMap, Offsets, forward_map, inverse_map, map_work, offset_bits
+from lacuna_kernels.cuda.kernel_map import (
+    KernelMap,
+    Offsets,
+    forward_map,
+    inverse_map,
+    map_work,
+    offset_slots,
+    parts_of,
+)
+from lacuna_kernels.cuda.sparse_conv import PROGRESS, part_sums
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
@@ -26,6 +35,7 @@ GRIDS = [
     {"voxel_size_m": (0.25, 0.25, 0.5), "range_m": (-2.0, -1.0, -3.0, 3.0, 4.0, 1.0)},
     {"voxel_size_m": (1e-3, 1e-3, 1e-3)},
 ]
+CUBE = reference.submanifold_geometry((3, 3, 3), (1, 1, 1))
 SUBMANIFOLD = [
     reference.submanifold_geometry((3, 3, 3), (1, 1, 1)),
     reference.submanifold_geometry((1, 3, 5), (2, 1, 3)),
@@ -126,15 +136,16 @@ def mapped(
     device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Geometry, *, backward: bool = False
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
-    result = KernelMap.made(geometry.volume, outputs.capacity, ints)
+    parts = 1 if backward else parts_of(geometry)
+    result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
     make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity))
-    make(device, inputs, outputs, offsets_on_device(geometry), result, work)
+    make(device, inputs, outputs, offsets_on_device(geometry, parts), result, work)
     return result
 
 
-def offsets_on_device(geometry: Geometry) -> Offsets:
+def offsets_on_device(geometry: Geometry, parts: int = 1) -> Offsets:
     """What the maps of a convolution are made by."""
-    return Offsets(pack_geometry(geometry).cuda(), offset_bits(geometry).cuda())
+    return Offsets(pack_geometry(geometry).cuda(), offset_slots(geometry, parts).cuda())
 
 
 def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:
@@ -156,21 +167,47 @@ def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
     return rows
 
 
-def map_of(rows: Tensor, capacity: int, tensor: Callable[..., Tensor] = ints, *, shuffled: bool = True) -> KernelMap:
-    """A given map, int [k, outputs], in some random order, or in that of the rows; `tensor` makes room for it."""
+def map_of(
+    rows: Tensor, capacity: int, tensor: Callable[..., Tensor] = ints, *, shuffled: bool = True, parts: int = 1
+) -> KernelMap:
+    """A given map, int [k, outputs], in some random order, or in that of the rows; `tensor` makes room for it.
+
+    parts  1, or 3 if it is of 27 offsets
+    """
     k, m = rows.shape
-    order = torch.randperm(m) if shuffled else torch.arange(m)
-    padded = torch.full((k, -(-m // 64) * 64), -1)
-    padded[:, :m] = rows[:, order]
-    present = (padded >= 0).view(k, -1, 64).any(2).T.long()
-    bits = torch.zeros(len(present), -(-k // 32) * 32, dtype=torch.int64)
-    bits[:, :k] = present
-    words = (bits.view(len(present), -1, 32) << torch.arange(32)).sum(2)
-    result = KernelMap.made(k, capacity, tensor)
-    result.rows[:, :m] = padded[:, :m].int()
-    result.order[:m] = order.int()
-    result.present[: len(words)] = torch.where(words >= 2**31, words - 2**32, words).int()
+    result, keys = KernelMap.made(k, capacity, tensor, parts), torch.zeros(m, dtype=torch.int32)
+    offsets = offset_slots(CUBE, parts)[:, 0].long().view(parts, -1) if parts > 1 else torch.arange(k)[None]
+    for part, mine in enumerate(offsets):
+        has = (rows[mine] >= 0).any(0)
+        keys |= has.int() << 8 * part
+        order = torch.randperm(m) if shuffled else torch.arange(m)
+        if part < parts - 1:
+            order = order[torch.sort(has[order].int(), stable=True).indices]
+            result.ones[part] = int((~has).sum())
+        padded = torch.full((k, -(-m // 64) * 64), -1)
+        padded[mine, :m] = rows[mine][:, order]
+        result.rows[mine, :m] = padded[mine, :m].int().to(result.rows.device)
+        result.order[part, :m] = order.int()
+        words = present_words(padded)
+        result.present[part, : len(words)] = words
+    result.keys[:m] = keys
     return result
+
+
+def sums_for(kernel_map: KernelMap, y: Tensor) -> dict[str, Tensor]:
+    """What a convolution needs beside its operands if the map is in parts."""
+    shape = part_sums(kernel_map.parts, *y.shape)
+    sums = torch.full(shape, torch.nan, dtype=y.dtype, device=y.device)
+    return {"sums": sums, "progress": torch.zeros(PROGRESS, dtype=torch.int32, device=y.device)}
+
+
+def present_words(rows: Tensor) -> Tensor:
+    """Which offsets any of 64 places has, by the rows int [k, places] of whole groups: int32 [groups, words]."""
+    k, places = rows.shape
+    bits = torch.zeros(places // 64, -(-k // 32) * 32, dtype=torch.int64)
+    bits[:, :k] = (rows >= 0).view(k, -1, 64).any(2).T
+    words = (bits.view(len(bits), -1, 32) << torch.arange(32)).sum(2)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
 def voxelized_by_reference(grid: dict[str, object], cloud: Value) -> tuple[Value, Placement]:

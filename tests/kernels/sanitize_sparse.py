@@ -20,7 +20,7 @@ from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 from tests.cases import GRAPHS, CloudCase
 from tests.kernels.device_graphs import paired
-from tests.kernels.device_sites import cloud_on_device, counted, ints, mapped, poisoned, strided, voxelized
+from tests.kernels.device_sites import cloud_on_device, counted, ints, mapped, poisoned, strided, sums_for, voxelized
 from tests.kernels.sanitized import noted
 
 HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -59,6 +59,7 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
                 for volume, used in ((27, kernel_map), (1, None)):
                     packed = pack_weight(torch.ones(volume, ci, co, device="cuda"), dtype, tile)
                     more = {"bias": bias, "residual": y, "activation": Activation.RELU}
+                    more |= sums_for(used, y) if used else {}
                     sparse_conv(device, x, packed, used, sites.count, y, **more)
 
 

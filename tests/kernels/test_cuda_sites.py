@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap, offset_bits
+from lacuna_kernels.cuda.kernel_map import KernelMap, offset_slots
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import sort, sort_work
@@ -28,6 +28,7 @@ from tests.kernels.device_sites import (
     ints,
     mapped,
     poisoned,
+    present_words,
     random_sites,
     sites_on_device,
     strided,
@@ -225,21 +226,29 @@ def key_of(there: Tensor, bits: Tensor) -> int:
 
 def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
     """Compare with a reference map int64 [k, m]; `present` must tell the same as its rows."""
-    k, m = expected.shape
-    order = found.order[:m].cpu().long()
-    bits = offset_bits(geometry)
-    keys = [key_of(expected[:, row] >= 0, bits) for row in range(m)]
-    assert order.tolist() == sorted(range(m), key=keys.__getitem__)
-    assert bool((found.order[m:] == NONSENSE).all())
-    assert torch.equal(found.rows[:, :m].cpu().long(), expected[:, order])
-    assert bool((found.rows[:, m:] == NONSENSE).all())
-    groups = -(-m // 64)
-    padded = torch.full((k, groups * 64), -1)
-    padded[:, :m] = expected[:, order]
-    present = (padded >= 0).view(k, groups, 64).any(2).T
-    words = (found.present[:groups].cpu()[:, :, None] >> torch.arange(32) & 1).flatten(1)
-    assert torch.equal(words[:, :k].bool(), present)
-    assert not bool(words[:, k:].any())
+    (k, m), parts = expected.shape, found.parts
+    slots = offset_slots(geometry, parts).view(parts, k // parts, 2).long()
+    for part, (offsets, bits) in enumerate(zip(slots[:, :, 0], slots[:, :, 1], strict=True)):
+        own = expected[offsets]
+        own_bits = torch.where(bits < 0, bits, bits - 8 * part)
+        keys = [key_of(own[:, row] >= 0, own_bits) for row in range(m)]
+        order = sorted(range(m), key=keys.__getitem__)
+        assert found.order[part, :m].tolist() == order
+        assert bool((found.order[part, m:] == NONSENSE).all())
+        first = 0
+        if part < parts - 1:
+            if m:
+                assert int(found.ones[part]) == sum(key == 0 for key in keys)
+            first = sum(key == 0 for key in keys) // 256 * 256
+        if parts > 1:
+            assert (found.keys[:m].cpu() >> 8 * part & 255).tolist() == keys
+        rows, ordered = found.rows[offsets].cpu().long(), own[:, order]
+        assert torch.equal(rows[:, first:m], ordered[:, first:])
+        assert bool((rows[:, m:] == NONSENSE).all())
+        padded = torch.full((k, -(-m // 64) * 64), -1)
+        padded[offsets, :m] = ordered
+        words = present_words(padded)
+        assert torch.equal(found.present[part, first // 64 : len(words)].cpu(), words[first // 64 :])
 
 
 @pytest.mark.parametrize("geometry", SUBMANIFOLD, ids=str)

@@ -35,6 +35,7 @@ from tests.kernels.device_sites import (
     random_sites,
     sites_on_device,
     strided,
+    sums_for,
     voxelized,
     voxelized_by_reference,
 )
@@ -152,7 +153,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
-    reach = offsets_on_device(geometry)
+    reach, sums = offsets_on_device(geometry, kernel_map.parts), sums_for(kernel_map, y)
     work = [ints(4 * capacity + table_slots(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 
@@ -161,7 +162,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         voxelize(device, room, grid, placement, sites, work[0], overflow)
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
         forward_map(device, sites, sites, reach, kernel_map, work[2])
-        sparse_conv(device, x, packed, kernel_map, sites.count, y)
+        sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums)
         devoxelize_nearest(device, y, placement, room.count, result)
 
     stream = device.new_stream()

@@ -23,6 +23,7 @@ from tests.kernels.device_sites import (
     random_map,
     random_sites,
     sites_on_device,
+    sums_for,
 )
 
 pytestmark = pytest.mark.gpu
@@ -55,13 +56,15 @@ def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
+def test_a_convolution_agrees_with_float64(device, dtype, parts, ci, co):
     rows = random_map(27, 400, 333, 0.2)
     x, weight = operands(ci, co, 27, 400, dtype)
     y = poisoned(333 + SPARE, co, dtype=dtype)
 
-    sparse_conv(device, x, pack_weight(weight, dtype), map_of(rows, len(y)), counted(333), y)
+    kernel_map = map_of(rows, len(y), parts=parts)
+    sparse_conv(device, x, pack_weight(weight, dtype), kernel_map, counted(333), y, **sums_for(kernel_map, y))
 
     assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
     assert bool(y[333:].isnan().all())
@@ -134,24 +137,27 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
 
 
 def tiles_for(device: Device, dtype: torch.dtype, ci: int) -> list[Tile]:
-    """All that can take so many channels of a matrix of its own, and add up offset by offset."""
+    """All that can take so many channels of a matrix of its own."""
     if dtype is torch.float32:
         return [*FP32_TILES]
-    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ()
-    return [*MMA_TILES, *(tile for tile in hopper if tile.parts == 1)]
+    return [*MMA_TILES, *(WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ())]
 
 
 @pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
-@pytest.mark.parametrize("k, outputs", [(27, 700), (40, 129), (8, 1), (1, 256)])
+@pytest.mark.parametrize(
+    "k, outputs, parts", [(27, 700, 1), (27, 700, 3), (27, 1, 3), (40, 129, 1), (8, 1, 1), (1, 256, 1)]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs):
-    rows = random_map(k, 500, outputs, 0.15)
+def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs, parts):
+    rows = random_map(k, 500, outputs, 0.15 if parts == 1 else 0.04)
     x, weight = operands(ci, co, k, 500, dtype)
-    kernel_map, first = map_of(rows, outputs + SPARE), None
+    kernel_map, first = map_of(rows, outputs + SPARE, parts=parts), None
 
     for tile in tiles_for(device, dtype, ci):
         y = poisoned(outputs + SPARE, co, dtype=dtype)
-        sparse_conv(device, x, pack_weight(weight, dtype, tile), kernel_map, counted(outputs), y)
+        packed, given = pack_weight(weight, dtype, tile), sums_for(kernel_map, y)
+        sparse_conv(device, x, packed, kernel_map, counted(outputs), y, **given)
+        assert not bool(given["progress"].any())
         if first is None:
             first = y
             assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(dtype, k * ci))
@@ -172,45 +178,49 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
     for coordinates, x in ((batch, features), (alone, features[start : start + len(alone)].clone())):
         sites = sites_on_device(device, coordinates, 4)
         y = poisoned(sites.capacity, 96, dtype=dtype)
-        packed = packed_for(device, weight, dtype, tile)
-        sparse_conv(device, x, packed, mapped(device, sites, sites, SUBMANIFOLD[0]), sites.count, y)
+        packed, kernel_map = packed_for(device, weight, dtype, tile), mapped(device, sites, sites, SUBMANIFOLD[0])
+        sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums_for(kernel_map, y))
         results.append(y[: len(coordinates)])
 
     assert torch.equal(results[0][start : start + len(alone)], results[1])
 
 
 @pytest.mark.parametrize("likely", [1, 100, 5000])
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tile", KINDS, ids=str)
-def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtype, tile, likely):
-    rows = random_map(27, 700, 1500, 0.2)
+def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtype, tile, parts, likely):
+    rows = random_map(27, 700, 1500, 0.2 if parts == 1 else 0.05)
     x, weight = operands(64, 96, 27, 700, dtype)
     wide, beside = poisoned(1500, 88, dtype=dtype), (torch.randn(72, 96, device="cuda") * 0.1).to(dtype)
     wide[:, 8:80] = torch.randn(1500, 72, device="cuda").to(dtype)
     y, packed = poisoned(1500 + SPARE, 96, dtype=dtype), packed_for(device, weight, dtype, tile, beside=beside)
 
-    given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True}
-    sparse_conv(device, x, packed, map_of(rows, len(y)), counted(1500), y, **given)
+    kernel_map = map_of(rows, len(y), parts=parts)
+    given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True, **sums_for(kernel_map, y)}
+    sparse_conv(device, x, packed, kernel_map, counted(1500), y, **given)
 
     sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
     assert_close(y[:1500], sums, tolerance(dtype, 27 * 64 + 72))
     assert bool(y[1500:].isnan().all())
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("tile", KINDS[1:], ids=str)
-def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile):
-    rows, count = random_map(27, 3000, 3000, 0.2), counted(3000)
-    kernel_map = map_of(rows, 3000)
+def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile, parts):
+    rows, count = random_map(27, 3000, 3000, 0.2 if parts == 1 else 0.05), counted(3000)
+    kernel_map = map_of(rows, 3000, parts=parts)
     x, weight = operands(96, 96, 27, 3000, torch.float16)
     packed = packed_for(device, weight * 0.2, torch.float16, tile)
 
     def chain(*, settled: bool) -> Tensor:
-        y, z = x.clone(), poisoned(3000, 96, dtype=torch.float16)
+        y, z = x[:3000].clone(), poisoned(3000, 96, dtype=torch.float16)
+        own = [sums_for(kernel_map, y) for _ in range(2)]
         with torch.cuda.stream(device.stream):
             device.stream.wait_stream(torch.cuda.default_stream())
             for _ in range(20):
-                for a, b in ((y, z), (z, y)):
-                    given = {"residual": a, "likely": 500, "settled": settled}
+                for a, b, sums in ((y, z, own[0]), (z, y, own[1])):
+                    given = {"residual": a, "likely": 500, "settled": settled, **sums}
                     sparse_conv(device, a, packed, kernel_map, count, b, activation=Activation.TANH, **given)
         device.stream.synchronize()
         return y

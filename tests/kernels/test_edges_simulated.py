@@ -98,7 +98,7 @@ def test_all_together_are_the_convolution(folder):
 
     n = len(batch["nodes"].data)
     found = torch.empty(n, 6)
-    found[kernel_map.order[:n].long()] = gather_multiply_add(sums, torch_weight, kernel_map.rows[:, :n].long())
+    found[kernel_map.order[0, :n].long()] = gather_multiply_add(sums, torch_weight, kernel_map.rows[:, :n].long())
 
     shape = {"out_channels": 6, "root": False, "bias": False}
     conv = RelationalGraphConv(name="y", op="relational_graph_conv", inputs=("nodes", "edges"), **shape)
@@ -126,7 +126,7 @@ def convolution_on_the_cpu(
     n, padded = int(count), -(-weight.channels // weight.tile.k) * weight.tile.k
     data = weight.data[:, : weight.out_channels]
     matrices = data[: weight.volume * padded].view(weight.volume, padded, -1)[:, : weight.channels]
-    rows, order = kernel_map.rows[:, :n].long(), kernel_map.order[:n].long()
+    rows, order = kernel_map.rows[:, :n].long(), kernel_map.order[0, :n].long()
     sums = gather_multiply_add(x, matrices, rows)
     beside = None if shortcut is None else shortcut @ data[weight.volume * padded :][: shortcut.shape[1]]
     for more in (bias, *(None if each is None else each[order] for each in (residual, beside))):

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
-from lacuna_kernels.cuda.kernel_map import offset_bits
+from lacuna_kernels.cuda.kernel_map import offset_slots, parts_of
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry, Triple
 
 CELLS = Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
+
+
+def offset_bits(geometry: Geometry) -> torch.Tensor:
+    return offset_slots(geometry)[:, 1]
 
 
 def strided(size: Triple) -> Geometry:
@@ -44,3 +48,28 @@ def test_a_bit_is_for_few_offsets():
     assert counts[0] == 1
     assert counts[1:].min() >= 7
     assert counts[1:].max() <= 8
+
+
+def test_parts_are_planes_along_z_and_the_middle_one_comes_last():
+    geometry = submanifold_geometry((3, 3, 3), (1, 1, 1))
+    assert parts_of(geometry) == 3
+
+    slots = offset_slots(geometry, 3).view(3, 9, 2)
+
+    assert [set((part[:, 0] % 3).tolist()) for part in slots] == [{0}, {2}, {1}]
+    assert slots[:, :, 0].flatten().sort().values.tolist() == list(range(27))
+    assert [sorted({*part[:, 1].tolist()}) for part in slots] == [[*range(8)], [*range(8, 16)], [-1, *range(16, 24)]]
+
+
+def test_the_furthest_of_a_part_sets_its_highest_bit():
+    slots = offset_slots(strided((3, 3, 3)), 3).view(3, 9, 2)
+
+    for part, (offsets, bits) in enumerate(zip(slots[:, :, 0], slots[:, :, 1], strict=True)):
+        x, y = offsets // 9 - 1, offsets // 3 % 3 - 1
+        assert sorted(set(bits.tolist())) == [*range(8 * part, 8 * part + 8)]
+        assert bits[x.abs() + y.abs() == 2].min() > bits[x.abs() + y.abs() < 2].max()
+
+
+@pytest.mark.parametrize("size", [(5, 5, 5), (3, 1, 1), (2, 2, 2), (3, 3, 1)], ids=str)
+def test_other_kernels_are_in_one_part(size: Triple):
+    assert parts_of(strided(size)) == 1

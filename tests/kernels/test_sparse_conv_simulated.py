@@ -8,10 +8,10 @@ from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import assert_close, tolerance
-from tests.kernels.device_sites import map_of, nonsense, random_map
+from tests.kernels.device_sites import map_of, nonsense, random_map, sums_for
 from tests.kernels.simulated import SimulatedDevice, guarded
 
-TILES = [WgmmaTile(64, 64, 2, 64, 1, parts=2), WgmmaTile(128, 32, 3, 128, 1)]
+TILES = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1)]
 INPUTS = 50
 SPARE = 9
 """Rows of y past the count, which are left alone."""
@@ -37,6 +37,29 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     sums = gather_multiply_add(x.double(), weight.double(), rows) + bias.double() + residual[:outputs].double()
     assert_close(y[:outputs], activate(sums, Activation.RELU, 0.0), tolerance(dtype, k * ci))
     assert int(memory.isnan().sum()) == len(memory) - outputs * co
+
+
+@pytest.mark.parametrize("outputs, density, likely", [(150, 0.03, 500), (150, 0.03, 64), (70, 0.3, 70), (1, 0.0, 1)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outputs, density, likely, seed):
+    torch.manual_seed(seed)
+    tile, dtype, co = TILES[seed], torch.float16, 44
+    rows = random_map(27, INPUTS, outputs, density)
+    x, weight = torch.randn(INPUTS, 32).to(dtype), (torch.randn(27, 32, co) * 0.2).to(dtype)
+    residual = torch.randn(outputs + SPARE, co).to(dtype)
+    y, memory = guarded(outputs + SPARE, co, dtype)
+    count = torch.tensor([outputs], dtype=torch.int32)
+
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense, parts=3)
+    given = sums_for(kernel_map, y)
+    for _ in range(2):  # the second finds that all is as the first found it
+        device = SimulatedDevice(folder, 1, seed)
+        sparse_conv(device, x, packed, kernel_map, count, y, residual=residual, likely=likely, **given)
+
+        sums = gather_multiply_add(x.double(), weight.double(), rows) + residual[:outputs].double()
+        assert_close(y[:outputs], sums, tolerance(dtype, 27 * 32))
+        assert int(memory.isnan().sum()) == len(memory) - outputs * co
+        assert not bool(given["progress"].any())
 
 
 @pytest.mark.parametrize("outputs", [0, 1, 65, 200])

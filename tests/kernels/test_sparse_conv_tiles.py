@@ -31,33 +31,25 @@ def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, dtype: 
 
 
 @pytest.mark.parametrize(
-    ("ci", "co", "rows", "single", "stride", "m", "n", "parts"),
+    ("ci", "co", "rows", "single", "stride", "m", "n"),
     [
-        (256, 256, 16384, False, 8, 128, 256, 1),
-        (256, 256, 8192, False, 8, 64, 128, 1),
-        (256, 256, 8192, False, 16, 128, 256, 2),
-        (256, 256, 65536, False, 16, 128, 256, 2),
-        (256, 256, 65536, True, 16, 128, 256, 1),
-        (128, 128, 65536, False, 4, 64, 128, 1),
-        (256, 128, 32768, True, 4, 64, 128, 1),
-        (32, 64, 131072, False, 1, 64, 64, 1),
-        (96, 96, 131072, False, 1, 128, 96, 1),
-        (32, 32, 131072, False, 1, 64, 32, 1),
-        (96, 19, 131072, True, 1, 64, 32, 1),
+        (256, 256, 16384, False, 8, 128, 256),
+        (256, 256, 8192, False, 8, 64, 128),
+        (256, 256, 65536, False, 16, 128, 256),
+        (256, 256, 65536, True, 16, 128, 256),
+        (128, 128, 65536, False, 4, 64, 128),
+        (256, 128, 32768, True, 4, 64, 128),
+        (32, 64, 131072, False, 1, 64, 64),
+        (96, 96, 131072, False, 1, 128, 96),
+        (32, 32, 131072, False, 1, 64, 32),
+        (96, 19, 131072, True, 1, 64, 32),
     ],
 )
-def test_hopper_takes_what_was_measured_to_be_fastest(ci, co, rows, single, stride, m, n, parts):
+def test_hopper_takes_what_was_measured_to_be_fastest(ci, co, rows, single, stride, m, n):
     tile = candidates(ConvShape(ci, co, HALF, aligned=True, rows=rows, single=single, stride=stride), H200)[0]
 
     assert isinstance(tile, WgmmaTile)
-    assert (tile.m, tile.n, tile.parts) == (m, n, parts)
-
-
-@pytest.mark.parametrize("stride", [1, 16])
-def test_how_sums_are_added_up_does_not_depend_on_the_rows(stride):
-    for ci, co in WIDTHS:
-        shapes = [ConvShape(ci, co, HALF, aligned=True, rows=rows, stride=stride) for rows in (1, 5000, 10**6)]
-        assert len({candidates(shape, H200)[0].parts for shape in shapes}) == 1
+    assert (tile.m, tile.n) == (m, n)
 
 
 @pytest.mark.parametrize(

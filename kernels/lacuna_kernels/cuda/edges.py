@@ -71,7 +71,7 @@ def pairs_work(edges: int, nodes: int) -> int:
 
 def _parts(edges: int, nodes: int) -> list[int]:
     sorting = sort_work(max(edges, nodes))
-    return [sorting, sorting, edges, edges, edges, edges, nodes + 1, nodes, scan_work(edges), 1]
+    return [sorting, sorting, edges, edges, edges, edges, nodes + 1, scan_work(edges), 1]
 
 
 def pair_edges(
@@ -83,9 +83,7 @@ def pair_edges(
     work    int32 [pairs_work(edges, nodes)]
     """
     capacity, nodes = len(edges.edges), result.rows.shape[1]
-    sorting, more, keys, by_place, is_first, rank, node_starts, node_keys, sums, flag = torch.split(
-        work, _parts(capacity, nodes)
-    )
+    sorting, more, keys, by_place, is_first, rank, node_starts, sums, flag = torch.split(work, _parts(capacity, nodes))
     launch = (blocks(capacity, THREADS), 1, 1), (THREADS, 1, 1)
     lists = (edges.edges, edges.count, edges.offsets, len(edges.offsets) - 1, edges.node_offsets)
 
@@ -108,9 +106,9 @@ def pair_edges(
     device.kernel(NODES)(
         *((blocks(nodes + 1, THREADS), 1, 1), launch[1]),
         *(edges.count, targets, rank, pairs.count, pair_relations, edges.nodes, relations, key_bits),
-        *(node_starts, node_keys),
+        *(node_starts, result.keys),
     )
-    _, by_key = sort(device, node_keys, edges.nodes, key_bits, sorting[: sort_work(nodes)])
+    _, by_key = sort(device, result.keys, edges.nodes, key_bits, sorting[: sort_work(nodes)])
     result.present.zero_()
     tiles, words = blocks(nodes, THREADS), blocks(relations, WORD_BITS)
     device.kernel(MAP)(

@@ -23,7 +23,8 @@ from lacuna_kernels.cuda.kernel_map import (
     inverse_map,
     map_shapes,
     map_work,
-    offset_bits,
+    offset_slots,
+    parts_of,
 )
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
@@ -181,15 +182,18 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
     device, held, capacity = writer.device, writer.weights, writer.room.sites(level_out)
-    make = inverse_map if node.mode == "inverse" or g.generative else forward_map
-    bits = held.make(("bits", g), lambda: held.upload(offset_bits(g), torch.int32))
-    offsets = Offsets(_geometry(writer, g, None), bits)
+    backward = node.mode == "inverse" or g.generative
+    make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g))
+    writer.map_parts[name] = parts
+    slots = held.make(("slots", g, parts), lambda: held.upload(offset_slots(g, parts), torch.int32))
+    offsets = Offsets(_geometry(writer, g, None), slots)
 
     def run(b: Buffers) -> None:
         sites = sites_in(b, level_in), sites_in(b, level_out)
         make(device, *sites, offsets, kernel_map_in(b, name), b[WORK])
 
-    made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in map_shapes(g.volume, capacity).items()}
+    shapes = map_shapes(g.volume, capacity, parts)
+    made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
     reads = [*site_specs(writer, level_in), *site_specs(writer, level_out)]
     return Task(reads, made, run, map_work(g.volume, capacity))
 

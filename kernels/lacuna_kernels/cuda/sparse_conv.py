@@ -13,6 +13,8 @@ from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, Tile
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
+PROGRESS = 3
+"""Numbers by which the blocks of a launch tell one another how far they are."""
 MOST_ELEMENTS = 2**34
 """Of a matrix that is read: pieces of 8 are counted in 31 bits."""
 
@@ -47,6 +49,11 @@ def pack_weight(
     return PackedWeight(data, volume, ci, co, tile, len(shortcut))
 
 
+def part_sums(parts: int, capacity: int, co: int) -> tuple[int, int, int]:
+    """Shape of the buffer in which sums of all parts of the offsets but the last wait, whole pieces a row."""
+    return parts - 1, capacity, blocks(co, PIECE) * PIECE
+
+
 def sparse_conv(
     device: Device,
     x: Tensor,
@@ -62,6 +69,8 @@ def sparse_conv(
     slope: float = DEFAULT_SLOPE,
     settled: bool = False,
     likely: int | None = None,
+    sums: Tensor | None = None,
+    progress: Tensor | None = None,
 ) -> None:
     """Launch y = f(bias + residual + sum over k of x[map[k]] @ weight[k] + shortcut @ its weight) for the rows in use.
 
@@ -76,26 +85,33 @@ def sparse_conv(
     settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
                 they may be read while that one runs
     likely      output rows that are likely to be in use, no more than the capacity
+    sums        [*part_sums(parts, capacity, out_channels)] of the type of y, if the map is in several parts
+    progress    int32 [PROGRESS], then: zeros, and they will be again; no launch that may overlap with this has the same
     """
     tile, volume = weight.tile, weight.volume
     capacity, co = y.shape
     assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype == y.dtype
     assert (0 if shortcut is None else shortcut.shape[1]) == weight.shortcut_channels
-    map_rows, order, present = (
-        (kernel_map.rows, kernel_map.order, kernel_map.present) if kernel_map else (None, None, None)
-    )
-    words = 1 if present is None else present.shape[1]
-    assert map_rows is None or map_rows.shape == (volume, capacity)
+    read: tuple[Tensor | int | None, ...] = (None, None, None, None, None, 1, volume, 1)
+    parts = 1
+    if kernel_map is not None:
+        m, parts = kernel_map, kernel_map.parts
+        assert m.rows.shape == (volume, capacity)
+        read = (m.rows, m.present, m.order, m.keys, m.ones, parts, volume, m.present.shape[2])
+    if parts > 1:
+        assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, co)
     assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
     across = blocks(co, tile.n)
     aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
+    some = likely or capacity
     device.kernel(tile.variant(x.dtype, aligned))(
-        (tile.grid(capacity, likely or capacity, co), 1, 1),
+        (tile.grid(capacity * parts, some if parts == 1 else some * 3 // 2, co), 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels),
         *(shortcut, 0 if shortcut is None else shortcut.stride(0), weight.shortcut_channels),
         *(weight.data, across * tile.n),
-        *(map_rows, present, order, volume, words, capacity, count),
+        *(*read, capacity, count),
+        *(sums, 0 if sums is None else sums.shape[2], progress),
         *(bias, residual, 0 if residual is None else residual.stride(0), y, y.stride(0), co),
         *(ACTIVATION_CODES[activation], float(slope)),
         *([int(settled)] if tile.early else []),

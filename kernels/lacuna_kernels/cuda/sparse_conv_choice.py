@@ -1,6 +1,6 @@
 """Which tile a sparse convolution takes: a rule, by its shape and the GPU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,8 +16,8 @@ MMA_TILES = (
     *(MmaTile(128, 32, 32, (8, 1)), MmaTile(128, 32, 16, (8, 1))),
 )
 _WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
-_NARROW, _NARROWEST, _COARSE = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5), replace(_WIDEST, parts=2)
-WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST, _COARSE)
+_NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5)
+WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),
@@ -62,10 +62,6 @@ def _portable(shape: ConvShape) -> list[Tile]:
 
 
 _LEAST_IN = 32
-_COARSE_STRIDE = 16
-"""From there on levels have few sites, of many neighbours: two blocks share the offsets of a tile. With 256 channels,
-5,900 and eight times as many rows 52 and 225 us instead of 66 and 190. Not by the number of rows, on which bits would
-depend then."""
 
 
 def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
@@ -73,8 +69,6 @@ def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
     if shape.co <= _NARROWEST.n:
         return _NARROWEST
     n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
-    if n == 256 and shape.stride >= _COARSE_STRIDE and not shape.single:
-        return _COARSE
     if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
         return _WIDEST
     return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)

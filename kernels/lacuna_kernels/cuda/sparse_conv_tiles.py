@@ -1,6 +1,6 @@
 """Tiles of src/sparse_conv_*.cu: what a block makes at a time, and how weights lie for it.
 
-All that share the offsets of a tile among equally many blocks add up in one order, and give the same bits.
+All add up in one order, and give the same bits.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,6 @@ class Tile(Protocol):
         ...
 
     @property
-    def parts(self) -> int:
-        """Blocks that share the offsets of a tile; how many decides how sums are added up."""
-        ...
-
-    @property
     def early(self) -> bool:
         """Whether a launch may begin before the kernel before it has ended."""
         ...
@@ -78,11 +73,6 @@ class _OfPatches:
     m: int
     n: int
     k: int
-
-    @property
-    def parts(self) -> int:
-        """One block has all offsets."""
-        return 1
 
     @property
     def early(self) -> bool:
@@ -161,7 +151,6 @@ class WgmmaTile:
     stages    steps under way
     bringers  threads that gather
     blocks    of a multiprocessor, at least
-    parts     blocks, a cluster, that share the offsets of a tile
     """
 
     m: int
@@ -169,7 +158,6 @@ class WgmmaTile:
     stages: int
     bringers: int
     blocks: int
-    parts: int = 1
 
     @property
     def early(self) -> bool:
@@ -178,7 +166,7 @@ class WgmmaTile:
 
     def grid(self, most: int, likely: int, co: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
-        return blocks(min(most, likely), self.m) * blocks(co, self.n) * self.parts
+        return blocks(min(most, likely), self.m) * blocks(co, self.n)
 
     @property
     def k(self) -> int:
@@ -201,10 +189,9 @@ class WgmmaTile:
             ("STAGES", self.stages),
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
-            ("TEAM", self.parts),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
-        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, self.parts)
+        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)
 
     @property
     def packing(self) -> str:

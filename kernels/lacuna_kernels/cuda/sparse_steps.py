@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import table_slots
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.fusion import Layer
@@ -25,7 +27,7 @@ from lacuna_kernels.cuda.site_steps import (
     sites_in,
     write_front,
 )
-from lacuna_kernels.cuda.sparse_conv import PackedWeight, are_whole_pieces, pack_weight
+from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
@@ -95,6 +97,13 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     weight, bias = packed(writer, layer, tile), writer.weights.bias(layer)
     count, likely = sites_name(level, "count"), _likely_rows(writer, level)
     settled = not writer.once(f"convolution of {level.grid}")  # the step before the first one makes all maps
+    parts = 1 if key is None else writer.map_parts[key]
+    sums, scratch = f"{layer.output}:sums", dict[str, BufferSpec]()
+    if parts > 1:
+        shape = part_sums(parts, writer.room.sites(level), weight.out_channels)
+        scratch[sums] = BufferSpec(shape, DTYPES[layer.precision])
+    held = writer.weights
+    progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)
@@ -108,11 +117,13 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
             slope=layer.slope,
             settled=settled,
             likely=likely,
+            sums=b[sums] if parts > 1 else None,
+            progress=progress,
         )
 
     given = [name for name in (x, residual, shortcut) if name is not None]
     map_reads = [] if key is None else kernel_map_buffers(key)
-    writer.add(layer.output, [*given, *map_reads], writer.output(layer), run)
+    writer.add(layer.output, [*given, *map_reads], writer.output(layer) | scratch, run)
 
 
 def _sources(writer: Writer, layer: Layer) -> tuple[str, str | None, str | None]:

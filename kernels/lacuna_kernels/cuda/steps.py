@@ -76,7 +76,7 @@ class Writer:
 
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
     `layers` are all of the network, those to come too. `convolutions` are the groups of sparse convolutions, by their
-    steps' names.
+    steps' names, `map_parts` into how many parts the offsets of kernel maps are divided, by the maps' names.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Writer:
         self.parts = parts or {}
         self.steps: list[Step] = []
         self.convolutions: dict[str, Group] = {}
+        self.map_parts: dict[str, int] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.made: set[str] = set()
         self.done: set[str] = set()

@@ -132,7 +132,6 @@ def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     tiles: list[Tile] = [*FP32_TILES]
     if shape.dtype.itemsize == 2:
         tiles = [*MMA_TILES, *(WGMMA_TILES if limits.hopper and shape.aligned else ())]
-    tiles = [tile for tile in tiles if tile.parts == rule.parts]  # so that it adds up in the same order
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
     return list(dict.fromkeys([rule, *few]))

@@ -53,6 +53,12 @@ inline int __shfl_sync(unsigned, int value, int lane) {
     return int(shuffled(value, machine::current->index / machine::WARP * machine::WARP + lane));
 }
 
+inline bool __any_sync(unsigned, bool predicate) {
+    bool any = false;
+    for (int lane = 0; lane < machine::WARP; ++lane) any |= __shfl_sync(0, predicate, lane) != 0;
+    return any;
+}
+
 inline int __syncthreads_or(int predicate) {
     auto& values = machine::cluster->blocks[machine::current->block].shuffled;
     values[machine::current->index] = predicate != 0;

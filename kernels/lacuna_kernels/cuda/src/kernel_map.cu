@@ -1,46 +1,73 @@
 // Kernel maps: `order` int32 [capacity] are the output rows, those that read through like offsets side by side, so that
 // a tile of a convolution finds few offsets that only some of its rows have; map int32 [volume, capacity] is the input
 // row that an offset leads to from each place of `order`, or -1. Places past *count are not written.
+// The offsets may be in parts, as many each, with an order of their own: order int32 [parts, capacity]. Rows without any
+// offset of a part come first in its order, and but for the last part, which is for all rows, nothing is written of
+// tiles of them.
 // Launched in this order: forward_rows or inverse_rows, [sort.cu], order_map.
 #include "geometry.cuh"
 #include "gray.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
-#define GROUP 64  // places of a word of `present`
+#define GROUP 64       // places of a word of `present`
+#define MOST_ROWS 256  // of a tile
 #define FULL_WARP 0xffffffffu
 
-// rows int32 [capacity, pitch] what each output row reads, -1 for nothing and past the volume; pitch is 8, 16 or a
-// multiple of 32. keys [capacity] are what rows are sorted by: where the word comes in the Gray code of those bits
-// that an offset which leads somewhere has: bits [volume], -1 for none.
+// An offset, those of a part side by side, and the bit of a row's key that it sets, -1 for none.
+struct Slot {
+    int offset, bit;
+};
+
+// The part of a slot.
+__device__ inline int part_of(int slot, int volume, int parts) { return parts == 1 ? 0 : slot * parts / volume; }
+
+__device__ inline bool has_part(int key, int part) { return key >> 8 * part & 0xff; }
+
+// What rows are sorted by: where their bits come in the Gray code, if there are parts the 8 of each.
+__device__ inline int key_of(unsigned word, int parts) {
+    if (parts == 1) return gray_rank(word);
+    int key = 0;
+    for (int part = 0; part < parts; ++part) key |= gray_rank(word >> 8 * part & 0xff) << 8 * part;
+    return key;
+}
+
+// rows int32 [capacity, pitch] what each output row reads by slot, -1 for nothing and past the volume, but not of parts
+// that it has nothing of; pitch is 8, 16 or a multiple of 32, and 32 if there are parts. keys [capacity].
 // find(site, kx, ky, kz) gives the input row of an output site.
 template <class Find>
 __device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g,
-                                 const int* __restrict__ bits, int* __restrict__ rows, int pitch,
+                                 const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch,
                                  int* __restrict__ keys, Find find) {
     const int across = min(pitch, 32), volume = volume_of(g), lane = threadIdx.x % across, at_once = THREADS / across;
     for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
         const int m = first + threadIdx.x / across;
         const Site site = m < count ? outputs[m] : Site{};
         unsigned word = 0;
-        for (int k = lane; k < pitch; k += across) {
-            const int kz = k % g.size[2], ky = k / g.size[2] % g.size[1], kx = k / (g.size[1] * g.size[2]);
-            const int row = m < count && k < volume ? find(site, kx, ky, kz) : -1;
-            if (m < count) rows[(size_t)m * pitch + k] = row;
-            if (row >= 0 && bits[k] >= 0) word |= 1u << bits[k];
+        int row = -1;
+        for (int at = lane; at < pitch; at += across) {
+            const Slot slot = at < volume ? slots[at] : Slot{0, -1};
+            const int kz = slot.offset % g.size[2], ky = slot.offset / g.size[2] % g.size[1];
+            row = m < count && at < volume ? find(site, slot.offset / (g.size[1] * g.size[2]), ky, kz) : -1;
+            if (m < count && parts == 1) rows[(size_t)m * pitch + at] = row;
+            if (row >= 0 && slot.bit >= 0) word |= 1u << slot.bit;
         }
         for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
-        if (m < count && lane == 0) keys[m] = gray_rank(word);
+        if (m >= count) continue;
+        const int key = key_of(word, parts), part = part_of(lane, volume, parts);
+        const bool read = part == parts - 1 || has_part(key, part);
+        if (parts > 1 && lane < volume && read) rows[(size_t)m * pitch + lane] = row;
+        if (lane == 0) keys[m] = key;
     }
 }
 
 // input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const int* __restrict__ bits, const Site* __restrict__ inputs, const int* __restrict__ table, int mask,
-             int* __restrict__ rows, int pitch, int* __restrict__ keys) {
+             const Slot* __restrict__ slots, int parts, const Site* __restrict__ inputs,
+             const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
-    find_rows(outputs, *count, g, bits, rows, pitch, keys, [&](Site output, int kx, int ky, int kz) {
+    find_rows(outputs, *count, g, slots, parts, rows, pitch, keys, [&](Site output, int kx, int ky, int kz) {
         return find_site(table, mask, inputs, reached_site(output, kx, ky, kz, g));
     });
 }
@@ -49,10 +76,10 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
 // coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const int* __restrict__ bits, const Site* __restrict__ coarse, const int* __restrict__ table, int mask,
-             int* __restrict__ rows, int pitch, int* __restrict__ keys) {
+             const Slot* __restrict__ slots, int parts, const Site* __restrict__ coarse,
+             const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
-    find_rows(fine, *count, g, bits, rows, pitch, keys, [&](Site site, int kx, int ky, int kz) {
+    find_rows(fine, *count, g, slots, parts, rows, pitch, keys, [&](Site site, int kx, int ky, int kz) {
         Site from = {site.item, 0, 0, 0};
         const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
                          output_cell(site.z, kz, 2, g, &from.z);
@@ -60,34 +87,42 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
     });
 }
 
-// A block puts GROUP rows in their places, for up to 32 offsets, and makes the word of `present` that says which of
-// these any of them has: uint32 [capacity / GROUP, words], bit k % 32 of word k / 32.
-// sorted [capacity]: the rows by their keys, which become `order`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-order_map(const int* __restrict__ rows, int pitch, int volume, const int* __restrict__ count,
-          const int* __restrict__ sorted, int* __restrict__ order, int* __restrict__ map, int capacity,
-          unsigned* __restrict__ present) {
-    __shared__ int found[32][GROUP + 1];  // by offset
+// A block puts GROUP rows in their places, for the offsets of a part, or for up to 32 of all, and makes the word of
+// `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word k / 32.
+// sorted [parts, capacity]: the rows by their keys. They become `order` if that is another; ones [parts], if there are
+// several, is the place of the first row that has any of a part's offsets.
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
+order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
+          const int* __restrict__ count, const int* __restrict__ sorted, const int* __restrict__ ones,
+          int* __restrict__ order, int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
+    __shared__ int found[32][GROUP + 1];  // by slot
     __shared__ unsigned word;
-    const int n = *count, start = blockIdx.x * GROUP, first = blockIdx.y * 32;
-    if (start >= n) return;
+    const int n = *count, start = blockIdx.x * GROUP, part = parts > 1 ? blockIdx.y : 0;
+    const int slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
+    const int size = parts > 1 ? volume / parts : min(32, volume - slot);
+    const int one = part < parts - 1 ? ones[part] : 0;  // before it no row has any
+    if (start >= n || start + GROUP <= one / MOST_ROWS * MOST_ROWS) return;
     if (threadIdx.x == 0) word = 0;
     __syncthreads();
-    const int lane = threadIdx.x % 32, k = first + lane;
-    unsigned any = 0;
-#pragma unroll
-    for (int i = threadIdx.x / 32; i < GROUP; i += WARPS) {
+    const int across = size > 16 ? 32 : 16, lane = threadIdx.x % across;
+    sorted += (size_t)part * capacity;
+#pragma unroll 4
+    for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
         const int m = start + i < n ? sorted[start + i] : -1;
-        const int row = m >= 0 && k < pitch ? rows[(size_t)m * pitch + k] : -1;
-        found[lane][i] = row;
-        any |= __ballot_sync(FULL_WARP, row >= 0);
-        if (first == 0 && lane == 0 && m >= 0) order[start + i] = m;
+        const bool some = m >= 0 && start + i >= one && lane < size;
+        found[lane][i] = some ? rows[(size_t)m * pitch + slot + lane] : -1;
+        if (order && slot == 0 && lane == 0 && m >= 0) order[start + i] = m;
     }
-    if (lane == 0) atomicOr(&word, any);
     __syncthreads();
-    for (int at = threadIdx.x; at < min(32, volume - first) * GROUP; at += THREADS) {
-        const int offset = at / GROUP, i = at % GROUP;
-        if (start + i < n) map[(size_t)(first + offset) * capacity + start + i] = found[offset][i];
+    unsigned any = 0;
+    for (int at = threadIdx.x; at < size * GROUP; at += THREADS) {
+        const int s = at / GROUP, i = at % GROUP, offset = slots[slot + s].offset, row = found[s][i];
+        if (start + i < n) map[(size_t)offset * capacity + start + i] = row;
+        if (row >= 0) any |= 1u << offset % 32;
     }
-    if (threadIdx.x == 0) present[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = word;
+    any = __reduce_or_sync(FULL_WARP, any);
+    if (threadIdx.x % 32 == 0 && any) atomicOr(&word, any);
+    __syncthreads();
+    const size_t at = parts > 1 ? (size_t)part * gridDim.x + blockIdx.x : (size_t)blockIdx.x * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) present[at] = word;
 }

@@ -2,11 +2,13 @@
 //   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
 // for places i in use, m = order[i]; the shortcut is one offset more, from rows of another matrix to themselves.
 // Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
-// Where blocks share the offsets, each sums up its part so, and the parts are added in their order. So a row's bits
-// depend on its neighbours alone, and on how many blocks share: not on its place, the tile, the batch or the capacity.
+// Where the offsets are in parts, those of each but the last are summed up by themselves, rounded to the type of y, and
+// added to the last one's in their order. So a row's bits depend on its neighbours alone, and on how the offsets are
+// divided: not on its place, the tile, the batch or the capacity.
 #pragma once
 #include "activation.cuh"
 #include "element.cuh"
+#include "progress.cuh"
 
 #define GROUP 64  // places of a word of `present`, as in kernel_map.cu
 #define PIECE 8   // elements of 16 bytes, in 16-bit types
@@ -14,16 +16,81 @@
 
 using Element = ELEMENT;
 
-// map int32 [volume, capacity], present uint32 [capacity / GROUP, words], order int32 [capacity]; all null for the
-// identity, of volume 1.
+// As the host passes it: map int32 [volume, capacity], order int32 [parts, capacity], present uint32 [parts, capacity /
+// GROUP, words], keys int32 [capacity], ones int32 [parts], see kernel_map.cu; map, order and present are null for the
+// identity, of volume 1, and keys and ones may be if there is one part.
 struct KernelMap {
     const int* map;
     const unsigned* present;
-    const int* order;
-    int volume, words, capacity;
+    const int *order, *keys, *ones;
+    int parts, volume, words, capacity;
 
-    __device__ __forceinline__ int row_of(int place) const { return order ? order[place] : place; }
+    __device__ __forceinline__ bool is_last(int part) const { return part == parts - 1; }
+    __device__ __forceinline__ int row_of(int part, int place) const {
+        return order ? order[(size_t)part * capacity + place] : place;
+    }
+    __device__ __forceinline__ unsigned present_of(int part, int group, int word) const {
+        return present[((size_t)part * ((capacity + GROUP - 1) / GROUP) + group) * words + word];
+    }
+    // Whether an output row has any of a part's offsets.
+    __device__ __forceinline__ bool has_part(int row, int part) const { return keys[row] >> 8 * part & 0xff; }
 };
+
+// What a block makes at a time: places of a part's order from `place` on, channels from `column` on. Past the last tile
+// the part is negative.
+struct Tile {
+    int part, place, column;
+};
+
+// How tiles of M x N come one after another: part by part, each from its last tile back, as rows with far
+// offsets come last in an order, and their tiles take longest.
+template <int M, int N>
+struct Tiles {
+    const KernelMap& map;
+    int rows, across;  // of y in use; tiles side by side
+
+    __device__ __forceinline__ int of_part(int part) const {
+        const int all = (rows + M - 1) / M;
+        return map.is_last(part) || !all ? all : all - map.ones[part] / M;
+    }
+
+    __device__ __forceinline__ Tile at(int index) const {
+        int from = index / across;
+        for (int part = 0; part < map.parts; ++part) {
+            const int here = of_part(part);
+            if (from < here) return {part, ((rows + M - 1) / M - 1 - from) * M, index % across * N};
+            from -= here;
+        }
+        return {-1, 0, 0};
+    }
+
+    // Of all parts before the last.
+    __device__ __forceinline__ int before_last() const {
+        int sum = 0;
+        for (int part = 0; part < map.parts - 1; ++part) sum += of_part(part);
+        return sum * across;
+    }
+
+    __device__ __forceinline__ int all() const { return before_last() + of_part(map.parts - 1) * across; }
+};
+
+// The tile of a block that makes one alone; all threads come here, and to `leave_tile` when its rows are written.
+template <int M, int N>
+__device__ inline Tile take_tile(const Tiles<M, N>& tiles, Progress* progress) {
+    if (tiles.map.parts == 1) return tiles.at(blockIdx.x);
+    __shared__ int taken;
+    if (threadIdx.x == 0) taken = progress->take();
+    __syncthreads();
+    return tiles.at(taken);
+}
+
+__device__ inline void leave_tile(const KernelMap& map, const Tile& tile, Progress* progress) {
+    if (map.parts == 1) return;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    if (tile.part >= 0 && !map.is_last(tile.part)) progress->tell_made();
+    progress->leave(gridDim.x);
+}
 
 // What rows are read from: their pitch in elements, their channels.
 struct Source {
@@ -31,27 +98,23 @@ struct Source {
     int pitch, ci;
 };
 
-// Those of the offsets from `first` to `last` - 1 that any place of a tile has, in rising order, as a thread walks
-// through them; after the last of a map comes the shortcut, if there is one, as offset `volume`.
+// The offsets of a part that any place of a tile has, in rising order, as a thread walks through them; after those of
+// the last part comes the shortcut, if there is one, as offset `volume`.
 struct OffsetWalk {
     const KernelMap& map;
-    int place, places;  // first place of the tile; places past the tile or past those in use start here
-    int first, last;
+    int part, place, places;  // first place of the tile; places past the tile or past those in use start here
     bool shortcut;
     int word = -1;
     unsigned left = 0;
 
     __device__ unsigned bits(int index) const {
-        unsigned any = map.present ? 0 : 1;
-        if (map.present)
-            for (int group = place / GROUP; group * GROUP < places; ++group)
-                any |= map.present[(size_t)group * map.words + index];
-        const int below = max(0, first - 32 * index), to = last - 32 * index;
-        const unsigned from_first = below < 32 ? EVERY_LANE << below : 0;
-        return any & from_first & (to >= 32 ? EVERY_LANE : to > 0 ? (1u << to) - 1 : 0);
+        if (!map.present) return 1;
+        unsigned any = 0;
+        for (int group = place / GROUP; group * GROUP < places; ++group) any |= map.present_of(part, group, index);
+        return any;
     }
 
-    __device__ bool ends_in_shortcut() const { return shortcut && last == map.volume; }
+    __device__ bool ends_in_shortcut() const { return shortcut && map.is_last(part); }
 
     __device__ int total() const {
         int sum = ends_in_shortcut();
@@ -74,7 +137,7 @@ struct OffsetWalk {
 
     // The rows that an offset leads to, by place; null if each place leads to itself.
     __device__ __forceinline__ const int* rows_of(int offset) const {
-        if (offset == map.volume) return map.order;
+        if (offset == map.volume) return map.order ? map.order + (size_t)part * map.capacity : nullptr;
         return map.map ? map.map + (size_t)offset * map.capacity : nullptr;
     }
 
@@ -83,12 +146,6 @@ struct OffsetWalk {
         return rows ? rows[place] : place;
     }
 };
-
-// The first place of a tile, counted from the last tile back: rows with far offsets come last in the order, and their
-// tiles take longest. Negative past the first.
-__device__ inline int place_of_tile(int from, int tile, int places) {
-    return ((places + tile - 1) / tile - 1 - from) * tile;
-}
 
 // Do something with four sums at a time, the others moving up, as registers cannot be indexed in a loop.
 template <int COUNT, class Do>
@@ -140,6 +197,25 @@ struct Output {
     }
 };
 
+// Where the sums of parts before the last lie until they are added: [parts - 1, capacity, pitch], of whole pieces.
+struct PartSums {
+    Element* start;
+    int pitch, capacity;
+
+    __device__ __forceinline__ Element* of_part(int part) const { return start + (size_t)part * capacity * pitch; }
+    // Adds a part's sums of a row, from a column on.
+    template <int COUNT>
+    __device__ __forceinline__ void add_to(float (&sums)[COUNT], int part, int row, int column) const {
+#pragma unroll
+        for (int n = 0; n < COUNT; ++n)
+            if (column + n < pitch) sums[n] += to_float(of_part(part)[(size_t)row * pitch + column + n]);
+    }
+    // Instead of y.
+    __device__ __forceinline__ Output output(int part) const {
+        return {nullptr, nullptr, of_part(part), 0, pitch, pitch, ACTIVATION_NONE, 0.0f};
+    }
+};
+
 // Two or eight elements, which are read and written at once.
 struct __align__(2 * sizeof(Element)) Pair { Element values[2]; };
 struct __align__(PIECE * sizeof(Element)) Piece { Element values[PIECE]; };
@@ -158,18 +234,15 @@ struct WarpRows {
     static constexpr int PITCH = WIDTH + PIECE;  // in shared memory, so that 8 rows share no banks
     static constexpr int ELEMENTS = 16 * PITCH;
 
-    const Output& output;
     int row;  // of y, of place lane % 16; negative past the last
     int column;
 
-    __device__ __forceinline__ WarpRows(const Output& output, int row, int column)
-        : output(output), row(row), column(column) {}
-
-    __device__ __forceinline__ WarpRows(const Output& output, const KernelMap& map, int first, int places, int column)
-        : output(output), row(first + int(threadIdx.x % 16) < places ? map.row_of(first + threadIdx.x % 16) : -1),
+    // Of a part's places from `first` on.
+    __device__ __forceinline__ WarpRows(const KernelMap& map, int part, int first, int places, int column)
+        : row(first + int(threadIdx.x % 16) < places ? map.row_of(part, first + threadIdx.x % 16) : -1),
           column(column) {}
 
-    __device__ __forceinline__ void begin(float (&sums)[WIDTH / 2]) const {
+    __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
         const int lane = threadIdx.x % 32, from = column + lane % 4 * 2;
         const int rows[2] = {__shfl_sync(EVERY_LANE, row, lane / 4), __shfl_sync(EVERY_LANE, row, lane / 4 + 8)};
         if (output.channels % 2 || !is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
@@ -197,8 +270,36 @@ struct WarpRows {
         }
     }
 
+    // Adds what parts before the last came to, once `progress` tells that they are all there.
+    __device__ __forceinline__ void add_parts(float (&sums)[WIDTH / 2], const KernelMap& map, const PartSums& parts,
+                                              const Progress* progress, int tiles) const {
+        const int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int part = 0; part < map.parts - 1; ++part) {
+            const int has = row >= 0 && map.has_part(row, part) ? row : -1;
+            if (!__any_sync(EVERY_LANE, has >= 0)) continue;
+            progress->wait_for(tiles);
+            const Element* from[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const int row = __shfl_sync(EVERY_LANE, has, lane / 4 + 8 * h);
+                from[h] = row < 0 ? nullptr : parts.of_part(part) + (size_t)row * parts.pitch + column + lane % 4 * 2;
+            }
+#pragma unroll
+            for (int n = 0; n < WIDTH / 2; n += 4) {
+                if (n % 16 == 0) asm volatile("" ::: "memory");  // as in `begin`
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    if (!from[h] || column + n * 2 >= parts.pitch) continue;
+                    const Pair pair = *reinterpret_cast<const Pair*>(from[h] + n * 2);
+                    sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
+                }
+            }
+        }
+    }
+
     // By way of ELEMENTS of shared memory, which are the warp's own: so neighbours write side by side.
-    __device__ __forceinline__ void write(float (&sums)[WIDTH / 2], Element* own) const {
+    __device__ __forceinline__ void write(const Output& output, float (&sums)[WIDTH / 2], Element* own) const {
         output.activate_all(sums);
         const int lane = threadIdx.x % 32;
         Element* to = own + lane / 4 * PITCH + lane % 4 * 2;

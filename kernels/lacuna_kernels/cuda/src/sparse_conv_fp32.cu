@@ -85,31 +85,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ shortcut,
                  int shortcut_pitch, int shortcut_ci, const float* __restrict__ weight, int weight_pitch,
                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
-                 int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
-                 const float* residual, int residual_pitch, float* y, int y_pitch, int co, int activation,
+                 const int* __restrict__ keys, const int* __restrict__ ones, int parts, int volume, int words,
+                 int capacity, const int* __restrict__ count, float* part_sums, int part_pitch, Progress* progress,
+                 const float* __restrict__ bias, const float* residual, int residual_pitch, float* y, int y_pitch, int co, int activation,
                  float negative_slope) {
     __shared__ float a[2][TILE_K][PITCH_A];
     __shared__ __align__(16) float b[2][TILE_K][TILE_N];
-    const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
-    const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
-    if (place < 0) return;
-    const KernelMap map = {map_rows, present, order, volume, words, capacity};
+    const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
+    const Tiles<TILE_M, TILE_N> tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
+    const Tile tile = take_tile(tiles, progress);
+    if (tile.part < 0) return leave_tile(map, tile, progress);
+    const bool last = map.is_last(tile.part);
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
-    const OffsetWalk walk{map, place, min(rows, place + TILE_M), 0, volume, shortcut != nullptr};
-    Fetcher fetcher(input, beside, weight + column, weight_pitch, walk);
+    const OffsetWalk walk{map, tile.part, tile.place, min(tiles.rows, tile.place + TILE_M), shortcut != nullptr};
+    Fetcher fetcher(input, beside, weight + tile.column, weight_pitch, walk);
 
-    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const PartSums before = {part_sums, part_pitch, capacity};
+    const Output output =
+        last ? Output{bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope} : before.output(tile.part);
     float sums[ROWS][COLUMNS];
-    const int first_row = threadIdx.x / THREADS_N * ROWS, first_column = threadIdx.x % THREADS_N * COLUMNS;
+    const int first_row = threadIdx.x / THREADS_N * ROWS, column = tile.column + threadIdx.x % THREADS_N * COLUMNS;
     const auto row_of = [&](int i) {  // negative past the last
-        const int at = place + first_row + i;
-        return at < rows ? map.row_of(at) : -1;
+        const int at = tile.place + first_row + i;
+        return at < walk.places ? map.row_of(tile.part, at) : -1;
     };
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
         const int m = row_of(i);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = m < 0 ? 0.0f : output.begin(m, column + first_column + j);
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = m < 0 ? 0.0f : output.begin(m, column + j);
     }
     if (fetcher.steps) {
         fetcher.fetch();
@@ -121,7 +125,7 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         if (more) fetcher.fetch();
 #pragma unroll
         for (int k = 0; k < TILE_K; ++k) {
-            const float4 w = *reinterpret_cast<const float4*>(&b[step % 2][k][first_column]);
+            const float4 w = *reinterpret_cast<const float4*>(&b[step % 2][k][column - tile.column]);
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) {
                 const float value = a[step % 2][k][first_row + i];
@@ -135,11 +139,15 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         __syncthreads();
     }
 
+    if (last && parts > 1) progress->wait_for(tiles.before_last());
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
         const int m = row_of(i);
         if (m < 0) break;
+        for (int part = 0; last && part < parts - 1; ++part)
+            if (map.has_part(m, part)) before.add_to(sums[i], part, m, column);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) output.write(sums[i][j], m, column + first_column + j);
+        for (int j = 0; j < COLUMNS; ++j) output.write(sums[i][j], m, column + j);
     }
+    leave_tile(map, tile, progress);
 }

@@ -159,18 +159,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                 int shortcut_pitch, int shortcut_ci, const Element* __restrict__ weight, int weight_pitch,
                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
-                int volume, int words, int capacity, const int* __restrict__ count, const float* __restrict__ bias,
-                const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
+                const int* __restrict__ keys, const int* __restrict__ ones, int parts, int volume, int words,
+                int capacity, const int* __restrict__ count, Element* part_sums, int part_pitch, Progress* progress,
+                const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
                 float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
     Element* stages = reinterpret_cast<Element*>(shared_memory);
-    const int across = weight_pitch / TILE_N, rows = min(*count, capacity);
-    const int place = place_of_tile(blockIdx.x / across, TILE_M, rows), column = blockIdx.x % across * TILE_N;
-    if (place < 0) return;
-    const KernelMap map = {map_rows, present, order, volume, words, capacity};
+    const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
+    const Tiles<TILE_M, TILE_N> tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
+    const Tile tile = take_tile(tiles, progress);
+    if (tile.part < 0) return leave_tile(map, tile, progress);
+    const bool last = map.is_last(tile.part);
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
-    const OffsetWalk walk{map, place, min(rows, place + TILE_M), 0, volume, shortcut != nullptr};
-    Loader loader(input, beside, weight + column, weight_pitch, walk);
+    const OffsetWalk walk{map, tile.part, tile.place, min(tiles.rows, tile.place + TILE_M), shortcut != nullptr};
+    Loader loader(input, beside, weight + tile.column, weight_pitch, walk);
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) {
         if (step < loader.steps) loader.load(stages + step * STAGE_ELEMENTS);
@@ -178,15 +180,18 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     }
 
     using Patch = float[WARP_N / 2];  // of 16 rows
-    float sums[PRODUCTS_M][PRODUCTS_N][2][4];
+    float sums[PRODUCTS_M][PRODUCTS_N][2][4] = {};
     const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
-    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const PartSums before = {part_sums, part_pitch, capacity};
+    const Output ends{bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const auto rows_of = [&](int i) {
-        const int first = place + (warp_m * PRODUCTS_M + i) * 16;
-        return WarpRows<WARP_N>(output, map, first, rows, column + warp_n * WARP_N);
+        const int first = tile.place + (warp_m * PRODUCTS_M + i) * 16;
+        return WarpRows<WARP_N>(map, tile.part, first, walk.places, tile.column + warp_n * WARP_N);
     };
+    if (last) {
 #pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).begin(reinterpret_cast<Patch&>(sums[i]));
+        for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).begin(ends, reinterpret_cast<Patch&>(sums[i]));
+    }
     for (int step = 0; step < loader.steps; ++step) {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
         __syncthreads();  // the step is here, and all are done with the stage that is filled next
@@ -199,5 +204,11 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     __syncthreads();  // all are done with the stages: each warp takes a part of them
     Element* own = stages + threadIdx.x / 32 * WarpRows<WARP_N>::ELEMENTS;
 #pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).write(reinterpret_cast<Patch&>(sums[i]), own);
+    for (int i = 0; i < PRODUCTS_M; ++i) {
+        const WarpRows<WARP_N> mine = rows_of(i);
+        Patch& patch = reinterpret_cast<Patch&>(sums[i]);
+        if (last) mine.add_parts(patch, map, before, progress, tiles.before_last());
+        mine.write(last ? ends : before.output(tile.part), patch, own);
+    }
+    leave_tile(map, tile, progress);
 }

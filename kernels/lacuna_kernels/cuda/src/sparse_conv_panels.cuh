@@ -12,19 +12,26 @@ constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
 constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW_BYTES = 2 * PANEL_K;
 constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
-constexpr int BARRIERS = 1024;          // bytes before the stages
+constexpr int BARRIERS = 1024, TURN = 960;  // bytes before the stages; where of these a Turn is
 constexpr int OFFSETS = 8, CHUNKS = 3;  // offsets whose rows are copied together; chunks of them in shared memory
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
-static_assert(16 * STAGES + 8 + 8 * CHUNKS <= BARRIERS, "room for the barriers");
+static_assert(16 * STAGES + 8 * CHUNKS <= TURN, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
+
+// What the block makes now: as a register of each thread it would be one too many.
+struct Turn {
+    Tile tile;
+    int index, rows;  // of the tile; of y in use
+    bool more;        // whether there are more tiles than blocks
+};
 
 struct Stages {
     uint32_t shared;
 
     __device__ __forceinline__ uint32_t full(int stage) const { return shared + 8 * stage; }
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
-    __device__ __forceinline__ uint32_t shared_out() const { return shared + 16 * STAGES; }  // by a team
-    __device__ __forceinline__ uint32_t looked_up(int chunk) const { return shared + 16 * STAGES + 8 + 8 * chunk; }
+    __device__ __forceinline__ uint32_t looked_up(int chunk) const { return shared + 16 * STAGES + 8 * chunk; }
+    __device__ __forceinline__ Turn& turn() const { return *static_cast<Turn*>(shared_pointer(shared + TURN)); }
     __device__ __forceinline__ uint32_t rows(int index) const {  // of an offset of the tile
         return shared + BARRIERS + STAGES * STAGE + index % (CHUNKS * OFFSETS) * (TILE_M * 4);
     }
