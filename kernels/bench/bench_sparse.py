@@ -49,7 +49,7 @@ MORE_TILES = [
     *(MmaTile(64, 128, 32, (2, 2), 4), MmaTile(64, 128, 64, (2, 4)), MmaTile(128, 128, 64, (4, 2))),
 ]
 MORE_WGMMA = [
-    *(WgmmaTile(128, 128, 3, 128, 2), WgmmaTile(64, 96, 3, 128, 3)),
+    WgmmaTile(64, 96, 3, 128, 3),
     *(WgmmaTile(128, 64, 4, 128, 2), WgmmaTile(64, 64, 4, 128, 3), WgmmaTile(128, 32, 4, 128, 2)),
 ]
 
@@ -193,7 +193,7 @@ class Bench:
         packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
         sums = None
         if kernel_map is not None and kernel_map.parts > 1:
-            sums = torch.empty(part_sums(kernel_map.parts, *y.shape), dtype=self.dtype, device="cuda")
+            sums = torch.empty(part_sums(kernel_map.parts, len(y), packed), dtype=self.dtype, device="cuda")
         given = {
             "bias": bias,
             "settled": True,

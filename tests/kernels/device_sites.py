@@ -16,7 +16,7 @@ from lacuna_kernels.cuda.kernel_map import (
     offset_slots,
     parts_of,
 )
-from lacuna_kernels.cuda.sparse_conv import PROGRESS, part_sums
+from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
@@ -194,9 +194,9 @@ def map_of(
     return result
 
 
-def sums_for(kernel_map: KernelMap, y: Tensor) -> dict[str, Tensor]:
+def sums_for(kernel_map: KernelMap, packed: PackedWeight, y: Tensor) -> dict[str, Tensor]:
     """What a convolution needs beside its operands if the map is in parts."""
-    shape = part_sums(kernel_map.parts, *y.shape)
+    shape = part_sums(kernel_map.parts, len(y), packed)
     sums = torch.full(shape, torch.nan, dtype=y.dtype, device=y.device)
     return {"sums": sums, "progress": torch.zeros(PROGRESS, dtype=torch.int32, device=y.device)}
 

@@ -59,7 +59,7 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
                 for volume, used in ((27, kernel_map), (1, None)):
                     packed = pack_weight(torch.ones(volume, ci, co, device="cuda"), dtype, tile)
                     more = {"bias": bias, "residual": y, "activation": Activation.RELU}
-                    more |= sums_for(used, y) if used else {}
+                    more |= sums_for(used, packed, y) if used else {}
                     sparse_conv(device, x, packed, used, sites.count, y, **more)
 
 

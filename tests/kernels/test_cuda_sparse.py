@@ -153,7 +153,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     x, y = (poisoned(capacity, channels, dtype=torch.bfloat16) for channels in (4, 19))
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
-    reach, sums = offsets_on_device(geometry, kernel_map.parts), sums_for(kernel_map, y)
+    reach, sums = offsets_on_device(geometry, kernel_map.parts), sums_for(kernel_map, packed, y)
     work = [ints(4 * capacity + table_slots(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 

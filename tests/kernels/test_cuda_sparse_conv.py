@@ -64,7 +64,8 @@ def test_a_convolution_agrees_with_float64(device, dtype, parts, ci, co):
     y = poisoned(333 + SPARE, co, dtype=dtype)
 
     kernel_map = map_of(rows, len(y), parts=parts)
-    sparse_conv(device, x, pack_weight(weight, dtype), kernel_map, counted(333), y, **sums_for(kernel_map, y))
+    packed = pack_weight(weight, dtype)
+    sparse_conv(device, x, packed, kernel_map, counted(333), y, **sums_for(kernel_map, packed, y))
 
     assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
     assert bool(y[333:].isnan().all())
@@ -155,7 +156,8 @@ def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs, parts
 
     for tile in tiles_for(device, dtype, ci):
         y = poisoned(outputs + SPARE, co, dtype=dtype)
-        packed, given = pack_weight(weight, dtype, tile), sums_for(kernel_map, y)
+        packed = pack_weight(weight, dtype, tile)
+        given = sums_for(kernel_map, packed, y)
         sparse_conv(device, x, packed, kernel_map, counted(outputs), y, **given)
         assert not bool(given["progress"].any())
         if first is None:
@@ -179,7 +181,7 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
         sites = sites_on_device(device, coordinates, 4)
         y = poisoned(sites.capacity, 96, dtype=dtype)
         packed, kernel_map = packed_for(device, weight, dtype, tile), mapped(device, sites, sites, SUBMANIFOLD[0])
-        sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums_for(kernel_map, y))
+        sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums_for(kernel_map, packed, y))
         results.append(y[: len(coordinates)])
 
     assert torch.equal(results[0][start : start + len(alone)], results[1])
@@ -197,7 +199,7 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     y, packed = poisoned(1500 + SPARE, 96, dtype=dtype), packed_for(device, weight, dtype, tile, beside=beside)
 
     kernel_map = map_of(rows, len(y), parts=parts)
-    given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True, **sums_for(kernel_map, y)}
+    given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True, **sums_for(kernel_map, packed, y)}
     sparse_conv(device, x, packed, kernel_map, counted(1500), y, **given)
 
     sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
@@ -215,7 +217,7 @@ def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile, 
 
     def chain(*, settled: bool) -> Tensor:
         y, z = x[:3000].clone(), poisoned(3000, 96, dtype=torch.float16)
-        own = [sums_for(kernel_map, y) for _ in range(2)]
+        own = [sums_for(kernel_map, packed, y) for _ in range(2)]
         with torch.cuda.stream(device.stream):
             device.stream.wait_stream(torch.cuda.default_stream())
             for _ in range(20):

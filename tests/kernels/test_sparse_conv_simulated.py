@@ -51,7 +51,7 @@ def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outp
     count = torch.tensor([outputs], dtype=torch.int32)
 
     packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense, parts=3)
-    given = sums_for(kernel_map, y)
+    given = sums_for(kernel_map, packed, y)
     for _ in range(2):  # the second finds that all is as the first found it
         device = SimulatedDevice(folder, 1, seed)
         sparse_conv(device, x, packed, kernel_map, count, y, residual=residual, likely=likely, **given)

@@ -49,9 +49,9 @@ def pack_weight(
     return PackedWeight(data, volume, ci, co, tile, len(shortcut))
 
 
-def part_sums(parts: int, capacity: int, co: int) -> tuple[int, int, int]:
-    """Shape of the buffer in which sums of all parts of the offsets but the last wait, whole pieces a row."""
-    return parts - 1, capacity, blocks(co, PIECE) * PIECE
+def part_sums(parts: int, capacity: int, weight: PackedWeight) -> tuple[int, int, int]:
+    """Shape of the buffer in which sums of all parts of the offsets but the last wait, whole tiles a row."""
+    return parts - 1, capacity, blocks(weight.out_channels, weight.tile.n) * weight.tile.n
 
 
 def sparse_conv(
@@ -85,7 +85,7 @@ def sparse_conv(
     settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
                 they may be read while that one runs
     likely      output rows that are likely to be in use, no more than the capacity
-    sums        [*part_sums(parts, capacity, out_channels)] of the type of y, if the map is in several parts
+    sums        [*part_sums(parts, capacity, weight)] of the type of y, if the map is in several parts
     progress    int32 [PROGRESS], then: zeros, and they will be again; no launch that may overlap with this has the same
     """
     tile, volume = weight.tile, weight.volume
@@ -99,7 +99,7 @@ def sparse_conv(
         assert m.rows.shape == (volume, capacity)
         read = (m.rows, m.present, m.order, m.keys, m.ones, parts, volume, m.present.shape[2])
     if parts > 1:
-        assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, co)
+        assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, weight)
     assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
     across = blocks(co, tile.n)
     aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)

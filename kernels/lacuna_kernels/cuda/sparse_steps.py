@@ -100,7 +100,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     parts = 1 if key is None else writer.map_parts[key]
     sums, scratch = f"{layer.output}:sums", dict[str, BufferSpec]()
     if parts > 1:
-        shape = part_sums(parts, writer.room.sites(level), weight.out_channels)
+        shape = part_sums(parts, writer.room.sites(level), weight)
         scratch[sums] = BufferSpec(shape, DTYPES[layer.precision])
     held = writer.weights
     progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))

@@ -56,6 +56,7 @@ struct Tiles {
 
     __device__ __forceinline__ Tile at(int index) const {
         int from = index / across;
+#pragma unroll 1
         for (int part = 0; part < map.parts; ++part) {
             const int here = of_part(part);
             if (from < here) return {part, ((rows + M - 1) / M - 1 - from) * M, index % across * N};
@@ -67,6 +68,7 @@ struct Tiles {
     // Of all parts before the last.
     __device__ __forceinline__ int before_last() const {
         int sum = 0;
+#pragma unroll 1
         for (int part = 0; part < map.parts - 1; ++part) sum += of_part(part);
         return sum * across;
     }
@@ -110,6 +112,7 @@ struct OffsetWalk {
     __device__ unsigned bits(int index) const {
         if (!map.present) return 1;
         unsigned any = 0;
+#pragma unroll 1
         for (int group = place / GROUP; group * GROUP < places; ++group) any |= map.present_of(part, group, index);
         return any;
     }
@@ -118,6 +121,7 @@ struct OffsetWalk {
 
     __device__ int total() const {
         int sum = ends_in_shortcut();
+#pragma unroll 1
         for (int index = 0; index < map.words; ++index) sum += __popc(bits(index));
         return sum;
     }
@@ -128,6 +132,7 @@ struct OffsetWalk {
     }
 
     __device__ int next() {  // only as often as total() says
+#pragma unroll 1
         while (!left && ++word < map.words) left = bits(word);
         if (!left) return map.volume;
         const int bit = __ffs(left) - 1;
@@ -197,7 +202,7 @@ struct Output {
     }
 };
 
-// Where the sums of parts before the last lie until they are added: [parts - 1, capacity, pitch], of whole pieces.
+// Where the sums of parts before the last lie until they are added: [parts - 1, capacity, pitch], of whole tiles.
 struct PartSums {
     Element* start;
     int pitch, capacity;
@@ -208,7 +213,7 @@ struct PartSums {
     __device__ __forceinline__ void add_to(float (&sums)[COUNT], int part, int row, int column) const {
 #pragma unroll
         for (int n = 0; n < COUNT; ++n)
-            if (column + n < pitch) sums[n] += to_float(of_part(part)[(size_t)row * pitch + column + n]);
+            sums[n] += to_float(of_part(part)[(size_t)row * pitch + column + n]);
     }
     // Instead of y.
     __device__ __forceinline__ Output output(int part) const {
@@ -286,13 +291,13 @@ struct WarpRows {
                 from[h] = row < 0 ? nullptr : parts.of_part(part) + (size_t)row * parts.pitch + column + lane % 4 * 2;
             }
 #pragma unroll
-            for (int n = 0; n < WIDTH / 2; n += 4) {
-                if (n % 16 == 0) asm volatile("" ::: "memory");  // as in `begin`
+            for (int h = 0; h < 2; ++h) {
+                if (!from[h]) continue;
 #pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    if (!from[h] || column + n * 2 >= parts.pitch) continue;
-                    const Pair pair = *reinterpret_cast<const Pair*>(from[h] + n * 2);
-                    sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
+                for (int n = 2 * h; n < WIDTH / 2; n += 4) {
+                    if (n / 4 % 8 == 0) asm volatile("" ::: "memory");  // as in `begin`
+                    const Pair pair = *reinterpret_cast<const Pair*>(from[h] + n / 4 * 8);
+                    sums[n] += to_float(pair.values[0]), sums[n + 1] += to_float(pair.values[1]);
                 }
             }
         }
@@ -309,18 +314,23 @@ struct WarpRows {
             *reinterpret_cast<Pair*>(to + n / 2 % 2 * (8 * PITCH) + n / 4 * 8) =
                 Pair{{from_float<Element>(sums[n]), from_float<Element>(sums[n + 1])}};
         __syncwarp();
-        const bool pieces = is_made_of<Piece>(output.y, output.y_pitch, output.channels);
-#pragma unroll
-        for (int piece = lane; piece < 2 * WIDTH; piece += 32) {
-            const int place = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
-            const int m = __shfl_sync(EVERY_LANE, row, place);
-            if (m < 0 || column + n >= output.channels) continue;
-            Element* y = output.y + (size_t)m * output.y_pitch + column + n;
-            const Element* from = own + place * PITCH + n;
-            if (pieces)
+        const auto each_piece = [&](auto write_piece) {
+#pragma unroll 4
+            for (int piece = lane; piece < 2 * WIDTH; piece += 32) {
+                const int place = piece / (WIDTH / PIECE), n = piece % (WIDTH / PIECE) * PIECE;
+                const int m = __shfl_sync(EVERY_LANE, row, place);
+                if (m >= 0 && column + n < output.channels)
+                    write_piece(output.y + (size_t)m * output.y_pitch + column + n, own + place * PITCH + n, n);
+            }
+        };
+        if (is_made_of<Piece>(output.y, output.y_pitch, output.channels))
+            each_piece([](Element* y, const Element* from, int) {
                 *reinterpret_cast<Piece*>(y) = *reinterpret_cast<const Piece*>(from);
-            else
+            });
+        else
+            each_piece([&](Element* y, const Element* from, int n) {
+#pragma unroll 1
                 for (int c = 0; c < min(PIECE, output.channels - column - n); ++c) y[c] = from[c];
-        }
+            });
     }
 };

@@ -18,11 +18,10 @@ static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(16 * STAGES + 8 * CHUNKS <= TURN, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
 
-// What the block makes now: as a register of each thread it would be one too many.
+// What the block makes now, as one thread finds out for all.
 struct Turn {
     Tile tile;
-    int index, rows;  // of the tile; of y in use
-    bool more;        // whether there are more tiles than blocks
+    int index, places, offsets;  // of the tile; those in use end here; how many it has, the shortcut among them
 };
 
 struct Stages {
@@ -70,6 +69,7 @@ struct Bringer {
 
     // Wait for the rows of all offsets before `stop`.
     __device__ __forceinline__ void wait_for_rows(int stop) {
+#pragma unroll 1
         for (; here < stop; here += OFFSETS) {
             const int chunk = (base + here) / OFFSETS;
             barrier_wait(stages.looked_up(chunk % CHUNKS), chunk / CHUNKS & 1);
@@ -108,28 +108,32 @@ struct Bringer {
         arrive_after_copies(stages.full(stage));
     }
 
-    // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
-    // Past the last panel there are none but zeros, times any weights.
-    __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps, Ring& ring) {
-        int index = 0, panel = half(), found_of = -1, offset = total ? walk.next() : 0;
+    // The tile's channels are the `column`-th TILE_N of `across`. Past the last panel there are none but zeros, times any
+    // weights.
+    __device__ __forceinline__ void bring(const char* weight, int column, int across, int steps, Ring& ring) {
+        int index = -1, panels = 0, panel = half(), offset = 0;
         int pieces[GATHERS];
-        if (total) look_up();
-        if (found < total) look_up();
-        wait_for_kernels_before();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            while (index < total && panel >= panels_of(source_of(index))) {
-                panel -= panels_of(source_of(index));
-                if (++index < total) offset = walk.next();
+            const int before = index;
+#pragma unroll 1
+            while (panel >= panels && index < total) {
+                panel -= panels;
+                if (++index == total) break;
+                offset = walk.next();
+                panels = panels_of(source_of(index));
             }
-            if (index / OFFSETS * OFFSETS + 2 * OFFSETS > found && found < total) look_up();
-            if (index != found_of && index < total) find_pieces(pieces, index, offset), found_of = index;
+#pragma unroll 1
+            while (found < min(total, index / OFFSETS * OFFSETS + 2 * OFFSETS)) look_up();
+            if (step == 0) wait_for_kernels_before();
+            if (index != before && index < total) find_pieces(pieces, index, offset);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
-                const size_t from = index < total ? (size_t)offset * panels_of(input) + panel : 0;
+                const int from = index < total ? offset * panels_of(input) + panel : 0;
                 const uint32_t full = stages.full(ring.stage);
                 barrier_expect(full, B_PANEL);
-                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + from * apart, B_PANEL, full);
+                const char* patch = weight + ((size_t)from * across + column) * B_PANEL;
+                copy_in(stages.b(ring.stage) + half() * B_PANEL, patch, B_PANEL, full);
             }
             gather(index, pieces, panel, ring.stage);
             panel += 2;
