@@ -196,7 +196,6 @@ class Bench:
             sums = torch.empty(part_sums(kernel_map.parts, len(y), packed), dtype=self.dtype, device="cuda")
         given = {
             "bias": bias,
-            "settled": True,
             "likely": self._likely_rows(layer),
             "sums": sums,
             "progress": ints(PROGRESS),

@@ -32,8 +32,8 @@ struct KernelMap {
     __device__ __forceinline__ unsigned present_of(int part, int group, int word) const {
         return present[((size_t)part * ((capacity + GROUP - 1) / GROUP) + group) * words + word];
     }
-    // Whether an output row has any of a part's offsets.
-    __device__ __forceinline__ bool has_part(int row, int part) const { return keys[row] >> 8 * part & 0xff; }
+    // Of an output row, whether it has any offset of the parts before the last: a byte of each.
+    __device__ __forceinline__ int parts_before(int row) const { return keys[row] & (1 << 8 * (parts - 1)) - 1; }
 };
 
 // What a block makes at a time: places of a part's order from `place` on, channels from `column` on. Past the last tile
@@ -238,14 +238,18 @@ template <int WIDTH>
 struct WarpRows {
     static constexpr int PITCH = WIDTH + PIECE;  // in shared memory, so that 8 rows share no banks
     static constexpr int ELEMENTS = 16 * PITCH;
+    static constexpr int PAIRS = WIDTH % 64 ? WIDTH / 16 : WIDTH / 8;  // read at once, as registers allow
 
     int row;  // of y, of place lane % 16; negative past the last
     int column;
+    int parts_before = 0;  // see KernelMap, if the tile is of the last part
 
     // Of a part's places from `first` on.
     __device__ __forceinline__ WarpRows(const KernelMap& map, int part, int first, int places, int column)
         : row(first + int(threadIdx.x % 16) < places ? map.row_of(part, first + threadIdx.x % 16) : -1),
-          column(column) {}
+          column(column) {
+        if (map.parts > 1 && map.is_last(part) && row >= 0) parts_before = map.parts_before(row);
+    }
 
     __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
         const int lane = threadIdx.x % 32, from = column + lane % 4 * 2;
@@ -275,29 +279,29 @@ struct WarpRows {
         }
     }
 
-    // Adds what parts before the last came to, once `progress` tells that they are all there.
+    // Adds what parts before the last came to, once `progress` tells that all tiles of them are there.
     __device__ __forceinline__ void add_parts(float (&sums)[WIDTH / 2], const KernelMap& map, const PartSums& parts,
                                               const Progress* progress, int tiles) const {
+        if (!__any_sync(EVERY_LANE, parts_before)) return;
+        progress->wait_for(tiles);
         const int lane = threadIdx.x % 32;
 #pragma unroll 1
         for (int part = 0; part < map.parts - 1; ++part) {
-            const int has = row >= 0 && map.has_part(row, part) ? row : -1;
-            if (!__any_sync(EVERY_LANE, has >= 0)) continue;
-            progress->wait_for(tiles);
-            const Element* from[2];
+            const int has = parts_before >> 8 * part & 0xff ? row : -1;
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int row = __shfl_sync(EVERY_LANE, has, lane / 4 + 8 * h);
-                from[h] = row < 0 ? nullptr : parts.of_part(part) + (size_t)row * parts.pitch + column + lane % 4 * 2;
-            }
+                const int m = __shfl_sync(EVERY_LANE, has, lane / 4 + 8 * h);
+                const Element* from = parts.of_part(part) + (size_t)max(m, 0) * parts.pitch + column + lane % 4 * 2;
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (!from[h]) continue;
+                for (int start = 0; start < WIDTH / 8; start += PAIRS) {
+                    Pair pairs[PAIRS];  // all under way before the first is added
 #pragma unroll
-                for (int n = 2 * h; n < WIDTH / 2; n += 4) {
-                    if (n / 4 % 8 == 0) asm volatile("" ::: "memory");  // as in `begin`
-                    const Pair pair = *reinterpret_cast<const Pair*>(from[h] + n / 4 * 8);
-                    sums[n] += to_float(pair.values[0]), sums[n + 1] += to_float(pair.values[1]);
+                    for (int n = 0; n < PAIRS; ++n)
+                        pairs[n] = m < 0 ? Pair{} : *reinterpret_cast<const Pair*>(from + (start + n) * 8);
+#pragma unroll
+                    for (int n = 0; n < PAIRS; ++n)
+#pragma unroll
+                        for (int i = 0; i < 2; ++i) sums[4 * (start + n) + 2 * h + i] += to_float(pairs[n].values[i]);
                 }
             }
         }

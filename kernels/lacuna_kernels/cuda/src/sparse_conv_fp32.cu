@@ -145,7 +145,7 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         const int m = row_of(i);
         if (m < 0) break;
         for (int part = 0; last && part < parts - 1; ++part)
-            if (map.has_part(m, part)) before.add_to(sums[i], part, m, column);
+            if (map.parts_before(m) >> 8 * part & 0xff) before.add_to(sums[i], part, m, column);
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) output.write(sums[i][j], m, column + j);
     }

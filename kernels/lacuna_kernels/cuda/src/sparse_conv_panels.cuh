@@ -46,8 +46,8 @@ struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
     OffsetWalk ahead, walk;  // where rows are copied, and where they are used
-    int thread, total, base;  // offsets of the tile, and of all before, in whole chunks
-    int found = 0, here = 0;  // offsets whose rows are copied, and have come
+    int thread, first, stop;  // offsets of the tile, counted through all tiles, in whole chunks
+    int found = first, here = first;  // before which rows of offsets are copied, and have come
 
     __device__ __forceinline__ int piece() const { return thread % PANEL_PIECES; }
     __device__ __forceinline__ int half() const { return thread / PANEL_PIECES % 2; }
@@ -55,30 +55,28 @@ struct Bringer {
 
     // Have the rows of the next offsets copied.
     __device__ __forceinline__ void look_up() {
-        const int chunk = base + found;
+        const int chunk = found / OFFSETS;
 #pragma unroll 1
-        for (int stop = min(total, found + OFFSETS); found < stop; ++found) {
+        for (const int to = min(stop, found + OFFSETS); found < to; ++found) {
             const float* from = reinterpret_cast<const float*>(ahead.rows_of(ahead.next()));  // words
 #pragma unroll
             for (int at = thread; at < TILE_M; at += BRINGERS)
-                copy_4_bytes(stages.rows(base + found) + at * 4, from + ahead.place + at,
+                copy_4_bytes(stages.rows(found) + at * 4, from + ahead.place + at,
                              from && ahead.place + at < ahead.places);
         }
-        arrive_after_copies(stages.looked_up(chunk / OFFSETS % CHUNKS));
+        arrive_after_copies(stages.looked_up(chunk % CHUNKS));
     }
 
-    // Wait for the rows of all offsets before `stop`.
-    __device__ __forceinline__ void wait_for_rows(int stop) {
+    // Wait for the rows of all offsets before one.
+    __device__ __forceinline__ void wait_for_rows(int offset) {
 #pragma unroll 1
-        for (; here < stop; here += OFFSETS) {
-            const int chunk = (base + here) / OFFSETS;
-            barrier_wait(stages.looked_up(chunk % CHUNKS), chunk / CHUNKS & 1);
-        }
+        for (; here < offset; here += OFFSETS)
+            barrier_wait(stages.looked_up(here / OFFSETS % CHUNKS), here / OFFSETS / CHUNKS & 1);
     }
 
     // Field by field: of a whole one the address would be taken.
     __device__ __forceinline__ Source source_of(int index) const {
-        const bool last = index == total - 1 && walk.ends_in_shortcut();
+        const bool last = index == stop - 1 && walk.ends_in_shortcut();
         return {last ? shortcut.rows : input.rows, last ? shortcut.pitch : input.pitch, last ? shortcut.ci : input.ci};
     }
 
@@ -90,7 +88,7 @@ struct Bringer {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const int at = row() + i * ROWS_APART, place = walk.place + at;
-            const int row = same ? place : int(__float_as_uint(read_float(stages.rows(base + index) + at * 4)));
+            const int row = same ? place : int(__float_as_uint(read_float(stages.rows(index) + at * 4)));
             pieces[i] = place < walk.places && row >= 0 ? row * apart + piece() : -1;
         }
     }
@@ -99,7 +97,7 @@ struct Bringer {
         const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW_BYTES + (piece() ^ row() / 2 % 4) * 16;
         const Source source = source_of(index);
         const uint4* from = reinterpret_cast<const uint4*>(source.rows) + panel * PANEL_PIECES;
-        const bool inside = index < total && panel * PANEL_K + piece() * PIECE < source.ci;
+        const bool inside = index < stop && panel * PANEL_K + piece() * PIECE < source.ci;
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const bool there = inside && pieces[i] >= 0;
@@ -108,37 +106,36 @@ struct Bringer {
         arrive_after_copies(stages.full(stage));
     }
 
-    // The tile's channels are the `column`-th TILE_N of `across`. Past the last panel there are none but zeros, times any
-    // weights.
-    __device__ __forceinline__ void bring(const char* weight, int column, int across, int steps, Ring& ring) {
-        int index = -1, panels = 0, panel = half(), offset = 0;
+    // Past the last panel there are none but zeros, times any weights. `across` tiles lie side by side.
+    __device__ __forceinline__ void bring(const char* weight, int across, int steps, Ring& ring) {
+        int index = first - 1, panels = 0, panel = half(), offset = 0;
         int pieces[GATHERS];
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
             const int before = index;
 #pragma unroll 1
-            while (panel >= panels && index < total) {
+            while (panel >= panels && index < stop) {
                 panel -= panels;
-                if (++index == total) break;
+                if (++index == stop) break;
                 offset = walk.next();
                 panels = panels_of(source_of(index));
             }
 #pragma unroll 1
-            while (found < min(total, index / OFFSETS * OFFSETS + 2 * OFFSETS)) look_up();
+            while (found < min(stop, index / OFFSETS * OFFSETS + 2 * OFFSETS)) look_up();
             if (step == 0) wait_for_kernels_before();
-            if (index != before && index < total) find_pieces(pieces, index, offset);
+            if (index != before && index < stop) find_pieces(pieces, index, offset);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (row() == 0 && piece() == 0) {
-                const int from = index < total ? offset * panels_of(input) + panel : 0;
+                const int from = index < stop ? offset * panels_of(input) + panel : 0;
                 const uint32_t full = stages.full(ring.stage);
                 barrier_expect(full, B_PANEL);
-                const char* patch = weight + ((size_t)from * across + column) * B_PANEL;
+                const char* patch = weight + ((size_t)from * across + stages.turn().tile.column / TILE_N) * B_PANEL;
                 copy_in(stages.b(ring.stage) + half() * B_PANEL, patch, B_PANEL, full);
             }
             gather(index, pieces, panel, ring.stage);
             panel += 2;
             ring.next(STAGES);
         }
-        wait_for_rows(total);
+        wait_for_rows(stop);
     }
 };

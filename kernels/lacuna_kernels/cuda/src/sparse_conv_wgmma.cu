@@ -85,9 +85,10 @@ struct Work {
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
         const Tile tile = turn().tile;
         const OffsetWalk offsets = {map, tile.part, tile.place, turn().places, beside.rows != nullptr};
-        Bringer{stages, input, beside, offsets, offsets, thread, turn().offsets, looked_up}.bring(
-            weight, tile.column / TILE_N, tiles.across, steps(offsets.ends_in_shortcut()), ring);
-        looked_up += (turn().offsets + OFFSETS - 1) / OFFSETS * OFFSETS;
+        const int stop = looked_up + turn().offsets;
+        Bringer{stages, input, beside, offsets, offsets, thread, looked_up, stop}.bring(
+            weight, tiles.across, steps(offsets.ends_in_shortcut()), ring);
+        looked_up = (stop + OFFSETS - 1) / OFFSETS * OFFSETS;
     }
 
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
