@@ -81,7 +81,7 @@ class PointCloud(ModelEndpoint):
             limit_points=model.config.max_batch_cost,
         )
         points = np.require(cloud.points, np.float32, ["C", "A", "W"])
-        value = Value(torch.from_numpy(points), torch.tensor([0, len(points)]))
+        value = Value(torch.from_numpy(points), torch.from_numpy(np.array([0, len(points)])))
         exchange.spent("decode", began)
 
         with ClientWatch(exchange.receive):
