@@ -169,7 +169,6 @@ def check_batch(batch: Batch, types: Mapping[str, ValueType]) -> int:
     """Check a batch against the inputs of a program and return how many items it holds.
 
     Raises InputError with the numbers: names, dtypes, shapes, offsets, item counts that differ, edges to nowhere.
-    Whether floats are finite is checked here too, for points only: a voxel of NaN has no place.
     """
     if missing := sorted(types.keys() - batch.keys()):
         raise InputError(f"input {missing[0]!r} is missing; the model needs {sorted(types)}")
@@ -191,15 +190,8 @@ def _check_value(name: str, value: Value, kind: ValueType) -> None:
         raise InputError(f"input {name!r} has type {value.data.dtype}, it must be {kind.dtype.torch}")
     if tuple(value.data.shape[1:]) != kind.shape:
         raise InputError(f"input {name!r} has shape {list(value.data.shape)}, it must be {kind}")
-    if not kind.axis.ragged:
-        return
-    check_offsets(name, value, "edges" if kind.axis is Axis.EDGE else "points")
-    if kind.dtype.is_float and not _all_finite(value.data):
-        bad = (~torch.isfinite(value.data)).any(dim=1).nonzero()[:, 0]
-        what = "point" if kind.columns else "row"
-        raise InputError(
-            f"input {name!r} has {len(bad)} {what}s that are not finite, the first is {what} {int(bad[0])}"
-        )
+    if kind.axis.ragged:
+        check_offsets(name, value, "edges" if kind.axis is Axis.EDGE else "points")
 
 
 def _check_edges(name: str, edges: Value, kind: ValueType, nodes: Value) -> None:
@@ -224,11 +216,6 @@ def _check_edges(name: str, edges: Value, kind: ValueType, nodes: Value) -> None
             f"input {name!r} has {int(unknown.sum())} edges of unknown relations, the first is edge {bad} (item "
             f"{int(item[bad])}): its relation is {int(edges.data[bad, 2])}, it must be 0 to {kind.relations - 1}"
         )
-
-
-def _all_finite(x: Tensor) -> bool:
-    """By the sum first, which takes a fraction of the time, and is finite unless finite numbers add up to infinity."""
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def check_offsets(name: str, value: Value, what: str = "points") -> None:

@@ -6,15 +6,26 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from lacuna_service.codecs.columns import clip
 from lacuna_service.errors import BadRequest, TooLarge, UnsupportedMedia
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Body = bytearray | memoryview
+ReadInto = Callable[[memoryview], bool]
+
+READ_INTO = "lacuna.read_into"
+"""An extension of ASGI, `scope["extensions"][READ_INTO]`: the server reads a body straight into memory that is as long
+as its Content-Length. Called before `receive`, it says whether it does: the parts that come then are empty."""
 
 INLINE_BYTES = 128 * 1024
 """Up to this size, work on a body costs the event loop less than a hop to a thread."""
+
+PASSED = 32
+"""Bytes that are checked or copied while one is parsed or compressed."""
 
 COMPRESS_FROM_BYTES = 4096
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -24,16 +35,19 @@ class Disconnected(Exception):
     """The client went away before its request was whole."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytearray:
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, read_into: ReadInto | None = None
+) -> Body:
     """Read and decompress a body into writable memory of its own.
 
-    limit  in bytes, for the body as sent and as decompressed
+    limit      in bytes, for the body as sent and as decompressed
+    read_into  the server's extension, if it has it
     Raises TooLarge, BadRequest, UnsupportedMedia, Disconnected.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", *_WINDOW_BITS):
         raise UnsupportedMedia(f"Content-Encoding {clip(encoding)} is not read here; known are gzip and deflate")
-    body = await _receive_all(receive, _announced(headers), limit)
+    body = await _receive_all(receive, _announced(headers), limit, read_into)
     if encoding not in _WINDOW_BITS:
         return body
     return await offload(len(body) * 8, decompress, body, encoding, limit)
@@ -46,7 +60,7 @@ async def offload(size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kw
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytearray:
+def decompress(body: bytes | Body, encoding: str, limit: int) -> bytearray:
     """Undo gzip or deflate (with zlib's header, or raw) without ever making more than `limit` bytes."""
     bits = _WINDOW_BITS[encoding]
     if encoding == "deflate" and not _has_zlib_header(body):
@@ -93,7 +107,7 @@ def compress(body: bytes, encoding: str) -> bytes:
     return gzip.compress(body, 1, mtime=0) if encoding == "gzip" else zlib.compress(body, 1)
 
 
-def _has_zlib_header(body: bytes | bytearray) -> bool:
+def _has_zlib_header(body: bytes | Body) -> bool:
     return len(body) >= 2 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
@@ -103,13 +117,14 @@ def _announced(headers: Mapping[str, str]) -> int | None:
         return None
     if not (text.isascii() and text.isdigit()):
         raise BadRequest(f"Content-Length must be a whole number, got {clip(text)}")
-    return int(text[:19])
+    return int(text.lstrip("0")[:19] or "0")  # what is cut off is over every limit all the same
 
 
-async def _receive_all(receive: Receive, announced: int | None, limit: int) -> bytearray:
+async def _receive_all(receive: Receive, announced: int | None, limit: int, read_into: ReadInto | None) -> Body:
     """Gather the parts; memory grows with what has come, not with what was announced."""
     if announced is not None and announced > limit:
         raise TooLarge(f"the body has {announced} bytes, the limit is {limit}")
+    straight = _read_straight(announced or 0, read_into)
     body, more = bytearray(), True
     while more:
         message = await receive()
@@ -119,4 +134,12 @@ async def _receive_all(receive: Receive, announced: int | None, limit: int) -> b
         if len(body) + len(part) > limit:
             raise TooLarge(f"the body has more than {limit} bytes, the limit")
         body += part
-    return body
+    return body if straight is None else straight
+
+
+def _read_straight(size: int, read_into: ReadInto | None) -> memoryview | None:
+    """Have a large body read straight to where it stays; pages of that memory are taken as they are written to."""
+    if read_into is None or size <= INLINE_BYTES:
+        return None
+    memory = np.empty(size, np.uint8).data
+    return memory if read_into(memory) else None

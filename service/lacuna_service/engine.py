@@ -19,7 +19,7 @@ from lacuna_kernels import (
     open_backend,
 )
 from lacuna_service.batcher import Batcher
-from lacuna_service.body import offload
+from lacuna_service.body import PASSED, offload
 from lacuna_service.catalogue import Catalogue, IndexEntry, ServedModel, State
 from lacuna_service.config import is_ragged
 from lacuna_service.devices import Devices, OpenDevice
@@ -155,7 +155,7 @@ class Engine:
             value.data.nbytes + (0 if value.offsets is None else value.offsets.nbytes) for value in batch.values()
         )
         try:
-            items = await offload(size, check_request, model.graph, batch, model.config.precision)
+            items = await offload(size // PASSED, check_request, model.graph, batch, model.config.precision)
         except InputError as error:
             raise BadRequest(str(error)) from error
         if self._stopping:

@@ -1,6 +1,7 @@
 """Running the application with uvicorn: one process, signals that drain it, and its exit status."""
 
 import errno
+import gc
 import logging
 import math
 import signal
@@ -9,15 +10,14 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lacuna_service.app import create_app
 from lacuna_service.engine import Engine, EngineConfig
 from lacuna_service.logs import configure
 from lacuna_service.metrics import Metrics
 from lacuna_service.power import PowerSampler
+from lacuna_service.protocol import Protocol
 from lacuna_service.settings import Settings
 from lacuna_service.version import program_version
 
@@ -25,13 +25,6 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may hold the interpreter against another: at Python's 5 ms the worker waits for the event loop."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """HTTP whose answer to what is no HTTP is an error like every other."""
-
-    def send_400_response(self, msg: str) -> None:
-        super().send_400_response(orjson.dumps({"error": msg}).decode())
 
 
 class _Server(uvicorn.Server):
@@ -81,7 +74,7 @@ def run(settings: Settings) -> int:
     server = _Server(
         uvicorn.Config(
             app,
-            http=_Protocol,
+            http=Protocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -91,6 +84,7 @@ def run(settings: Settings) -> int:
             timeout_graceful_shutdown=math.ceil(settings.drain_s),
         )
     )
+    gc.freeze()  # modules stay: collections need not walk them again and again
     try:
         server.run(sockets)
     except SystemExit:  # uvicorn's, with a status of its own, where the application does not start; it has logged why

@@ -33,7 +33,7 @@ def read(*parts: bytes, whole: bool = True, **headers: str) -> bytes:
     return bytes(asyncio.run(read_body(receive(parts, whole), named, LIMIT)))
 
 
-@pytest.mark.parametrize("announced", ["6", "0", "3", "1000"])
+@pytest.mark.parametrize("announced", ["6", "0", "3", "1000", "0" * 30 + "6"])
 def test_body_is_what_was_sent_whatever_was_announced(announced: str) -> None:
     assert read(b"abc", b"", b"def", content_length=announced) == b"abcdef"
     assert read(b"abc", b"", b"def") == b"abcdef"

@@ -68,7 +68,7 @@ class InferAnswer:
     header_length: int | None
 
 
-def decode_request(body: bytes | bytearray, header_length: str | None) -> InferRequest:
+def decode_request(body: bytes | bytearray | memoryview, header_length: str | None) -> InferRequest:
     """Read a body and the value of its `Inference-Header-Content-Length`; raises BadRequest or TooLarge."""
     end = header_end(header_length, len(body))
     data = memoryview(body)
@@ -76,12 +76,13 @@ def decode_request(body: bytes | bytearray, header_length: str | None) -> InferR
         return InferRequest(raw=data, binary_default=True)
     if end > JSON_LIMIT_BYTES:
         raise TooLarge(f"the JSON has {end} bytes, at most {JSON_LIMIT_BYTES} are read; send tensors as binary data")
-    brackets = body.count(b"[", 0, end) + body.count(b"{", 0, end)
+    text = bytes(data[:end])
+    brackets = text.count(b"[") + text.count(b"{")
     if brackets > BRACKETS_LIMIT:
         raise TooLarge(
             f"the JSON has {brackets} lists and objects, at most {BRACKETS_LIMIT} are read; send data flat, or binary"
         )
-    header = _record(_parse(data[:end]), "the request")
+    header = _record(_parse(text), "the request")
     parameters = _parameters(header, "the request")
     binary_default = _flag(parameters, "binary_data_output", default=False)
     return InferRequest(
@@ -138,7 +139,7 @@ def _output(name: str, tensor: Tensor, chunks: list[memoryview] | None) -> dict[
     return record | {"parameters": {"binary_data_size": len(chunks[-1])}}
 
 
-def _parse(data: memoryview) -> object:
+def _parse(data: bytes) -> object:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -25,9 +25,9 @@ end_header
 
 def encode_npy(labels: NDArray[np.integer[Any]]) -> bytes:
     """One label per point, [n], as an .npy of the labels' own integer type."""
-    out = io.BytesIO()
-    np.lib.format.write_array(out, labels, allow_pickle=False)
-    return out.getvalue()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(labels))
+    return b"".join([header.getvalue(), np.ascontiguousarray(labels).data])
 
 
 def encode_ply(points: NDArray[np.float32], labels: NDArray[np.integer[Any]], colours: NDArray[np.uint8]) -> bytes:

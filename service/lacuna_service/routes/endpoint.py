@@ -10,7 +10,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 from weakref import WeakKeyDictionary
 
-from lacuna_service.body import Disconnected, Receive, read_body
+from lacuna_service.body import READ_INTO, Body, Disconnected, Receive, read_body
 from lacuna_service.engine import Answer, Engine, ServedModel
 from lacuna_service.errors import ServiceError
 from lacuna_service.metrics import Metrics
@@ -28,7 +28,7 @@ class Exchange:
     model: ServedModel
     headers: Mapping[str, str]
     query: Mapping[str, str]
-    body: bytearray
+    body: Body
     receive: Receive
     items: int = 0
     seconds: dict[str, float] = field(
@@ -65,7 +65,7 @@ class ModelEndpoint(ABC):
         outcome = "internal"
         try:
             headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-            body = await read_body(receive, headers, self._limit)
+            body = await read_body(receive, headers, self._limit, scope.get("extensions", {}).get(READ_INTO))
             self.metrics.request_bytes.labels(model.name).inc(len(body))
             exchange = Exchange(model, headers, _query(scope), body, receive)
             reply = await self.answer(exchange)

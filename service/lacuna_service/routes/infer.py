@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from lacuna_kernels import Value
-from lacuna_service.body import offload
+from lacuna_service.body import Body, offload
 from lacuna_service.codecs.inference import InferRequest, decode_request, encode_answer, header_end
 from lacuna_service.routes.endpoint import ClientWatch, Exchange, ModelEndpoint
 from lacuna_service.routes.replies import Reply
@@ -44,7 +44,7 @@ class Infer(ModelEndpoint):
 
 
 def decode(
-    body: bytearray, header_length: str | None, signature: Signature
+    body: Body, header_length: str | None, signature: Signature
 ) -> tuple[InferRequest, list[tuple[TensorSpec, bool]], dict[str, Value]]:
     """What is asked, which outputs are wanted and whether in binary form, and the network's inputs; raises BadRequest.
 

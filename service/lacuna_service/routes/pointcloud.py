@@ -4,6 +4,7 @@ import time
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import orjson
@@ -11,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from lacuna_kernels import Axis, Graph, Value
-from lacuna_service.body import offload, preferences
+from lacuna_service.body import PASSED, offload, preferences
 from lacuna_service.codecs.columns import clip
 from lacuna_service.codecs.pointcloud import decode, encode_npy, encode_ply, format_of
-from lacuna_service.engine import Answer, ServedModel
+from lacuna_service.engine import Answer, Engine, ServedModel
 from lacuna_service.errors import BadRequest, NotAcceptable
+from lacuna_service.metrics import Metrics
 from lacuna_service.routes.endpoint import ClientWatch, Exchange, ModelEndpoint
 from lacuna_service.routes.replies import Reply
 
@@ -60,21 +62,26 @@ class Labelling:
 class PointCloud(ModelEndpoint):
     """Files of every format that `codecs.pointcloud` reads, answered as JSON, NPY or a coloured PLY."""
 
+    def __init__(self, engine: Engine, metrics: Metrics, body_limit_bytes: int) -> None:
+        super().__init__(engine, metrics, body_limit_bytes)
+        self._labellings: WeakKeyDictionary[ServedModel, Labelling] = WeakKeyDictionary()
+
     async def answer(self, exchange: Exchange) -> Reply:
         """Answer with one label a point, in the order of the file."""
         model, began = exchange.model, time.perf_counter()
-        labelling, kind = Labelling.of(model), accepted(exchange.headers.get("accept"))
+        labelling, kind = self._labelling(model), accepted(exchange.headers.get("accept"))
+        form = format_of(exchange.headers.get("content-type"), exchange.query.get("format"))
         cloud = await offload(
-            len(exchange.body),
+            len(exchange.body) // (PASSED if form == "bin" else 1),
             decode,
             memoryview(exchange.body),
-            format_of(exchange.headers.get("content-type"), exchange.query.get("format")),
+            form,
             labelling.columns,
             columns_in_bin=_columns(exchange.query.get("columns")),
             limit_points=model.config.max_batch_cost,
         )
         points = np.require(cloud.points, np.float32, ["C", "A", "W"])
-        value = Value(torch.from_numpy(points), torch.tensor([0, len(points)]))
+        value = Value(torch.from_numpy(points), torch.from_numpy(np.array([0, len(points)])))
         exchange.spent("decode", began)
 
         with ClientWatch(exchange.receive):
@@ -84,9 +91,16 @@ class PointCloud(ModelEndpoint):
 
         began = time.perf_counter()
         labels = answer.values[labelling.output].data.numpy()
-        reply = await offload(len(points) * 8, encode, kind, exchange, answer, labelling, points, labels)
+        size = labels.nbytes // PASSED if kind == "npy" else len(points) * 8
+        reply = await offload(size, encode, kind, exchange, answer, labelling, points, labels)
         exchange.spent("encode", began)
         return reply
+
+    def _labelling(self, model: ServedModel) -> Labelling:
+        found = self._labellings.get(model)
+        if found is None:
+            found = self._labellings[model] = Labelling.of(model)
+        return found
 
 
 def encode(

@@ -51,7 +51,7 @@ def _check_allowed(may_change: bool) -> None:
 
 async def _document(request: Request) -> dict[str, Any]:
     """A body that may be empty, as an object."""
-    body = await read_body(request.receive, request.headers, BODY_LIMIT_BYTES)
+    body = bytes(await read_body(request.receive, request.headers, BODY_LIMIT_BYTES))
     try:
         document = orjson.loads(body) if body.strip() else {}
     except orjson.JSONDecodeError as error:

@@ -1,0 +1,76 @@
+"""HTTP as uvicorn speaks it, but large bodies go from the socket straight to where they are wanted.
+
+uvicorn hands a body over in pieces of about 64 KB and stops reading for each: two megabytes cost some thirty turns of
+the event loop, and five copies under the interpreter's lock. Here the application may name memory for a body, and the
+kernel copies into it while other threads run.
+"""
+
+import asyncio
+from functools import partial
+from typing import Any, cast
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from lacuna_service.body import READ_INTO
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP with an error like every other."""
+        super().send_400_response(orjson.dumps({"error": msg}).decode())
+
+    def on_headers_complete(self) -> None:
+        """Start a request, with the extension."""
+        super().on_headers_complete()
+        scope = cast(dict[str, Any], self.scope)  # its type knows of no extensions of others
+        scope["extensions"] = {READ_INTO: partial(self._read_into, self.cycle)}
+
+    def _read_into(self, cycle: RequestResponseCycle, memory: memoryview) -> bool:
+        came = cycle.body
+        if not cycle.more_body or len(came) >= len(memory) or self.transport.is_closing():
+            return False
+        memory[: len(came)] = came
+        cycle.body = bytearray()
+        self.flow.pause_reading()  # a transport learns of a new way to read when it starts to; `receive` lets it
+        self.transport.set_protocol(_Body(self, memory[len(came) :]))
+        return True
+
+    def end_body(self) -> None:
+        """The body is whole. The parser, which has not seen it, gives way to one for the next request."""
+        self.flow.pause_reading()
+        self.transport.set_protocol(self)
+        self.flow.resume_reading()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.on_message_complete()
+
+
+class _Body(asyncio.BufferedProtocol):
+    """Takes the place of a connection's protocol until the rest of a body has been read."""
+
+    def __init__(self, http: Protocol, rest: memoryview) -> None:
+        self._http, self._rest = http, rest
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._rest = self._rest[nbytes:]
+        if not self._rest:
+            self._http.end_body()
+
+    def eof_received(self) -> None:
+        self._http.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._http.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
