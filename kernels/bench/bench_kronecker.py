@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import kronecker_chains as chains
 from bench.energy import Meter
@@ -48,6 +46,7 @@ from bench.kronecker_report import report
 from bench.kronecker_results import FAILED, Results
 from bench.kronecker_tables import record_line
 from bench.kronecker_ways import Operands
+from bench.progress import shown
 from bench.timing import captured, copies_of, elapsed_ms
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
@@ -127,7 +126,7 @@ def _measure(device: Device, options: argparse.Namespace) -> bool:
     missing = [job for job in _jobs(device, results, options) if not results.has(job.part, job.key)]
     missing = [job for job in missing if not results.has(FAILED, f"{job.part} {job.key}")]
     print(f"{len(missing)} to measure")
-    for done, job in enumerate(_progress(missing)):
+    for done, job in enumerate(shown(missing, lambda job: f"{job.part} {job.key}")):
         if time.monotonic() - start > options.budget_seconds:
             print(f"the budget is used up: {len(missing) - done} are left")
             return False
@@ -207,17 +206,6 @@ def _energy_job(device: Device, problem: Problem, results: Results) -> dict[str,
             energy = meter.measure(replay, copies, elapsed_ms(replay))
         found[name] = {what: float(f"{value:.5g}") for what, value in asdict(energy).items()}
     return record.as_json() | {"ways": found}
-
-
-def _progress(jobs: list[Job]) -> Iterator[Job]:
-    """The jobs, with a bar on stderr if that is a terminal."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("measuring", total=len(jobs))
-        for job in jobs:
-            bar.update(task, description=f"{job.part} {job.key}")
-            yield job
-            bar.advance(task)
 
 
 if __name__ == "__main__":
