@@ -20,6 +20,7 @@ from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
+    PARTS,
     KernelMap,
     Offsets,
     forward_map,
@@ -104,14 +105,15 @@ class Frontend:
         self.grid = Grid((0, 0, 0), (voxel_m,) * 3)
         self.placement = PlacementBuffer(torch.zeros(n, 3, device="cuda"), ints(n, 4), ints(n))
         self.levels = [self._room(n, clouds) for _ in range(LEVELS)]
-        self.maps = {f"cube {level}": self._map(CUBE, n) for level in range(LEVELS)}
+        self.maps = {f"cube {level}": self._map(CUBE, n, 1 << level) for level in range(LEVELS)}
         self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
         self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
         self.work.append(ints(map_work(CUBE.volume, n)))
         self.offsets = {
-            g: Offsets(pack_geometry(g).cuda(), offset_slots(g, parts_of(g)).cuda()) for g in (CUBE, HALVING)
+            (g, parts): Offsets(pack_geometry(g).cuda(), offset_slots(g, parts).cuda())
+            for g, parts in ((CUBE, 1), (CUBE, PARTS), (HALVING, 1))
         }
         self.overflow = ints(1)
 
@@ -120,8 +122,8 @@ class Frontend:
         return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(table_slots(n)))
 
     @staticmethod
-    def _map(geometry: Geometry, capacity: int) -> KernelMap:
-        return KernelMap.made(geometry.volume, capacity, ints, parts_of(geometry))
+    def _map(geometry: Geometry, capacity: int, stride: int = 1) -> KernelMap:
+        return KernelMap.made(geometry.volume, capacity, ints, parts_of(geometry, stride))
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
@@ -132,13 +134,14 @@ class Frontend:
 
     def sites(self) -> None:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
-            output_sites(self.device, fine, coarse, self.offsets[HALVING].geometry, self.work[2], self.overflow)
+            output_sites(self.device, fine, coarse, self.offsets[HALVING, 1].geometry, self.work[2], self.overflow)
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):
-            forward_map(self.device, sites, sites, self.offsets[CUBE], self.maps[f"cube {level}"], self.work[3])
+            cube = self.maps[f"cube {level}"]
+            forward_map(self.device, sites, sites, self.offsets[CUBE, cube.parts], cube, self.work[3])
         for level, (fine, coarse) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
-            offsets = self.offsets[HALVING]
+            offsets = self.offsets[HALVING, 1]
             forward_map(self.device, fine, coarse, offsets, self.maps[f"down {level + 1}"], self.work[3])
             inverse_map(self.device, coarse, fine, offsets, self.maps[f"up {level}"], self.work[3])
 
@@ -206,7 +209,9 @@ class Bench:
         """What a plan would choose."""
         rows, single = self._likely_rows(layer), layer.map.startswith(("up", "one"))
         aligned, stride = are_whole_pieces(layer.ci), 1 << int(layer.map[-1])
-        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, stride=stride)
+        kernel_map = self.front.maps.get(layer.map)
+        split = kernel_map is not None and kernel_map.parts > 1
+        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, stride=stride, split=split)
         return candidates(shape, self.front.device.limits)[0]
 
     def measure(self, layer: Layer, tile: Tile) -> float:

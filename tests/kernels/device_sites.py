@@ -14,7 +14,6 @@ from lacuna_kernels.cuda.kernel_map import (
     inverse_map,
     map_work,
     offset_slots,
-    parts_of,
 )
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
@@ -133,10 +132,15 @@ def sites_on_device(device: Device, coordinates: Tensor, items: int) -> SiteBuff
 
 
 def mapped(
-    device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Geometry, *, backward: bool = False
+    device: Device,
+    inputs: SiteBuffer,
+    outputs: SiteBuffer,
+    geometry: Geometry,
+    *,
+    backward: bool = False,
+    parts: int = 1,
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
-    parts = 1 if backward else parts_of(geometry)
     result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
     make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity))
     make(device, inputs, outputs, offsets_on_device(geometry, parts), result, work)
@@ -204,9 +208,10 @@ def sums_for(kernel_map: KernelMap, packed: PackedWeight, y: Tensor) -> dict[str
 def present_words(rows: Tensor) -> Tensor:
     """Which offsets any of 64 places has, by the rows int [k, places] of whole groups: int32 [groups, words]."""
     k, places = rows.shape
-    bits = torch.zeros(places // 64, -(-k // 32) * 32, dtype=torch.int64)
-    bits[:, :k] = (rows >= 0).view(k, -1, 64).any(2).T
-    words = (bits.view(len(bits), -1, 32) << torch.arange(32)).sum(2)
+    groups, words = places // 64, -(-k // 32)
+    bits = torch.zeros(groups, words * 32, dtype=torch.int64)
+    bits[:, :k] = (rows >= 0).view(k, groups, 64).any(2).T
+    words = (bits.view(groups, words, 32) << torch.arange(32)).sum(2)
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 

@@ -13,6 +13,7 @@ from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES
+from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
@@ -49,14 +50,16 @@ def features(rows: int, channels: int, dtype: torch.dtype) -> torch.Tensor:
 
 def convolve(device: Device, sites: SiteBuffer) -> None:
     """Each tile with 16-byte copies and, if it can, without, with all of the epilogue, with a map and without."""
-    kernel_map = mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)))
+    maps = [mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)), parts=parts) for parts in (1, 3)]
     for dtype in DTYPES:
         for tile in FP32_TILES if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
             widths = [(tile.k + 8, tile.n + 8)] + [(tile.k + 3, tile.n + 5)] * (tile not in WGMMA_TILES)
             for ci, co in widths:
                 x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)
                 bias = torch.ones(co, device="cuda")
-                for volume, used in ((27, kernel_map), (1, None)):
+                for volume, used in ((27, maps[0]), (27, maps[1]), (1, None)):
+                    if used and used.parts > 1 and isinstance(tile, WgmmaTile) and not tile.splits:
+                        continue
                     packed = pack_weight(torch.ones(volume, ci, co, device="cuda"), dtype, tile)
                     more = {"bias": bias, "residual": y, "activation": Activation.RELU}
                     more |= sums_for(used, packed, y) if used else {}

@@ -251,25 +251,31 @@ def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
         assert torch.equal(found.present[part, first // 64 : len(words)].cpu(), words[first // 64 :])
 
 
-@pytest.mark.parametrize("geometry", SUBMANIFOLD, ids=str)
+IN_PARTS = [(geometry, 1) for geometry in SUBMANIFOLD] + [(SUBMANIFOLD[0], 3)]
+STRIDED_IN_PARTS = [(geometry, 1) for geometry in STRIDED] + [
+    (geometry, 3) for geometry in STRIDED if geometry.volume == 27
+]
+
+
+@pytest.mark.parametrize("geometry, parts", IN_PARTS, ids=str)
 @pytest.mark.parametrize("coordinates", SITES)
-def test_submanifold_maps_are_those_of_the_reference(device, coordinates, geometry):
+def test_submanifold_maps_are_those_of_the_reference(device, coordinates, geometry, parts):
     sites = sites_on_device(device, coordinates, 4)
 
-    found = mapped(device, sites, sites, geometry)
+    found = mapped(device, sites, sites, geometry, parts=parts)
 
     check_map(found, reference.kernel_map(coordinates, coordinates, geometry), geometry)
 
 
-@pytest.mark.parametrize("geometry", STRIDED, ids=str)
+@pytest.mark.parametrize("geometry, parts", STRIDED_IN_PARTS, ids=str)
 @pytest.mark.parametrize("coordinates", SITES)
-def test_strided_and_inverse_maps_are_those_of_the_reference(device, coordinates, geometry):
+def test_strided_and_inverse_maps_are_those_of_the_reference(device, coordinates, geometry, parts):
     coarse = active_sites(coordinates, Level("down", geometry.stride, None, "grid", geometry=geometry))
     forward = reference.kernel_map(coordinates, coarse, geometry)
     inputs = sites_on_device(device, coordinates, 4)
     outputs, _ = strided(device, inputs, geometry, None, len(coarse) + SPARE)
 
-    check_map(mapped(device, inputs, outputs, geometry), forward, geometry)
+    check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
     backward = mapped(device, outputs, inputs, geometry, backward=True)
     check_map(backward, reference.inverse_map(forward, len(coordinates)), geometry)
 

@@ -82,16 +82,20 @@ def map_work(volume: int, capacity: int) -> int:
     return capacity * _pitch(volume) + max(sort_work(capacity), sort_by_digits_work(capacity, PARTS))
 
 
-PARTS = 3
+PARTS, _COARSE = 3, 8
 
 
-def parts_of(geometry: Geometry) -> int:
-    """Into how many parts the offsets of a forward map are divided: planes along z of 27.
+def parts_of(geometry: Geometry, stride: int) -> int:
+    """Into how many parts the offsets of a forward map are divided: planes along z of 27, on coarse levels.
 
-    Of a LiDAR scan few sites have others above or below them, and those that do are sorted by those alone: tiles of 128
-    rows work through 1.1 to 1.4 times the products that are there instead of 1.9 to 2.1 times.
+    Of a LiDAR scan not all sites have others above or below them, and those that do are sorted by those alone: tiles of
+    128 rows work through 1.1 to 1.4 times the products that are there instead of 1.9 to 2.1 times. They are more tiles,
+    which pays where there are many channels and few rows: at strides from 8 on (see README.md).
+
+    stride  of the output sites, the largest of its axes
     """
-    return PARTS if geometry.kernel_size == (PARTS,) * 3 and not geometry.generative else 1
+    planes = geometry.kernel_size == (PARTS,) * 3 and not geometry.generative
+    return PARTS if planes and stride >= _COARSE else 1
 
 
 def offset_slots(geometry: Geometry, parts: int = 1) -> Tensor:

@@ -183,8 +183,7 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
     assert g is not None
     device, held, capacity = writer.device, writer.weights, writer.room.sites(level_out)
     backward = node.mode == "inverse" or g.generative
-    import os
-    make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g) if max(level_out.stride) >= int(os.environ.get('XSPLIT', '1')) else 1)
+    make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g, max(level_out.stride)))
     writer.map_parts[name] = parts
     slots = held.make(("slots", g, parts), lambda: held.upload(offset_slots(g, parts), torch.int32))
     offsets = Offsets(_geometry(writer, g, None), slots)

@@ -22,6 +22,7 @@ VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in FP32_TILES),
     *(tile.variant(dtype, True) for tile in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16)),
+    *(t.variant(dtype, True, split=True) for t in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16) if t.splits),
 )
 
 
@@ -34,6 +35,7 @@ class ConvShape:
     single    whether each output row has one offset, as with inverse convolutions by as much as the stride
     shortcut  channels of the shortcut, 0 without
     stride    of the level of the rows, the largest of its axes: how many neighbours there are depends on it
+    split     whether the offsets are in several parts
     """
 
     ci: int
@@ -44,6 +46,7 @@ class ConvShape:
     single: bool = False
     shortcut: int = 0
     stride: int = 1
+    split: bool = False
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
@@ -68,7 +71,8 @@ def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
     """As wide as the layer if all multiprocessors have a tile then, else smaller ones."""
     if shape.co <= _NARROWEST.n:
         return _NARROWEST
-    n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
+    widths = [tile.n for tile in (_WIDEST, _WIDE, _MIDDLE, _NARROW) if tile.splits or not shape.split]
+    n = min(widths, key=lambda width: (_padded_to(shape.co, width), -width))
     if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
         return _WIDEST
     return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)

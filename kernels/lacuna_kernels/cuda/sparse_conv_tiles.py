@@ -52,8 +52,12 @@ class Tile(Protocol):
         """Threads of a block."""
         ...
 
-    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
-        """The kernel; aligned if 16 bytes of the input can be copied at a time, which it may need."""
+    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
+        """The kernel.
+
+        aligned  whether 16 bytes of the input can be copied at a time, which it may need
+        split    whether the offsets are in several parts, see kernel_map.py
+        """
         ...
 
     @property
@@ -104,7 +108,7 @@ class SimtTile(_OfPatches):
         """Threads of a block."""
         return self.m // self.rows * (self.n // 4)
 
-    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
+    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
         """The kernel, which does not mind how the input lies."""
         constants = (("TILE_M", self.m), ("TILE_N", self.n), ("TILE_K", self.k), ("ROWS", self.rows))
         return Variant("sparse_conv_fp32.cu", "sparse_conv_fp32", constants)
@@ -129,7 +133,7 @@ class MmaTile(_OfPatches):
         rows = 2 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
         return max(self.stages * stage, rows)
 
-    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
+    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
         """The kernel."""
         constants: tuple[tuple[str, int | str], ...] = (
             ("TILE_M", self.m),
@@ -164,6 +168,11 @@ class WgmmaTile:
         """Beside the end of the kernel before."""
         return True
 
+    @property
+    def splits(self) -> bool:
+        """Whether there is a kernel for offsets in several parts: one of 96 channels would have too few registers."""
+        return self.n != 96
+
     def grid(self, most: int, likely: int, co: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
         return blocks(min(most, likely), self.m) * blocks(co, self.n)
@@ -178,10 +187,12 @@ class WgmmaTile:
         """Threads of a block: a warpgroup multiplies 64 rows."""
         return 2 * self.m + self.bringers
 
-    def variant(self, dtype: torch.dtype, aligned: bool) -> Variant:
+    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
         """The kernel."""
         if not aligned:
             raise ValueError(f"{self} takes 16 bytes of the input at a time, and so channels and pitches of 8")
+        if split and not self.splits:
+            raise ValueError(f"{self} takes offsets in one part")
         constants: tuple[tuple[str, int | str], ...] = (
             ("ELEMENT", ELEMENTS[dtype]),
             ("TILE_M", self.m),
@@ -189,6 +200,7 @@ class WgmmaTile:
             ("STAGES", self.stages),
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
+            ("SPLIT", int(split)),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)

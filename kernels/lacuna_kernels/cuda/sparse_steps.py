@@ -84,7 +84,7 @@ def linear(writer: Writer, layer: Layer) -> bool:
     if writer.types[layer.output].axis is not Axis.SITE:
         return False
     one = replace(layer, weights={**layer.weights, "weight": layer.weights["weight"].T[None]})
-    tile = candidates(_shape(writer, one, single=True), writer.device.limits)[0]
+    tile = candidates(_shape(writer, one, single=True, split=False), writer.device.limits)[0]
     if tile.early:
         _convolution(writer, one, None, tile)
     return tile.early
@@ -156,19 +156,20 @@ def _tile(writer: Writer, layer: Layer, key: str | None) -> Tile:
     assert undone is not None
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
     kind: MapKind = "identity" if key is None else node.mode
-    group = Group(_shape(writer, layer, single=volume == 1 or apart), volume, kind)
+    split = key is not None and writer.map_parts[key] > 1
+    group = Group(_shape(writer, layer, single=volume == 1 or apart, split=split), volume, kind)
     writer.convolutions[layer.output] = group
     limits = writer.device.limits
     return writer.tuned.tiles.tile(group, limits) or candidates(group.shape, limits)[0]
 
 
-def _shape(writer: Writer, layer: Layer, *, single: bool) -> ConvShape:
-    """What the choice of a tile depends on; `single` whether each row has one offset."""
+def _shape(writer: Writer, layer: Layer, *, single: bool, split: bool) -> ConvShape:
+    """What the choice of a tile depends on; `single`: each row has one offset, `split`: offsets are in several parts."""
     (_, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
     x, _, shortcut = _sources(writer, layer)
     aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut])
     rows, beside = _likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
-    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride))
+    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride), split)
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:

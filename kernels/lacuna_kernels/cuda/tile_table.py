@@ -131,7 +131,8 @@ def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     rule = candidates(shape, limits)[0]
     tiles: list[Tile] = [*FP32_TILES]
     if shape.dtype.itemsize == 2:
-        tiles = [*MMA_TILES, *(WGMMA_TILES if limits.hopper and shape.aligned else ())]
+        hopper = WGMMA_TILES if limits.hopper and shape.aligned else ()
+        tiles = [*MMA_TILES, *(tile for tile in hopper if tile.splits or not shape.split)]
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
     return list(dict.fromkeys([rule, *few]))

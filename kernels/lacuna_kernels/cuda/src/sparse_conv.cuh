@@ -112,7 +112,6 @@ struct OffsetWalk {
     __device__ unsigned bits(int index) const {
         if (!map.present) return 1;
         unsigned any = 0;
-#pragma unroll 1
         for (int group = place / GROUP; group * GROUP < places; ++group) any |= map.present_of(part, group, index);
         return any;
     }
@@ -132,7 +131,6 @@ struct OffsetWalk {
     }
 
     __device__ int next() {  // only as often as total() says
-#pragma unroll 1
         while (!left && ++word < map.words) left = bits(word);
         if (!left) return map.volume;
         const int bit = __ffs(left) - 1;

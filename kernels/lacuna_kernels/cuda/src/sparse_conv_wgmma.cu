@@ -20,12 +20,13 @@
 #define STAGES 3
 #define BRINGERS 128
 #define BLOCKS 1  // of a multiprocessor
+#define SPLIT 0   // whether the offsets are in parts
 #endif
 
 #include "sparse_conv_panels.cuh"
 
 constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread, if all have equally many
-constexpr int ENOUGH = 72, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
+constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Rows = WarpRows<TILE_N>;
 using Tiling = Tiles<TILE_M, TILE_N>;
@@ -52,54 +53,63 @@ struct Work {
     const char* weight;
     const Tiling& tiles;
     Progress* progress;
-    int looked_up = 0;  // offsets of all tiles before, in whole chunks
+    int index = blockIdx.x;
+    Tile own = SPLIT ? Tile{} : tiles.at(index);  // all threads find it out, unless one takes it for them
+    int looked_up = 0;                            // offsets of all tiles before, in whole chunks
     Ring ring;
 
-    __device__ __forceinline__ Turn& turn() const { return stages.turn(); }
-    __device__ __forceinline__ bool is_there() const { return turn().tile.part >= 0; }
+    __device__ __forceinline__ Tile tile() const { return SPLIT ? stages.tile() : own; }
 
-    // By one thread.
-    __device__ __forceinline__ void take(bool first) const {
-        if (!first && !map.is_last(turn().tile.part)) progress->tell_made();
-        int index = first ? blockIdx.x : turn().index + gridDim.x;
-        if (map.parts > 1) index = first || tiles.all() > int(gridDim.x) ? progress->take() : tiles.all();
-        const Tile tile = tiles.at(index);
-        const int places = min(tiles.rows, tile.place + TILE_M);
-        const OffsetWalk walk{map, tile.part, tile.place, places, beside.rows != nullptr};
-        turn() = {tile, index, places, tile.part < 0 ? 0 : walk.total()};
-    }
+    // By one thread, before all meet.
+    __device__ __forceinline__ void take() const { stages.tile() = tiles.at(progress->take()); }
 
-    // The stages are free: rows lay there, and what the next tile's copies write comes after.
-    __device__ __forceinline__ void end() const {
+    // Once all threads are done with the tile. The stages are free: rows lay there, and what the next tile's copies
+    // write comes after.
+    __device__ __forceinline__ void go_on() {
         publish_shared();
+        __syncthreads();
+        if (!SPLIT) {
+            own = tiles.at(index += gridDim.x);
+            return;
+        }
+        if (threadIdx.x == 0) {
+            if (!map.is_last(tile().part)) progress->tell_made();
+            if (tiles.all() > int(gridDim.x))
+                take();
+            else
+                stages.tile().part = -1;
+        }
         __syncthreads();
     }
 
+    __device__ __forceinline__ OffsetWalk walk() const {
+        const Tile tile = this->tile();
+        return {map, tile.part, tile.place, min(tiles.rows, tile.place + TILE_M), beside.rows != nullptr};
+    }
+
     // At least one, of zeros if need be: the assembler makes products wait for one another if there may be none.
-    __device__ __forceinline__ int steps(bool shortcut) const {
-        const int each = panels_of(input), sum = turn().offsets * each + (shortcut ? panels_of(beside) - each : 0);
-        return max(1, (sum + 1) / 2);
+    __device__ __forceinline__ int steps(const OffsetWalk& walk, int offsets) const {
+        return max(1, (walk.steps(offsets, panels_of(input), panels_of(beside)) + 1) / 2);
     }
 
     __device__ __forceinline__ void bring() {
+        const OffsetWalk offsets = walk();
+        const int total = offsets.total(), steps = this->steps(offsets, total);
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
-        const Tile tile = turn().tile;
-        const OffsetWalk offsets = {map, tile.part, tile.place, turn().places, beside.rows != nullptr};
-        const int stop = looked_up + turn().offsets;
-        Bringer{stages, input, beside, offsets, offsets, thread, looked_up, stop}.bring(
-            weight, tiles.across, steps(offsets.ends_in_shortcut()), ring);
-        looked_up = (stop + OFFSETS - 1) / OFFSETS * OFFSETS;
+        Bringer{stages, input, beside, offsets, offsets, thread, total, looked_up}.bring(
+            weight + (size_t)(tile().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, steps, ring);
+        looked_up += (total + OFFSETS - 1) / OFFSETS * OFFSETS;
     }
 
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
         const int warp = warp_of_block(), group = warp / 4;
-        const bool last = map.is_last(turn().tile.part);
-        const int steps = this->steps(last && beside.rows);
-        const Rows mine(map, turn().tile.part, turn().tile.place + warp * 16, turn().places, turn().tile.column);
+        const OffsetWalk offsets = walk();
+        const int steps = this->steps(offsets, offsets.total());
+        const Rows mine(map, offsets.part, offsets.place + warp * 16, offsets.places, tile().column);
         float sums[TILE_N / 2] = {};
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (last) mine.begin(y, sums);
+        if (map.is_last(offsets.part)) mine.begin(y, sums);
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
@@ -116,8 +126,8 @@ struct Work {
         for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
         barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
         Element* own = static_cast<Element*>(shared_pointer(stages.a(0))) + warp * Rows::ELEMENTS;
-        const int part = turn().tile.part;
-        if (map.is_last(part)) mine.add_parts(sums, map, parts, progress, tiles.before_last());
+        const int part = tile().part;
+        if (SPLIT && map.is_last(part)) mine.add_parts(sums, map, parts, progress, tiles.before_last());
         mine.write(map.is_last(part) ? y : parts.output(part), sums, own);
     }
 };
@@ -131,33 +141,27 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
                   Element* y, int y_pitch, int co, int activation, float negative_slope, int settled) {
     const Stages stages{dynamic_shared()};
     if (!settled) wait_for_kernels_before();
-    const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
+    const KernelMap map = {map_rows, present, order, keys, ones, SPLIT ? parts : 1, volume, words, capacity};
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const Tiling tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
     Work work{stages, map, input, beside, weight, tiles, progress};
     if (threadIdx.x == 0) {
+        if (SPLIT) work.take();
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
         barriers_are_ready();
     }
-    if (threadIdx.x >= MULTIPLIERS) {
+    __syncthreads();
+    if (work.tile().part < 0) {
+        wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
+    } else if (threadIdx.x >= MULTIPLIERS) {
         take_registers<BRING, EVEN>();
-        for (;; work.end()) {
-            __syncthreads();
-            if (!work.is_there()) break;
-            work.bring();
-        }
+        for (; work.tile().part >= 0; work.go_on()) work.bring();
     } else {
         take_registers<MULTIPLY, EVEN>();
-        for (bool first = true;; first = false, work.end()) {
-            if (threadIdx.x == 0) work.take(first);
-            __syncthreads();
-            if (!work.is_there()) break;
-            work.multiply(output, {part_sums, part_pitch, capacity});
-        }
+        for (; work.tile().part >= 0; work.go_on()) work.multiply(output, {part_sums, part_pitch, capacity});
     }
-    wait_for_kernels_before();  // of blocks that had no tile: whoever waits for this kernel waits for all before it
-    if (parts > 1 && threadIdx.x == 0) progress->leave(gridDim.x);
+    if (SPLIT && threadIdx.x == 0) progress->leave(gridDim.x);
 }
