@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.precision import DTYPES as DTYPE_OF
+from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES
-from lacuna_kernels.cuda.sparse_conv_tiles import Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, TF32_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -30,8 +33,9 @@ pytestmark = pytest.mark.gpu
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 
 
-KINDS = [None, *(WGMMA_TILES[i] for i in (0, 2, 4, -1))]
-"""Tiles that most tests are run with: the portable one that a layer takes, and some of Hopper."""
+HOPPER_KINDS = [WGMMA_TILES[i] for i in (0, 2, 4, -1)]
+KINDS = [None, *HOPPER_KINDS, *(TF32_TILES[i] for i in (0, 3, -1))]
+"""Tiles that most tests are run with: the portable one that a layer takes, some of Hopper, and some for tf32."""
 
 
 def packed_for(
@@ -46,7 +50,20 @@ def packed_for(
     """Pack a weight for a tile; skips what the tile cannot do."""
     if isinstance(tile, WgmmaTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
+    if isinstance(tile, Tf32Tile) and dtype is not torch.float32:
+        pytest.skip(f"{tile} is for fp32")
     return pack_weight(weight, dtype, tile, beside)
+
+
+def allowed(dtype: torch.dtype, tile: Tile | None, terms: int) -> float:
+    """The tolerance of what the tile computes in."""
+    rounds = isinstance(tile, Tf32Tile) and tile.products == 1
+    return tolerance(Precision.TF32 if rounds else NATIVE[dtype], terms)
+
+
+def best_of(precision: Precision, ci: int, co: int) -> Tile:
+    """The portable tile that the rule takes."""
+    return candidates(ConvShape(ci, co, DTYPE_OF[precision], tf32=precision is Precision.TF32))[0]
 
 
 def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
@@ -55,15 +72,15 @@ def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_convolution_agrees_with_float64(device, dtype, ci, co):
-    rows = random_map(27, 400, 333, 0.2)
+@pytest.mark.parametrize("precision", Precision)
+def test_a_convolution_agrees_with_float64(device, precision, ci, co):
+    rows, dtype, tile = random_map(27, 400, 333, 0.2), DTYPE_OF[precision], best_of(precision, ci, co)
     x, weight = operands(ci, co, 27, 400, dtype)
     y = poisoned(333 + SPARE, co, dtype=dtype)
 
-    sparse_conv(device, x, pack_weight(weight, dtype), map_of(rows, len(y)), counted(333), y)
+    sparse_conv(device, x, pack_weight(weight, dtype, tile), map_of(rows, len(y)), counted(333), y)
 
-    assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
+    assert_close(y[:333], expected_conv(x, weight, rows), tolerance(precision, 27 * ci))
     assert bool(y[333:].isnan().all())
 
 
@@ -77,7 +94,7 @@ def test_a_kernel_may_have_any_volume(device, dtype, k, tile):
 
     sparse_conv(device, x, packed_for(device, weight, dtype, tile), kernel_map, counted(500), y)
 
-    assert_close(y[:500], expected_conv(x, weight, rows), tolerance(dtype, 16 * k))
+    assert_close(y[:500], expected_conv(x, weight, rows), allowed(dtype, tile, 16 * k))
 
 
 @pytest.mark.parametrize("ci, co", [(32, 64), (5, 19), (96, 7)])
@@ -91,7 +108,7 @@ def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co, tile):
 
     sparse_conv(device, x, packed, None, counted(m), y, bias=bias)
 
-    assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), tolerance(dtype, ci))
+    assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), allowed(dtype, tile, ci))
     assert bool(y[m:].isnan().all())
 
 
@@ -109,7 +126,7 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
 
     sparse_conv(device, x, packed, kernel_map, counted(200), y, bias=bias, residual=y, activation=activation, slope=0.2)
 
-    assert_close(y, activate(sums, activation, 0.2), tolerance(dtype, 24 * 8))
+    assert_close(y, activate(sums, activation, 0.2), allowed(dtype, tile, 24 * 8))
 
 
 @pytest.mark.parametrize("start", [8, 3])
@@ -129,34 +146,45 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
     )
 
     expected = expected_conv(x, weight, rows) + x[:150, :40].double()
-    assert_close(y, expected, tolerance(dtype, 27 * 48))
+    assert_close(y, expected, allowed(dtype, tile, 27 * 48))
     assert bool(wide_y[:, :start].isnan().all()) and bool(wide_y[:, start + 40 :].isnan().all())
 
 
-def tiles_for(device: Device, dtype: torch.dtype, ci: int) -> list[Tile]:
+def tiles_for(device: Device, precision: Precision, ci: int) -> list[Tile]:
     """All that can take so many channels of a matrix of its own, and add up offset by offset."""
-    if dtype is torch.float32:
-        return [*FP32_TILES]
-    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ()
-    return [*MMA_TILES, *(tile for tile in hopper if tile.parts == 1)]
+    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 and DTYPE_OF[precision].itemsize == 2 else ()
+    return [*PORTABLE[precision], *(tile for tile in hopper if tile.parts == 1)]
 
 
 @pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
 @pytest.mark.parametrize("k, outputs", [(27, 700), (40, 129), (8, 1), (1, 256)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs):
-    rows = random_map(k, 500, outputs, 0.15)
+@pytest.mark.parametrize("precision", Precision)
+def test_every_tile_gives_the_same_bits(device, precision, ci, co, k, outputs):
+    rows, dtype = random_map(k, 500, outputs, 0.15), DTYPE_OF[precision]
     x, weight = operands(ci, co, k, 500, dtype)
     kernel_map, first = map_of(rows, outputs + SPARE), None
 
-    for tile in tiles_for(device, dtype, ci):
+    for tile in tiles_for(device, precision, ci):
         y = poisoned(outputs + SPARE, co, dtype=dtype)
         sparse_conv(device, x, pack_weight(weight, dtype, tile), kernel_map, counted(outputs), y)
         if first is None:
             first = y
-            assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(dtype, k * ci))
+            assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(precision, k * ci))
         assert torch.equal(y[:outputs], first[:outputs]), tile
         assert bool(y[outputs:].isnan().all()), tile
+
+
+@pytest.mark.parametrize("precision, most", [(Precision.FP32, 5e-7), (Precision.TF32, 5e-4)])
+@pytest.mark.parametrize("ci", [32, 256])
+def test_a_layer_is_as_accurate_as_its_precision(device, precision, most, ci):
+    rows = random_map(27, 2000, 1500, 0.5)
+    x, weight = operands(ci, 128, 27, 2000, torch.float32)
+    expected = expected_conv(x, weight, rows)
+
+    for tile in PORTABLE[precision]:
+        y = poisoned(1500, 128)
+        sparse_conv(device, x, pack_weight(weight, torch.float32, tile), map_of(rows, 1500), counted(1500), y)
+        assert float((y.double() - expected).norm() / expected.norm()) < most, tile
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -193,11 +221,11 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     sparse_conv(device, x, packed, map_of(rows, len(y)), counted(1500), y, **given)
 
     sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
-    assert_close(y[:1500], sums, tolerance(dtype, 27 * 64 + 72))
+    assert_close(y[:1500], sums, allowed(dtype, tile, 27 * 64 + 72))
     assert bool(y[1500:].isnan().all())
 
 
-@pytest.mark.parametrize("tile", KINDS[1:], ids=str)
+@pytest.mark.parametrize("tile", HOPPER_KINDS, ids=str)
 def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile):
     rows, count = random_map(27, 3000, 3000, 0.2), counted(3000)
     kernel_map = map_of(rows, 3000)
