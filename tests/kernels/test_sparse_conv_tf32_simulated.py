@@ -19,7 +19,7 @@ WHOLE = [Tf32Tile(32, 32, 32, (2, 1), 2, 3), Tf32Tile(32, 96, 16, (1, 3), 4, 3),
 INPUTS = 50
 SPARE = 9
 """Rows of y past the count, which are left alone."""
-ONLY = torch.float32
+FP32 = torch.float32
 
 
 def exact_for(tile: Tf32Tile, *operands: Tensor) -> list[Tensor]:
@@ -44,11 +44,11 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     rows = random_map(k, INPUTS, outputs, 0.15)
     x, weight = torch.randn(INPUTS, ci), torch.randn(k, ci, co) * ci**-0.5
     bias, residual = torch.randn(co), torch.randn(outputs + SPARE, co)
-    y, memory = guarded(outputs + SPARE, co, ONLY)
+    y, memory = guarded(outputs + SPARE, co, FP32)
     count, activation = torch.tensor([outputs], dtype=torch.int32), list(Activation)[(ci + seed) % len(Activation)]
     added = {"bias": bias, "residual": residual, "activation": activation, "slope": 0.2}
 
-    packed, kernel_map = pack_weight(weight, ONLY, tile), map_of(rows, len(y), nonsense)
+    packed, kernel_map = pack_weight(weight, FP32, tile), map_of(rows, len(y), nonsense)
     sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, **added)
 
     sums = gather_multiply_add(*exact_for(tile, x, weight), rows) + bias.double() + residual[:outputs].double()
@@ -61,10 +61,10 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
 @pytest.mark.parametrize("tile", [ROUNDED[0], WHOLE[1]], ids=str)
 def test_without_a_map_it_is_a_linear_layer_on_columns_of_a_wider_matrix(folder, outputs, start, tile):
     wide, weight = torch.randn(outputs + 1, 56), torch.randn(1, 40, 70) * 0.2
-    y, memory = guarded(outputs + SPARE, 70, ONLY)
+    y, memory = guarded(outputs + SPARE, 70, FP32)
 
     count, x = torch.tensor([outputs], dtype=torch.int32), wide[:, start : start + 40]
-    sparse_conv(SimulatedDevice(folder, 1, 0), x, pack_weight(weight, ONLY, tile), None, count, y)
+    sparse_conv(SimulatedDevice(folder, 1, 0), x, pack_weight(weight, FP32, tile), None, count, y)
 
     inputs, values = exact_for(tile, x[:outputs], weight[0])
     assert_close(y[:outputs], inputs @ values, tolerance(Precision.FP32, 40))
@@ -78,10 +78,10 @@ def test_a_shortcut_is_one_offset_more(folder, beside, tile):
     rows = random_map(k, INPUTS, outputs, 0.2)
     x, weight = torch.randn(INPUTS, 40), torch.randn(k, 40, 66) * 0.1
     wide, further = torch.randn(outputs, 88), torch.randn(beside, 66) * 0.1
-    y, memory = guarded(outputs + SPARE, 66, ONLY)
+    y, memory = guarded(outputs + SPARE, 66, FP32)
 
     count, shortcut = torch.tensor([outputs], dtype=torch.int32), wide[:, 8 : 8 + beside]
-    packed, kernel_map = pack_weight(weight, ONLY, tile, further), map_of(rows, len(y), nonsense)
+    packed, kernel_map = pack_weight(weight, FP32, tile, further), map_of(rows, len(y), nonsense)
     sparse_conv(SimulatedDevice(folder, 1, 1), x, packed, kernel_map, count, y, shortcut=shortcut)
 
     inputs, values, own, its = exact_for(tile, x, weight, shortcut, further)
@@ -98,8 +98,8 @@ def test_every_tile_gives_the_same_bits(folder, tiles):
     count, found = torch.tensor([65], dtype=torch.int32), []
 
     for tile in tiles:
-        y, _ = guarded(65, 70, ONLY)
-        packed, kernel_map = pack_weight(weight, ONLY, tile), map_of(rows, len(y), nonsense)
+        y, _ = guarded(65, 70, FP32)
+        packed, kernel_map = pack_weight(weight, FP32, tile), map_of(rows, len(y), nonsense)
         sparse_conv(SimulatedDevice(folder, 1, 0), x, packed, kernel_map, count, y)
         found.append(y)
 

@@ -10,7 +10,15 @@ from lacuna_kernels import Precision
 from lacuna_kernels.cuda.compiler import SOURCES
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.precision import DTYPES, round_to_tf32
-from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, PORTABLE, TF32_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import (
+    FP32_TILES,
+    MMA_TILES,
+    PORTABLE,
+    TF32_TILES,
+    WGMMA_TILES,
+    ConvShape,
+    candidates,
+)
 from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, Tf32Tile, WgmmaTile
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
@@ -124,7 +132,7 @@ def test_other_weights_are_padded_with_zeros(tile):
     assert packed.sum() == weight.sum()
 
 
-@pytest.mark.parametrize("tile", [*TF32_TILES, *(replace(tile, products=3) for tile in TF32_TILES[:1])], ids=str)
+@pytest.mark.parametrize("tile", [*FP32_TILES, *TF32_TILES], ids=str)
 def test_weights_in_tf32_lie_as_lanes_multiply_by_them(tile: Tf32Tile):
     weight = torch.randn(2, 70, tile.n + 3)
     expected = round_to_tf32(weight) if tile.products == 1 else weight
@@ -139,7 +147,9 @@ def test_weights_in_tf32_lie_as_lanes_multiply_by_them(tile: Tf32Tile):
 
 
 def test_what_adds_up_otherwise_does_not_compete():
-    rounding = [{tile.products if isinstance(tile, Tf32Tile) else None for tile in PORTABLE[p]} for p in Precision]
+    def products(precision: Precision) -> set[int | None]:
+        return {tile.products if isinstance(tile, Tf32Tile) else None for tile in PORTABLE[precision]}
 
-    assert [len(found) for found in rounding] == [1] * len(Precision)
-    assert rounding[[*Precision].index(Precision.TF32)] == {1}
+    assert products(Precision.FP32) == {3}
+    assert products(Precision.TF32) == {1}
+    assert products(Precision.FP16) == products(Precision.BF16) == {None}

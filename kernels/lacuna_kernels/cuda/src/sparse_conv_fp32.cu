@@ -1,4 +1,4 @@
-// Sparse convolution in true fp32 (FFMA, no tf32): an implicit GEMM, output-stationary.
+// Sparse convolution in fp32 by multiply-adds (FFMA, no tensor cores): an implicit GEMM, output-stationary.
 // A block makes TILE_M rows x TILE_N channels of y, a thread ROWS x 4 of them. Step by step it gathers TILE_K channels
 // of the rows that one offset leads to, and that patch of its weight; the next step is fetched while one is summed.
 // weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N;
