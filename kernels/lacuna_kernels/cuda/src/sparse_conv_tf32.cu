@@ -5,7 +5,7 @@
 // PRODUCTS  1: in tf32, to which x is rounded here, and the weight was before.
 //           3: in fp32, each operand being two tf32 (split_tf32.cuh). What 16 channels add up to, by the tensor cores,
 //              whose sums are truncated, is added to an ordinary sum. Infinity becomes NaN.
-// weight    [patches of all offsets and then of the shortcut, padded co / TILE_N, TILE_K / 8, TILE_N / 16, 32, 4], zeros
+// weight    [steps of all offsets and then of the shortcut, padded co / TILE_N, TILE_K / 8, TILE_N / 16, 32, 4], zeros
 //           up to multiples of TILE_K and TILE_N: of 8 x 16 each lane has its four side by side. weight_pitch is the
 //           padded co.
 // ALIGNED   x and the shortcut have ci, pitch and address in multiples of 4 elements, so that 16 bytes can be copied at
@@ -42,7 +42,7 @@
 #define PATCHES_N (WARP_N / 16)
 #define BLOCKS (ALIGNED ? 512 / THREADS : 1)  // at least, at the same time: 128 registers a thread, or what it takes
 
-// Where vector v of row m of x lies in the row: so 8 rows of a vector are in different banks, as are the rows of a line.
+// Where vector v of row m of x lies in the row: so that 8 rows share no banks, be it where they are read or written.
 __device__ __forceinline__ int swizzled(int m, int v) { return v ^ m * VECTORS / 8 % VECTORS; }
 
 // Brings the steps of a tile to shared memory, one call a step.
@@ -144,7 +144,8 @@ struct Four {
 
     __device__ __forceinline__ void load_weight(const float* from) {
         const float4 x = *reinterpret_cast<const float4*>(from);
-        const uint32_t bits[4] = {__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w)};
+        const uint32_t bits[4] = {__float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z),
+                                  __float_as_uint(x.w)};
         if constexpr (PRODUCTS == 3)
             split(bits);
         else
@@ -173,7 +174,8 @@ __device__ __forceinline__ void multiply(float (&sums)[2][4], const Four& a, con
 // Adds the products of one step to the sums of a warp's patch.
 __device__ inline void add_products(float (&sums)[PATCHES_M][PATCHES_N][2][4], const float* stage, int warp_m,
                                     int warp_n) {
-    constexpr int unrolled = PRODUCTS == 1 ? TILE_K / 8 : 1;  // there are no registers left for more
+    constexpr int most = TILE_K * TILE_N < 4096 ? TILE_K / 8 : 2;  // large tiles have no registers left for more
+    constexpr int unrolled = PRODUCTS == 1 ? most : 1;
     const int lane = threadIdx.x % 32, m = warp_m * PATCHES_M * 16 + lane % 16, vector = swizzled(lane, lane / 16);
     const uint32_t a_from = shared_address(stage + m * TILE_K);
     const float* b_from = stage + TILE_M * TILE_K + warp_n * PATCHES_N * 128 + lane * VECTOR;
