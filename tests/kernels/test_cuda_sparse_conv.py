@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.precision import DTYPES as DTYPE_OF
+from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES
-from lacuna_kernels.cuda.sparse_conv_tiles import Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, SIMT_TILES, TF32_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -31,8 +34,9 @@ pytestmark = pytest.mark.gpu
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 
 
-KINDS = [None, *(WGMMA_TILES[i] for i in (0, 1, 2, 4))]
-"""Tiles that most tests are run with: the portable one that a layer takes, and some of Hopper."""
+HOPPER_KINDS = [WGMMA_TILES[i] for i in (0, 1, 2, 4)]
+KINDS = [None, *HOPPER_KINDS, *(TF32_TILES[i] for i in (0, 3, -1)), SIMT_TILES[0]]
+"""Tiles that most tests are run with: the portable one that a layer takes, some of Hopper, some for fp32 alone."""
 
 
 def packed_for(
@@ -50,7 +54,20 @@ def packed_for(
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
     if isinstance(tile, WgmmaTile) and parts > 1 and not tile.splits:
         pytest.skip(f"{tile} is for offsets in one part")
+    if isinstance(tile, Tf32Tile | SimtTile) and dtype is not torch.float32:
+        pytest.skip(f"{tile} is for fp32")
     return pack_weight(weight, dtype, tile, beside)
+
+
+def allowed(dtype: torch.dtype, tile: Tile | None, terms: int) -> float:
+    """The tolerance of what the tile computes in."""
+    rounds = isinstance(tile, Tf32Tile) and tile.products == 1
+    return tolerance(Precision.TF32 if rounds else NATIVE[dtype], terms)
+
+
+def best_of(precision: Precision, ci: int, co: int) -> Tile:
+    """The portable tile that the rule takes."""
+    return candidates(ConvShape(ci, co, DTYPE_OF[precision], tf32=precision is Precision.TF32))[0]
 
 
 def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
@@ -60,17 +77,16 @@ def nothing_in_the_first_tile(rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_convolution_agrees_with_float64(device, dtype, parts, ci, co):
-    rows = random_map(27, 400, 333, 0.2)
+@pytest.mark.parametrize("precision", Precision)
+def test_a_convolution_agrees_with_float64(device, precision, parts, ci, co):
+    rows, dtype, tile = random_map(27, 400, 333, 0.2), DTYPE_OF[precision], best_of(precision, ci, co)
     x, weight = operands(ci, co, 27, 400, dtype)
     y = poisoned(333 + SPARE, co, dtype=dtype)
 
-    kernel_map = map_of(rows, len(y), parts=parts)
-    packed = pack_weight(weight, dtype)
+    kernel_map, packed = map_of(rows, len(y), parts=parts), pack_weight(weight, dtype, tile)
     sparse_conv(device, x, packed, kernel_map, counted(333), y, **sums_for(kernel_map, packed, y))
 
-    assert_close(y[:333], expected_conv(x, weight, rows), tolerance(dtype, 27 * ci))
+    assert_close(y[:333], expected_conv(x, weight, rows), tolerance(precision, 27 * ci))
     assert bool(y[333:].isnan().all())
 
 
@@ -84,7 +100,7 @@ def test_a_kernel_may_have_any_volume(device, dtype, k, tile):
 
     sparse_conv(device, x, packed_for(device, weight, dtype, tile), kernel_map, counted(500), y)
 
-    assert_close(y[:500], expected_conv(x, weight, rows), tolerance(dtype, 16 * k))
+    assert_close(y[:500], expected_conv(x, weight, rows), allowed(dtype, tile, 16 * k))
 
 
 @pytest.mark.parametrize("ci, co", [(32, 64), (5, 19), (96, 7)])
@@ -98,7 +114,7 @@ def test_without_a_map_it_is_a_linear_layer(device, dtype, m, ci, co, tile):
 
     sparse_conv(device, x, packed, None, counted(m), y, bias=bias)
 
-    assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), tolerance(dtype, ci))
+    assert_close(y[:m], x[:m].double() @ weight[0].double() + bias.double(), allowed(dtype, tile, ci))
     assert bool(y[m:].isnan().all())
 
 
@@ -116,7 +132,7 @@ def test_the_epilogue_adds_bias_and_residual_and_applies_the_activation(device, 
 
     sparse_conv(device, x, packed, kernel_map, counted(200), y, bias=bias, residual=y, activation=activation, slope=0.2)
 
-    assert_close(y, activate(sums, activation, 0.2), tolerance(dtype, 24 * 8))
+    assert_close(y, activate(sums, activation, 0.2), allowed(dtype, tile, 24 * 8))
 
 
 @pytest.mark.parametrize("start", [8, 3])
@@ -136,29 +152,27 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
     )
 
     expected = expected_conv(x, weight, rows) + x[:150, :40].double()
-    assert_close(y, expected, tolerance(dtype, 27 * 48))
+    assert_close(y, expected, allowed(dtype, tile, 27 * 48))
     assert bool(wide_y[:, :start].isnan().all()) and bool(wide_y[:, start + 40 :].isnan().all())
 
 
-def tiles_for(device: Device, dtype: torch.dtype, ci: int, parts: int) -> list[Tile]:
+def tiles_for(device: Device, precision: Precision, ci: int, parts: int) -> list[Tile]:
     """All that can take so many channels of a matrix of its own."""
-    if dtype is torch.float32:
-        return [*FP32_TILES]
-    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 else ()
-    return [*MMA_TILES, *(tile for tile in hopper if tile.splits or parts == 1)]
+    hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 and DTYPE_OF[precision].itemsize == 2 else ()
+    return [*PORTABLE[precision], *(tile for tile in hopper if tile.splits or parts == 1)]
 
 
 @pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
 @pytest.mark.parametrize(
     "k, outputs, parts", [(27, 700, 1), (27, 700, 3), (27, 1, 3), (40, 129, 1), (8, 1, 1), (1, 256, 1)]
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs, parts):
-    rows = random_map(k, 500, outputs, 0.15 if parts == 1 else 0.04)
+@pytest.mark.parametrize("precision", Precision)
+def test_every_tile_gives_the_same_bits(device, precision, ci, co, k, outputs, parts):
+    rows, dtype = random_map(k, 500, outputs, 0.15 if parts == 1 else 0.04), DTYPE_OF[precision]
     x, weight = operands(ci, co, k, 500, dtype)
     kernel_map, first = map_of(rows, outputs + SPARE, parts=parts), None
 
-    for tile in tiles_for(device, dtype, ci, parts):
+    for tile in tiles_for(device, precision, ci, parts):
         y = poisoned(outputs + SPARE, co, dtype=dtype)
         packed = pack_weight(weight, dtype, tile)
         given = sums_for(kernel_map, packed, y)
@@ -166,9 +180,22 @@ def test_every_tile_gives_the_same_bits(device, dtype, ci, co, k, outputs, parts
         assert not bool(given["progress"].any())
         if first is None:
             first = y
-            assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(dtype, k * ci))
+            assert_close(y[:outputs], expected_conv(x, weight, rows), tolerance(precision, k * ci))
         assert torch.equal(y[:outputs], first[:outputs]), tile
         assert bool(y[outputs:].isnan().all()), tile
+
+
+@pytest.mark.parametrize("precision, most", [(Precision.FP32, 1e-6), (Precision.TF32, 5e-4)])
+@pytest.mark.parametrize("ci", [32, 256])
+def test_a_layer_is_as_accurate_as_its_precision(device, precision, most, ci):
+    rows = random_map(27, 2000, 1500, 0.5)
+    x, weight = operands(ci, 128, 27, 2000, torch.float32)
+    expected = expected_conv(x, weight, rows)
+
+    for tile in PORTABLE[precision]:
+        y = poisoned(1500, 128)
+        sparse_conv(device, x, pack_weight(weight, torch.float32, tile), map_of(rows, 1500), counted(1500), y)
+        assert float((y.double() - expected).norm() / expected.norm()) < most, tile
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -202,22 +229,20 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     x, weight = operands(64, 96, 27, 700, dtype)
     wide, beside = poisoned(1500, 88, dtype=dtype), (torch.randn(72, 96, device="cuda") * 0.1).to(dtype)
     wide[:, 8:80] = torch.randn(1500, 72, device="cuda").to(dtype)
-    y, packed = (
-        poisoned(1500 + SPARE, 96, dtype=dtype),
-        packed_for(device, weight, dtype, tile, beside=beside, parts=parts),
-    )
+    packed = packed_for(device, weight, dtype, tile, beside=beside, parts=parts)
+    y = poisoned(1500 + SPARE, 96, dtype=dtype)
 
     kernel_map = map_of(rows, len(y), parts=parts)
     given = {"shortcut": wide[:, 8:80], "likely": likely, "settled": True, **sums_for(kernel_map, packed, y)}
     sparse_conv(device, x, packed, kernel_map, counted(1500), y, **given)
 
     sums = expected_conv(x, weight, rows) + wide[:, 8:80].double() @ beside.double()
-    assert_close(y[:1500], sums, tolerance(dtype, 27 * 64 + 72))
+    assert_close(y[:1500], sums, allowed(dtype, tile, 27 * 64 + 72))
     assert bool(y[1500:].isnan().all())
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tile", KINDS[1:], ids=str)
+@pytest.mark.parametrize("tile", HOPPER_KINDS, ids=str)
 def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile, parts):
     rows, count = random_map(27, 3000, 3000, 0.2 if parts == 1 else 0.05), counted(3000)
     kernel_map = map_of(rows, 3000, parts=parts)

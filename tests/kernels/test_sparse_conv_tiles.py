@@ -6,11 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lacuna_kernels import Precision
 from lacuna_kernels.cuda.compiler import SOURCES
 from lacuna_kernels.cuda.device import DeviceLimits
-from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, WgmmaTile
-from tests.kernels.device_sites import DTYPES
+from lacuna_kernels.cuda.precision import DTYPES, round_to_tf32
+from lacuna_kernels.cuda.sparse_conv_choice import (
+    FP32_TILES,
+    MMA_TILES,
+    PORTABLE,
+    TF32_TILES,
+    WGMMA_TILES,
+    ConvShape,
+    candidates,
+)
+from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, Tf32Tile, WgmmaTile
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
@@ -19,9 +28,10 @@ NAMES = ("BARRIERS", "OFFSETS", "CHUNKS")
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, dtype: torch.dtype):
-    tiles = candidates(ConvShape(ci, co, dtype))
+@pytest.mark.parametrize("precision", Precision)
+def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, precision: Precision):
+    dtype = DTYPES[precision]
+    tiles = candidates(ConvShape(ci, co, dtype, tf32=precision is Precision.TF32))
 
     for tile in tiles:
         variant = tile.variant(dtype, True)
@@ -58,8 +68,9 @@ def test_hopper_takes_what_was_measured_to_be_fastest(ci, co, rows, single, stri
         ConvShape(256, 256, HALF, rows=16384),
         ConvShape(24, 256, HALF, aligned=True, rows=16384),
         ConvShape(256, 256, torch.float32, aligned=True, rows=16384),
+        ConvShape(256, 256, torch.float32, aligned=True, rows=16384, tf32=True),
     ],
-    ids=["unaligned", "few channels in", "fp32"],
+    ids=["unaligned", "few channels in", "fp32", "tf32"],
 )
 def test_hopper_takes_a_portable_tile_otherwise(shape: ConvShape):
     assert candidates(shape, H200) == candidates(shape)
@@ -111,3 +122,26 @@ def test_other_weights_are_padded_with_zeros(tile):
 
     assert torch.equal(packed[:, :5, :7], weight)
     assert packed.sum() == weight.sum()
+
+
+@pytest.mark.parametrize("tile", [*FP32_TILES, *TF32_TILES], ids=str)
+def test_weights_in_tf32_lie_as_lanes_multiply_by_them(tile: Tf32Tile):
+    weight = torch.randn(2, 70, tile.n + 3)
+    expected = round_to_tf32(weight) if tile.products == 1 else weight
+
+    packed = tile.pack(weight).view(2, -1, 2, tile.k // 8, tile.n // 16, 8, 4, 2, 2)
+
+    for k, c, j in [(0, 0, 0), (1, 69, tile.n + 2), (1, 17, 5), (0, 63, tile.n - 1)]:
+        step, column = c % tile.k, j % tile.n
+        place = (step // 8, column // 16, column % 8, step % 4, column % 16 // 8, step % 8 // 4)
+        assert packed[k, c // tile.k, j // tile.n][place] == expected[k, c, j]
+    assert packed.sum(dtype=torch.float64) == pytest.approx(float(expected.sum(dtype=torch.float64)), abs=1e-9)
+
+
+def test_what_adds_up_otherwise_does_not_compete():
+    def products(precision: Precision) -> set[int | None]:
+        return {tile.products if isinstance(tile, Tf32Tile) else None for tile in PORTABLE[precision]}
+
+    assert products(Precision.FP32) == {3}
+    assert products(Precision.TF32) == {1}
+    assert products(Precision.FP16) == products(Precision.BF16) == {None}

@@ -19,8 +19,16 @@ from lacuna_kernels.cuda.kronecker.problem import Problem
 from lacuna_kernels.cuda.kronecker.table import Entry
 from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import (
+    FP32_TILES,
+    MMA_TILES,
+    SIMT_TILES,
+    TF32_TILES,
+    WGMMA_TILES,
+    ConvShape,
+    candidates,
+)
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path
@@ -82,7 +90,7 @@ def test_the_rule_comes_first_and_no_tile_pads_absurdly(ci, co, dtype, limits, a
     assert all(-(-co // tile.n) * tile.n < 2 * (co + 32) for tile in tiles[1:])
     for tile in tiles:
         tile.variant(dtype, aligned)  # raises if it takes 16 bytes at a time
-        assert isinstance(tile, SimtTile) is (dtype is torch.float32)
+        assert isinstance(tile, Tf32Tile) is (dtype is torch.float32)
         assert not isinstance(tile, WgmmaTile) or (aligned and limits.hopper)
 
 
@@ -90,14 +98,17 @@ def test_tiles_of_hopper_and_portable_ones_compete_where_both_run():
     assert {*contenders(WIDE.shape, H200)} == {*MMA_TILES, *WGMMA_TILES}
     assert {*contenders(WIDE.shape, AMPERE)} == {*MMA_TILES}
     assert {*contenders(replace(WIDE.shape, dtype=torch.float32), H200)} == {*FP32_TILES}
+    assert {*contenders(replace(WIDE.shape, dtype=torch.float32, tf32=True), H200)} == {*TF32_TILES}
     assert {tile.n for tile in contenders(NARROW.shape, H200)} == {32, 64}
 
 
 def test_names_are_as_tables_have_them():
-    names = [name_of(tile) for tile in (*FP32_TILES, *MMA_TILES, *WGMMA_TILES)]
+    names = [name_of(tile) for tile in (*SIMT_TILES, *FP32_TILES, *TF32_TILES, *MMA_TILES, *WGMMA_TILES)]
 
     assert len({*names}) == len(names)
     assert name_of(SimtTile(64, 32, 16, 4)) == "simt m=64 n=32 k=16 rows=4"
+    assert name_of(Tf32Tile(128, 96, 16, (4, 2), 4)) == "tf32 m=128 n=96 k=16 warps=4x2 stages=4"
+    assert name_of(FP32_TILES[1]) == "tf32 m=128 n=96 k=16 warps=4x3 stages=4 products=3"
     assert name_of(MmaTile(128, 96, 64, (4, 2))) == "mma m=128 n=96 k=64 warps=4x2"
     assert name_of(MmaTile(64, 96, 32, (2, 2), 4)) == "mma m=64 n=96 k=32 warps=2x2 stages=4"
     assert name_of(WgmmaTile(128, 256, 4, 128, 1)) == "wgmma m=128 n=256 stages=4 bringers=128 blocks=1"
@@ -148,7 +159,14 @@ def test_a_tile_that_there_is_not_leaves_the_rule(name):
         *(
             replace(WIDE, shape=replace(WIDE.shape, **change))
             for change in (
-                *({"ci": 128}, {"co": 128}, {"dtype": torch.bfloat16}, {"aligned": False}, {"single": True}),
+                *(
+                    {"ci": 128},
+                    {"co": 128},
+                    {"dtype": torch.bfloat16},
+                    {"tf32": True},
+                    {"aligned": False},
+                    {"single": True},
+                ),
                 *({"rows": 16385}, {"stride": 4}, {"shortcut": 64}),
             )
         ),

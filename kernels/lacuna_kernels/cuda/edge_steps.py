@@ -12,6 +12,7 @@ from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_steps import are_aligned, packed
 from lacuna_kernels.cuda.steps import Buffers, Writer
+from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 
 
@@ -24,8 +25,9 @@ def relational_graph_conv(writer: Writer, layer: Layer) -> None:
     pairs, key = _pairs(writer, edges), f"{edges}:map"
     count, y, sums = writer.count_of(layer.output), layer.output, f"{layer.output}:pairs"
     channels, bias = writer.types[node.inputs[0]].channels, writer.weights.bias(layer)
-    aligned = are_aligned(writer, [x]) and are_whole_pieces(channels)
-    shape = ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points)
+    aligned = are_aligned(writer, [x], dtype) and are_whole_pieces(channels, dtype=dtype)
+    tf32 = layer.precision is Precision.TF32
+    shape = ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points, tf32=tf32)
     weight = packed(writer, layer, candidates(shape, device.limits)[0], beside="root")
 
     def run(b: Buffers) -> None:

@@ -19,7 +19,7 @@ VARIANTS = (FORWARD, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
-BLOCKS = 6
+BLOCKS = 5
 """Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are."""
 WORD_BITS = 32
 KEY_BITS = 2 * DIGIT_BITS

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, Tile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 PROGRESS = 3
@@ -119,10 +119,10 @@ def sparse_conv(
 
 
 def _is_aligned(x: Tensor) -> bool:
-    """Whether 16 bytes can be copied at a time; the fp32 kernel does not mind."""
-    return x.dtype is torch.float32 or (are_whole_pieces(x.shape[1], x.stride(0)) and x.data_ptr() % 16 == 0)
+    """Whether 16 bytes can be copied at a time."""
+    return are_whole_pieces(x.shape[1], x.stride(0), dtype=x.dtype) and x.data_ptr() % 16 == 0
 
 
-def are_whole_pieces(*elements: int) -> bool:
-    """Whether so many are whole pieces of 16 bytes, in 16-bit types: channels, where they begin, and pitches."""
-    return not any(number % PIECE for number in elements)
+def are_whole_pieces(*elements: int, dtype: torch.dtype = torch.float16) -> bool:
+    """Whether so many are whole pieces of 16 bytes: channels, where they begin, and pitches."""
+    return not any(number * dtype.itemsize % 16 for number in elements)

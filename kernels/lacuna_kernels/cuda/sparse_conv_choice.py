@@ -1,14 +1,27 @@
 """Which tile a sparse convolution takes: a rule, by its shape and the GPU."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from lacuna_kernels.cuda.device import DeviceLimits
+from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.graph import Precision
 
-FP32_TILES = (SimtTile(64, 64, 16, 4), SimtTile(64, 32, 16, 4))
+SIMT_TILES = (SimtTile(64, 64, 16, 4), SimtTile(64, 32, 16, 4))
+"""fp32 by multiply-adds, to compare with. They add up otherwise than FP32_TILES: no rule or table takes them."""
+FP32_TILES = (
+    *(Tf32Tile(128, 128, 16, (4, 4), 4, 3), Tf32Tile(128, 96, 16, (4, 3), 4, 3), Tf32Tile(128, 64, 16, (4, 2), 4, 3)),
+    *(Tf32Tile(128, 32, 32, (8, 1), 3, 3), Tf32Tile(128, 32, 16, (8, 1), 4, 3)),
+)
+TF32_TILES = (
+    *(Tf32Tile(128, 128, 16, (4, 2), 4), Tf32Tile(128, 96, 32, (4, 2), 3), Tf32Tile(128, 96, 16, (4, 2), 4)),
+    *(Tf32Tile(128, 64, 32, (4, 2), 3), Tf32Tile(128, 64, 16, (4, 2), 4)),
+    *(Tf32Tile(128, 32, 32, (8, 1), 3), Tf32Tile(128, 32, 16, (8, 1), 4)),
+)
 MMA_TILES = (
     *(MmaTile(128, 128, 32, (4, 2), 4), MmaTile(128, 128, 16, (4, 2), 4)),
     *(MmaTile(128, 96, 64, (4, 2)), MmaTile(64, 96, 32, (2, 2), 4), MmaTile(128, 96, 16, (4, 2), 4)),
@@ -18,9 +31,17 @@ MMA_TILES = (
 _WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
 _NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5)
 WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
+PORTABLE: Mapping[Precision, tuple[Tile, ...]] = {
+    Precision.FP32: FP32_TILES,
+    Precision.TF32: TF32_TILES,
+    Precision.FP16: MMA_TILES,
+    Precision.BF16: MMA_TILES,
+}
+"""Tiles that run on every GPU since sm_80. All of a precision add up in one order."""
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
-    *(tile.variant(torch.float32, True) for tile in FP32_TILES),
+    *(tile.variant(torch.float32, True) for tile in SIMT_TILES),
+    *(tile.variant(torch.float32, aligned) for tile in (*FP32_TILES, *TF32_TILES) for aligned in (True, False)),
     *(tile.variant(dtype, True) for tile in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16)),
     *(t.variant(dtype, True, split=True) for t in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16) if t.splits),
 )
@@ -36,6 +57,7 @@ class ConvShape:
     shortcut  channels of the shortcut, 0 without
     stride    of the level of the rows, the largest of its axes: how many neighbours there are depends on it
     split     whether the offsets are in several parts
+    tf32      whether fp32 may be rounded to tf32
     """
 
     ci: int
@@ -47,6 +69,12 @@ class ConvShape:
     shortcut: int = 0
     stride: int = 1
     split: bool = False
+    tf32: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """What is computed in."""
+        return Precision.TF32 if self.tf32 else NATIVE[self.dtype]
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
@@ -60,8 +88,9 @@ def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Til
 
 def _portable(shape: ConvShape) -> list[Tile]:
     """All that run on every GPU since sm_80: fewest padded products, then the widest."""
-    tiles: tuple[Tile, ...] = FP32_TILES if shape.dtype is torch.float32 else MMA_TILES
-    return sorted(tiles, key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k))
+    return sorted(
+        PORTABLE[shape.precision], key=lambda t: (_padded_to(shape.co, t.n), _padded_to(shape.ci, t.k), -t.n, -t.k)
+    )
 
 
 _LEAST_IN = 32

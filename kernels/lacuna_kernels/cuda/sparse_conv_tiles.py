@@ -1,6 +1,6 @@
 """Tiles of src/sparse_conv_*.cu: what a block makes at a time, and how weights lie for it.
 
-All add up in one order, and give the same bits.
+All of a precision add up in one order, and give the same bits, but for multiply-adds, which nothing competes with.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
+from lacuna_kernels.cuda.precision import round_to_tf32
 from lacuna_kernels.cuda.scan import blocks
 
 PIECE = 8
@@ -18,6 +19,8 @@ PIECE = 8
 _BARRIERS_BYTES = 1024
 _LOOKED_UP = 24
 """Offsets whose rows are in shared memory."""
+_PAD = 8
+"""Elements between the rows that a warp writes, in shared memory."""
 
 
 class Tile(Protocol):
@@ -130,7 +133,7 @@ class MmaTile(_OfPatches):
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         stage = 2 * (self.m * (self.k + PIECE) + self.k * (self.n + PIECE))
-        rows = 2 * 16 * self.warps[0] * (self.n + PIECE * self.warps[1])
+        rows = 2 * 16 * self.warps[0] * (self.n + _PAD * self.warps[1])
         return max(self.stages * stage, rows)
 
     def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
@@ -146,6 +149,56 @@ class MmaTile(_OfPatches):
             ("ALIGNED", int(aligned)),
         )
         return Variant("sparse_conv_mma.cu", "sparse_conv_mma", constants, dynamic_shared_bytes=self.shared_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Tf32Tile(_OfPatches):
+    """Of fp32 on the tensor cores of any GPU since sm_80; how a block's warps lie over m and n; steps under way.
+
+    products  1: in tf32; 3: in fp32, by what rounding to tf32 gives and what it leaves over
+    """
+
+    warps: tuple[int, int]
+    stages: int
+    products: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.warps[0] * self.warps[1] * 32
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        rows = 16 * self.warps[0] * (self.n + _PAD * self.warps[1])
+        return 4 * max(self.stages * self.k * (self.m + self.n), rows)
+
+    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
+        """The kernel."""
+        constants = (
+            ("TILE_M", self.m),
+            ("TILE_N", self.n),
+            ("TILE_K", self.k),
+            ("WARPS_M", self.warps[0]),
+            ("WARPS_N", self.warps[1]),
+            ("STAGES", self.stages),
+            ("PRODUCTS", self.products),
+            ("ALIGNED", int(aligned)),
+        )
+        return Variant("sparse_conv_tf32.cu", "sparse_conv_tf32", constants, dynamic_shared_bytes=self.shared_bytes)
+
+    @property
+    def packing(self) -> str:
+        """In what lanes multiply by, rounded or not."""
+        return f"lanes of {self.k}x{self.n}, {'rounded' if self.products == 1 else 'whole'}"
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """[volume * steps of k channels, tiles of n, k / 8, n / 16, 32, 4]: what a lane has of 8 x 16, side by side."""
+        padded = _padded(weight, self.k, self.n)
+        volume, ci, co = padded.shape
+        parts = padded.view(volume * ci // self.k, self.k // 8, 2, 4, co // self.n, self.n // 16, 2, 8)
+        lanes = parts.permute(0, 4, 1, 5, 7, 3, 6, 2).flatten(4, 5).flatten(5, 6)
+        return round_to_tf32(lanes) if self.products == 1 else lanes.contiguous()
 
 
 @dataclass(frozen=True, slots=True)

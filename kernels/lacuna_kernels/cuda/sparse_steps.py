@@ -36,6 +36,7 @@ from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.tile_table import Group, MapKind
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
+from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.devoxelize import Devoxelize
 from lacuna_kernels.ops.global_pool import GlobalPool
 from lacuna_kernels.ops.sparse_conv import SparseConv
@@ -164,12 +165,13 @@ def _tile(writer: Writer, layer: Layer, key: str | None) -> Tile:
 
 
 def _shape(writer: Writer, layer: Layer, *, single: bool, split: bool) -> ConvShape:
-    """What the choice of a tile depends on; `single`: each row has one offset, `split`: offsets are in several parts."""
+    """What the choice of a tile depends on; `single`: each row has one offset, `split`: they are in several parts."""
     (_, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
     x, _, shortcut = _sources(writer, layer)
-    aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut])
+    aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut], dtype)
     rows, beside = _likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
-    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride), split)
+    tf32 = layer.precision is Precision.TF32
+    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride), split, tf32)
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:
@@ -181,9 +183,9 @@ def _likely_rows(writer: Writer, level: Level) -> int:
     return max(1, min(writer.room.points // max(level.stride), writer.room.sites(level)))
 
 
-def are_aligned(writer: Writer, names: Sequence[str]) -> bool:
-    """Whether 16 bytes of all these values can be copied at a time, in 16-bit types, wherever they lie."""
-    return all(are_whole_pieces(*_columns(writer, name)) for name in names)
+def are_aligned(writer: Writer, names: Sequence[str], dtype: torch.dtype) -> bool:
+    """Whether 16 bytes of all these values can be copied at a time, wherever they lie."""
+    return all(are_whole_pieces(*_columns(writer, name), dtype=dtype) for name in names)
 
 
 def _columns(writer: Writer, name: str) -> tuple[int, int, int]:

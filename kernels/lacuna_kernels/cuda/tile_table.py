@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.measurement import Count, Measurement, Objective, class_of
-from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, WGMMA_TILES, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.graph import Precision
 
@@ -57,9 +56,9 @@ class Group:
 
     @property
     def key(self) -> Key:
-        """What an entry is found by: the rows in classes; fp32 and tf32 are the same."""
+        """What an entry is found by: the rows in classes."""
         s, rows = self.shape, class_of(self.shape.rows)
-        return Key(s.ci, s.co, NATIVE[s.dtype], s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows)
+        return Key(s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows)
 
     def __str__(self) -> str:
         beside = f" + {self.shape.shortcut}" if self.shape.shortcut else ""
@@ -129,10 +128,9 @@ class TileTable:
 def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     """The tiles that are worth measuring, the rule's first: all that run there but those that pad absurdly."""
     rule = candidates(shape, limits)[0]
-    tiles: list[Tile] = [*FP32_TILES]
-    if shape.dtype.itemsize == 2:
-        hopper = WGMMA_TILES if limits.hopper and shape.aligned else ()
-        tiles = [*MMA_TILES, *(tile for tile in hopper if tile.splits or not shape.split)]
+    tiles = [*PORTABLE[shape.precision]]
+    if shape.dtype.itemsize == 2 and limits.hopper and shape.aligned:
+        tiles += [tile for tile in WGMMA_TILES if tile.splits or not shape.split]
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
     return list(dict.fromkeys([rule, *few]))

@@ -1,4 +1,5 @@
-// Stands in for src/lane_copies.cuh where kernels run on a CPU. Copies that are waited for by a barrier come late.
+// Stands in for src/lane_copies.cuh where kernels run on a CPU. Copies that are waited for by a barrier come late,
+// those of a group as products do.
 #pragma once
 
 #include "hopper.cuh"
@@ -17,4 +18,19 @@ inline void arrive_after_copies(uint32_t address) {
         machine::arrive_late(barrier);
     });
     machine::current->copies_in.clear();
+}
+
+inline void commit_copies() {
+    auto& mine = *machine::current;
+    mine.committed_in.push_back(std::move(mine.copies_in));
+    mine.copies_in.clear();
+    if (machine::late_products) return;
+    for (const auto& copy : mine.committed_in.back()) copy();
+    mine.committed_in.back().clear();
+}
+template <int LAST>
+inline void wait_for_copies() {
+    auto& committed = machine::current->committed_in;
+    for (; committed.size() > LAST; committed.pop_front())
+        for (const auto& copy : committed.front()) copy();
 }

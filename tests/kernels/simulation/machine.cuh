@@ -46,6 +46,7 @@ struct Thread {
     std::vector<Action> products;               // of the group that is open
     std::deque<std::vector<Action>> committed;  // groups that were not waited for yet
     std::vector<Action> copies_in;              // that no barrier waits for yet
+    std::deque<std::vector<Action>> committed_in;
     std::vector<Action> copies_out;             // the same of copies out
     std::deque<std::vector<Action>> committed_out;
 };
@@ -74,6 +75,7 @@ struct Block {
     Memory shared;
     std::map<uint32_t, Barrier> barriers;
     std::map<int, uint32_t> shuffled;
+    std::map<int, std::vector<uint32_t>> registers;  // that a warp takes together
 };
 
 struct Cluster {
@@ -88,7 +90,8 @@ inline Thread* current;
 inline ucontext_t scheduler;
 inline Action kernel;
 inline int first_block, grid, block_threads;
-inline bool late_products;  // whether products read their operands when they are waited for; else when they are started
+inline bool late_products;  // whether products, and copies in groups, read and write when they are waited for; else when
+                            // they are started
 inline std::string failure;
 
 // End the current thread's run for good; the launch fails.

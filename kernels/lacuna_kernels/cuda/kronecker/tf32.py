@@ -11,6 +11,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.kronecker.fp16_halves import halves_of
 from lacuna_kernels.cuda.kronecker.problem import Layout, Problem
 from lacuna_kernels.cuda.kronecker.way import LARGEST_TILES, Operands, Sums, arguments, read_together
+from lacuna_kernels.cuda.precision import round_to_tf32
 from lacuna_kernels.cuda.tensor_map import Swizzle, tensor_map
 from lacuna_kernels.cuda.tile_counters import COUNTERS
 from lacuna_kernels.graph import Precision
@@ -258,11 +259,6 @@ def _aligned_copy(problem: Problem, operands: Operands) -> Tensor:
     copy = operands.scratch[: 4 * problem.pattern.width_in * _pitch(problem)].view(torch.float32)
     copy.view(problem.pattern.width_in, _pitch(problem))[:, : problem.rows].copy_(operands.x)
     return copy
-
-
-def round_to_tf32(x: Tensor) -> Tensor:
-    """Round fp32 to the 11 significant bits of tf32, to nearest, ties away from zero."""
-    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 _TILES = {

@@ -34,27 +34,32 @@ __device__ inline int key_of(unsigned word, int parts) {
 
 // rows int32 [capacity, pitch] what each output row reads by slot, -1 for nothing and past the volume, but not of parts
 // that it has nothing of; pitch is 8, 16 or a multiple of 32, and 32 if there are parts. keys [capacity].
-// find(site, kx, ky, kz) gives the input row of an output site.
-template <class Find>
+// way_of(kx, ky, kz) tells how to find, site by site, the input row that an offset leads to.
+template <class WayOf>
 __device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g,
                                  const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch,
-                                 int* __restrict__ keys, Find find) {
+                                 int* __restrict__ keys, WayOf way_of) {
     const int across = min(pitch, 32), volume = volume_of(g), lane = threadIdx.x % across, at_once = THREADS / across;
+    const auto way_at = [&](int at) {
+        const int offset = at < volume ? slots[at].offset : 0, plane = g.size[1] * g.size[2];
+        return way_of(offset / plane, offset % plane / g.size[2], offset % g.size[2]);
+    };
+    const auto way = way_at(lane);  // the same for all sites, if a lane has one offset
+    const int bit = lane < volume ? slots[lane].bit : -1, part = part_of(lane, volume, parts);
     for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
         const int m = first + threadIdx.x / across;
         const Site site = m < count ? outputs[m] : Site{};
-        unsigned word = 0;
-        int row = -1;
-        for (int at = lane; at < pitch; at += across) {
-            const Slot slot = at < volume ? slots[at] : Slot{0, -1};
-            const int kz = slot.offset % g.size[2], ky = slot.offset / g.size[2] % g.size[1];
-            row = m < count && at < volume ? find(site, slot.offset / (g.size[1] * g.size[2]), ky, kz) : -1;
-            if (m < count && parts == 1) rows[(size_t)m * pitch + at] = row;
-            if (row >= 0 && slot.bit >= 0) word |= 1u << slot.bit;
+        int row = m < count && lane < volume ? way(site) : -1;
+        unsigned word = row >= 0 && bit >= 0 ? 1u << bit : 0;
+        if (m < count && parts == 1) rows[(size_t)m * pitch + lane] = row;
+        for (int at = lane + across; at < pitch; at += across) {
+            row = m < count && at < volume ? way_at(at)(site) : -1;
+            if (m < count) rows[(size_t)m * pitch + at] = row;
+            if (row >= 0 && slots[at].bit >= 0) word |= 1u << slots[at].bit;
         }
         for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
         if (m >= count) continue;
-        const int key = key_of(word, parts), part = part_of(lane, volume, parts);
+        const int key = key_of(word, parts);
         const bool read = part == parts - 1 || has_part(key, part);
         if (parts > 1 && lane < volume && read) rows[(size_t)m * pitch + lane] = row;
         if (lane == 0) keys[m] = key;
@@ -62,28 +67,35 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
 }
 
 // input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.
-extern "C" __global__ void __launch_bounds__(THREADS, 6)
+extern "C" __global__ void __launch_bounds__(THREADS, 5)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const Slot* __restrict__ slots, int parts, const Site* __restrict__ inputs,
              const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
-    find_rows(outputs, *count, g, slots, parts, rows, pitch, keys, [&](Site output, int kx, int ky, int kz) {
-        return find_site(table, mask, inputs, reached_site(output, kx, ky, kz, g));
+    const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
+    find_rows(outputs, *count, g, slots, parts, rows, pitch, keys, [&](int kx, int ky, int kz) {
+        const Site from = reached_site({0, 0, 0, 0}, kx, ky, kz, g);
+        return [=](Site output) {
+            return find_site(table, mask, inputs, {output.item, output.x * stride_x + from.x,
+                                                   output.y * stride_y + from.y, output.z * stride_z + from.z});
+        };
     });
 }
 
 // For the convolution that undoes a strided one, or a generative one: its outputs are the fine sites, its inputs the
 // coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
-extern "C" __global__ void __launch_bounds__(THREADS, 6)
+extern "C" __global__ void __launch_bounds__(THREADS, 5)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const Slot* __restrict__ slots, int parts, const Site* __restrict__ coarse,
              const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
-    const Geometry& g = *geometry;  // not a copy, which would take too many registers
-    find_rows(fine, *count, g, slots, parts, rows, pitch, keys, [&](Site site, int kx, int ky, int kz) {
-        Site from = {site.item, 0, 0, 0};
-        const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
-                         output_cell(site.z, kz, 2, g, &from.z);
-        return fed ? find_site(table, mask, coarse, from) : -1;
+    const Geometry& g = *geometry;
+    find_rows(fine, *count, g, slots, parts, rows, pitch, keys, [&](int kx, int ky, int kz) {
+        return [=, &g](Site site) {
+            Site from = {site.item, 0, 0, 0};
+            const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
+                             output_cell(site.z, kz, 2, g, &from.z);
+            return fed ? find_site(table, mask, coarse, from) : -1;
+        };
     });
 }
 

@@ -18,3 +18,12 @@ __device__ __forceinline__ void copy_4_bytes(uint32_t to, const float* from, boo
 __device__ __forceinline__ void arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+
+// End a group of copies: those that this thread has started since the last.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait for all groups of this thread's copies but the last few.
+template <int LAST>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LAST) : "memory");
+}

@@ -16,7 +16,7 @@ struct CandidateSite {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
                int* __restrict__ table, int mask, int* __restrict__ overflow) {
     const int row = blockIdx.x * THREADS + threadIdx.x;
@@ -29,7 +29,7 @@ insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
 }
 
 // firsts [inputs]: how many outputs each input is the first to make.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 count_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
               const int* __restrict__ table, int mask, int* __restrict__ firsts) {
     const int row = blockIdx.x * THREADS + threadIdx.x;
@@ -45,7 +45,7 @@ count_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, co
 }
 
 // before: the running sum of firsts. rows [mask + 1], all FREE, becomes the table of the outputs.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
                const int* __restrict__ table, int mask, const int* __restrict__ before, int capacity,
                Site* __restrict__ outputs, int* __restrict__ rows) {

@@ -77,13 +77,15 @@ struct Tiles {
 };
 
 // The tile of a block that makes one alone; all threads come here, and to `leave_tile` when its rows are written.
+// `taken` is in shared memory, which may then be used for other things.
 template <int M, int N>
-__device__ inline Tile take_tile(const Tiles<M, N>& tiles, Progress* progress) {
+__device__ inline Tile take_tile(const Tiles<M, N>& tiles, Progress* progress, int* taken) {
     if (tiles.map.parts == 1) return tiles.at(blockIdx.x);
-    __shared__ int taken;
-    if (threadIdx.x == 0) taken = progress->take();
+    if (threadIdx.x == 0) *taken = progress->take();
     __syncthreads();
-    return tiles.at(taken);
+    const int index = *taken;
+    __syncthreads();
+    return tiles.at(index);
 }
 
 __device__ inline void leave_tile(const KernelMap& map, const Tile& tile, Progress* progress) {

@@ -1,4 +1,4 @@
-// Sparse convolution in true fp32 (FFMA, no tf32): an implicit GEMM, output-stationary.
+// Sparse convolution in fp32 by multiply-adds (FFMA, no tensor cores): an implicit GEMM, output-stationary.
 // A block makes TILE_M rows x TILE_N channels of y, a thread ROWS x 4 of them. Step by step it gathers TILE_K channels
 // of the rows that one offset leads to, and that patch of its weight; the next step is fetched while one is summed.
 // weight [padded ci of all offsets and then of the shortcut, padded co], zeros up to multiples of TILE_K and TILE_N;
@@ -93,7 +93,7 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
     __shared__ __align__(16) float b[2][TILE_K][TILE_N];
     const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
     const Tiles<TILE_M, TILE_N> tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
-    const Tile tile = take_tile(tiles, progress);
+    const Tile tile = take_tile(tiles, progress, reinterpret_cast<int*>(b));
     if (tile.part < 0) return leave_tile(map, tile, progress);
     const bool last = map.is_last(tile.part);
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};

@@ -167,7 +167,7 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     Element* stages = reinterpret_cast<Element*>(shared_memory);
     const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
     const Tiles<TILE_M, TILE_N> tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
-    const Tile tile = take_tile(tiles, progress);
+    const Tile tile = take_tile(tiles, progress, reinterpret_cast<int*>(shared_memory));
     if (tile.part < 0) return leave_tile(map, tile, progress);
     const bool last = map.is_last(tile.part);
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
