@@ -20,6 +20,7 @@ static Place threadIdx, blockIdx;
 static unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
     return shift % 32 ? high << shift % 32 | low >> (32 - shift % 32) : high;
 }
+static int __ffs(int word) { return __builtin_ffs(word); }
 static int atomicCAS(int* at, int expected, int value) {
     const int before = *at;
     if (before == expected) *at = value;

@@ -13,7 +13,7 @@ struct Geometry {
 
 // By shifts where that will do, as it mostly does: divisions were half of what looking rows up took.
 __device__ inline int floor_div(int a, int b) {
-    if (!(b & (b - 1))) return a >> (31 - __clz(b));
+    if (!(b & (b - 1))) return a >> (__ffs(b) - 1);
     const int quotient = a / b;
     return quotient - (quotient * b > a);
 }
