@@ -14,6 +14,7 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     FP32_TILES,
     MMA_TILES,
     PORTABLE,
+    SIMT_TILES,
     TF32_TILES,
     WGMMA_TILES,
     ConvShape,
@@ -145,3 +146,17 @@ def test_what_adds_up_otherwise_does_not_compete():
     assert products(Precision.FP32) == {3}
     assert products(Precision.TF32) == {1}
     assert products(Precision.FP16) == products(Precision.BF16) == {None}
+
+
+@pytest.mark.parametrize("tile", [*MMA_TILES, *FP32_TILES, *TF32_TILES, *SIMT_TILES], ids=str)
+def test_a_portable_launch_has_a_block_for_each_tile_of_each_part(tile):
+    assert tile.grid(1, 1, 1, 3) == 3
+    assert tile.grid(tile.m + 1, 1, tile.n, 3) == 6
+    assert tile.grid(tile.m, 1, tile.n + 1) == 2
+
+
+@pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
+def test_a_launch_on_hopper_has_about_as_many_blocks_as_there_are_likely_to_be_tiles(tile):
+    assert tile.grid(10**6, 10 * tile.m, tile.n) == 10
+    assert tile.grid(10**6, 10 * tile.m, tile.n, 3) == 15
+    assert tile.grid(2 * tile.m, 10 * tile.m, tile.n + 1) == 4

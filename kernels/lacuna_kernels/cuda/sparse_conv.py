@@ -103,9 +103,8 @@ def sparse_conv(
     assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
     across = blocks(co, tile.n)
     aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
-    some = likely or capacity
     device.kernel(tile.variant(x.dtype, aligned, parts > 1))(
-        (tile.grid(capacity * parts, some if parts == 1 else some * 3 // 2, co), 1, 1),
+        (tile.grid(capacity, likely or capacity, co, parts), 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels),
         *(shortcut, 0 if shortcut is None else shortcut.stride(0), weight.shortcut_channels),

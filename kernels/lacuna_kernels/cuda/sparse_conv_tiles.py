@@ -46,8 +46,11 @@ class Tile(Protocol):
         """Whether a launch may begin before the kernel before it has ended."""
         ...
 
-    def grid(self, most: int, likely: int, co: int) -> int:
-        """Blocks of a launch for at most so many rows of co channels, of which so many rows are likely to be there."""
+    def grid(self, most: int, likely: int, co: int, parts: int = 1) -> int:
+        """Blocks of a launch for at most so many rows of co channels, of which so many rows are likely to be there.
+
+        parts  of the offsets, each with tiles of its own
+        """
         ...
 
     @property
@@ -86,9 +89,9 @@ class _OfPatches:
         """After the kernel before."""
         return False
 
-    def grid(self, most: int, likely: int, co: int) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int = 1) -> int:
         """One a tile."""
-        return blocks(most, self.m) * blocks(co, self.n)
+        return parts * blocks(most, self.m) * blocks(co, self.n)
 
     @property
     def packing(self) -> str:
@@ -226,9 +229,10 @@ class WgmmaTile:
         """Whether there is a kernel for offsets in several parts: one of 96 channels would have too few registers."""
         return self.n != 96
 
-    def grid(self, most: int, likely: int, co: int) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int = 1) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
-        return blocks(min(most, likely), self.m) * blocks(co, self.n)
+        rows = likely if parts == 1 else likely * 3 // 2  # half of them have offsets of a part before the last, or so
+        return blocks(min(most * parts, rows), self.m) * blocks(co, self.n)
 
     @property
     def k(self) -> int:
