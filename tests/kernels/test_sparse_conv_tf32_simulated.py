@@ -11,7 +11,7 @@ from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import assert_close, tolerance
-from tests.kernels.device_sites import map_of, nonsense, random_map
+from tests.kernels.device_sites import map_of, nonsense, random_map, sums_for
 from tests.kernels.simulated import SimulatedDevice, guarded
 
 ROUNDED = [Tf32Tile(64, 32, 32, (2, 1), 3), Tf32Tile(32, 64, 16, (2, 2), 4), Tf32Tile(32, 96, 16, (1, 2), 2)]
@@ -54,6 +54,24 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     sums = gather_multiply_add(*exact_for(tile, x, weight), rows) + bias.double() + residual[:outputs].double()
     assert_close(y[:outputs], activate(sums, activation, 0.2), tolerance(Precision.FP32, k * ci))
     assert int(memory.isnan().sum()) == len(memory) - outputs * co
+
+
+@pytest.mark.parametrize("outputs, density", [(1, 0.0), (140, 0.03)])
+@pytest.mark.parametrize("tile", [ROUNDED[0], WHOLE[1]], ids=str)
+def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outputs, density, tile):
+    rows = random_map(27, INPUTS, outputs, density)
+    x, weight = torch.randn(INPUTS, 20), torch.randn(27, 20, 44) * 0.2
+    bias, count = torch.randn(44), torch.tensor([outputs], dtype=torch.int32)
+    y, memory = guarded(outputs, 44, FP32)  # no rows to spare, so that there are as few blocks as can be
+
+    packed, kernel_map = pack_weight(weight, FP32, tile), map_of(rows, len(y), nonsense, parts=3)
+    given = sums_for(kernel_map, packed, y)
+    sparse_conv(SimulatedDevice(folder, 1, 0), x, packed, kernel_map, count, y, bias=bias, **given)
+
+    sums = gather_multiply_add(*exact_for(tile, x, weight), rows) + bias.double()
+    assert_close(y, sums, tolerance(Precision.FP32, 27 * 20))
+    assert int(memory.isnan().sum()) == len(memory) - outputs * 44
+    assert not bool(given["progress"].any())
 
 
 @pytest.mark.parametrize("outputs", [0, 1, 65])
