@@ -20,15 +20,13 @@ from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
-    PARTS,
     KernelMap,
     Offsets,
     forward_map,
     inverse_map,
     map_work,
-    offset_slots,
-    parts_of,
 )
+from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates

@@ -13,8 +13,8 @@ from lacuna_kernels.cuda.kernel_map import (
     forward_map,
     inverse_map,
     map_work,
-    offset_slots,
 )
+from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
 from lacuna_kernels.ops import coordinates as reference

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap, offset_slots
+from lacuna_kernels.cuda.kernel_map import KernelMap
+from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import sort, sort_work

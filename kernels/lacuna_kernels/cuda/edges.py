@@ -8,7 +8,8 @@ from torch import Tensor
 from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.kernel_map import KEY_BITS, WORD_BITS, KernelMap
+from lacuna_kernels.cuda.kernel_map import WORD_BITS, KernelMap
+from lacuna_kernels.cuda.offset_slots import key_bits
 from lacuna_kernels.cuda.scan import blocks, exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import sort, sort_work
 
@@ -102,13 +103,13 @@ def pair_edges(
         beyond, launch[1], edges.count, is_first, rank, by_place, pairs.count, pairs.starts, pair_relations
     )
 
-    key_bits = min(relations, KEY_BITS)
+    by_bits = key_bits(relations)
     device.kernel(NODES)(
         *((blocks(nodes + 1, THREADS), 1, 1), launch[1]),
-        *(edges.count, targets, rank, pairs.count, pair_relations, edges.nodes, relations, key_bits),
+        *(edges.count, targets, rank, pairs.count, pair_relations, edges.nodes, relations, by_bits),
         *(node_starts, result.keys),
     )
-    _, by_key = sort(device, result.keys, edges.nodes, key_bits, sorting[: sort_work(nodes)])
+    _, by_key = sort(device, result.keys, edges.nodes, by_bits, sorting[: sort_work(nodes)])
     result.present.zero_()
     tiles, words = blocks(nodes, THREADS), blocks(relations, WORD_BITS)
     device.kernel(MAP)(

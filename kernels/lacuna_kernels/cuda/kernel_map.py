@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 
-import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.coordinates import SiteBuffer
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.offset_slots import PARTS, key_bits
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sort import DIGIT_BITS, sort, sort_by_digits, sort_by_digits_work, sort_work
-from lacuna_kernels.types import Geometry
+from lacuna_kernels.cuda.sort import sort, sort_by_digits, sort_by_digits_work, sort_work
 
 FORWARD, INVERSE, ORDER = (Variant("kernel_map.cu", name) for name in ("forward_rows", "inverse_rows", "order_map"))
 VARIANTS = (FORWARD, INVERSE, ORDER)
@@ -22,8 +20,6 @@ THREADS = 256
 BLOCKS = 5
 """Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are."""
 WORD_BITS = 32
-KEY_BITS = 2 * DIGIT_BITS
-"""Of what rows are sorted by: one for each of 27 offsets would be two more passes, for 2 to 5 % fewer products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,53 +78,6 @@ def map_work(volume: int, capacity: int) -> int:
     return capacity * _pitch(volume) + max(sort_work(capacity), sort_by_digits_work(capacity, PARTS))
 
 
-PARTS, _COARSE = 3, 8
-
-
-def parts_of(geometry: Geometry, stride: int) -> int:
-    """Into how many parts the offsets of a forward map are divided: planes along z of 27, on coarse levels.
-
-    Of a LiDAR scan not all sites have others above or below them, and those that do are sorted by those alone: tiles of
-    128 rows work through 1.1 to 1.4 times the products that are there instead of 1.9 to 2.1 times. They are more tiles,
-    which pays where there are many channels and few rows: at strides from 8 on (see README.md).
-
-    stride  of the output sites, the largest of its axes
-    """
-    planes = geometry.kernel_size == (PARTS,) * 3 and not geometry.generative
-    return PARTS if planes and stride >= _COARSE else 1
-
-
-def offset_slots(geometry: Geometry, parts: int = 1) -> Tensor:
-    """The offsets part by part, and which bit of a row's key each sets, -1 for none: int32 [k, 2].
-
-    Of several parts, planes along z, the middle one comes last. Of each those furthest from the middle of the kernel,
-    which the fewest rows have, set the highest bits; a bit is for several neighbours in that order if there are more
-    offsets than bits. The middle of a submanifold convolution, which all rows have, sets none.
-    """
-    sizes = geometry.kernel_size
-    planes = (
-        [range(sizes[2])] if parts == 1 else [[z] for z in range(sizes[2]) if z != sizes[2] // 2] + [[sizes[2] // 2]]
-    )
-    slots = []
-    for part, plane in enumerate(planes):
-        offsets = [(x, y, z) for x, y in product(range(sizes[0]), range(sizes[1])) for z in plane]
-        distances = [sum((2 * at + 1 - size) ** 2 for at, size in zip(each, sizes, strict=True)) for each in offsets]
-        telling = [at for at in range(len(offsets)) if distances[at] or not _is_submanifold(geometry)]
-        telling.sort(key=distances.__getitem__)
-        most = _key_bits(len(offsets)) if parts == 1 else DIGIT_BITS
-        bits = dict.fromkeys(range(len(offsets)), -1)
-        for rank, at in enumerate(telling):
-            bits[at] = DIGIT_BITS * part + rank * min(most, len(offsets)) // len(telling)
-        numbers = [(x * sizes[1] + y) * sizes[2] + z for x, y, z in offsets]
-        slots += [[number, bits[at]] for at, number in enumerate(numbers)]
-    return torch.tensor(slots, dtype=torch.int32)
-
-
-def _is_submanifold(g: Geometry) -> bool:
-    middles = (2 * p == (k - 1) * d for k, p, d in zip(g.kernel_size, g.padding, g.dilation, strict=True))
-    return g.stride == (1, 1, 1) and all(middles) and not g.generative
-
-
 def forward_map(
     device: Device, inputs: SiteBuffer, outputs: SiteBuffer, offsets: Offsets, result: KernelMap, work: Tensor
 ) -> None:
@@ -171,7 +120,7 @@ def _launch(
         *(inputs.coordinates, inputs.table, inputs.mask, rows, pitch, result.keys),
     )
     if parts == 1:
-        _, by_key = sort(device, result.keys, outputs.count, _key_bits(volume), sorting)
+        _, by_key = sort(device, result.keys, outputs.count, key_bits(volume), sorting)
         ordered: tuple[Tensor | None, ...] = (by_key, None, result.order)
     else:
         sort_by_digits(device, result.keys, outputs.count, result.order, result.ones, sorting)
@@ -187,7 +136,3 @@ def _launch(
 
 def _pitch(volume: int) -> int:
     return 8 if volume <= 8 else 16 if volume <= 16 else blocks(volume, WORD_BITS) * WORD_BITS
-
-
-def _key_bits(volume: int) -> int:
-    return min(volume, KEY_BITS)

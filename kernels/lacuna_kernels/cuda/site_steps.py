@@ -23,9 +23,8 @@ from lacuna_kernels.cuda.kernel_map import (
     inverse_map,
     map_shapes,
     map_work,
-    offset_slots,
-    parts_of,
 )
+from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv

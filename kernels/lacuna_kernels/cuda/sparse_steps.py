@@ -99,12 +99,11 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     count, likely = sites_name(level, "count"), _likely_rows(writer, level)
     settled = not writer.once(f"convolution of {level.grid}")  # the step before the first one makes all maps
     parts = 1 if key is None else writer.map_parts[key]
-    sums, scratch = f"{layer.output}:sums", dict[str, BufferSpec]()
+    sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
     if parts > 1:
-        shape = part_sums(parts, writer.room.sites(level), weight)
-        scratch[sums] = BufferSpec(shape, DTYPES[layer.precision])
-    held = writer.weights
-    progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))
+        scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), DTYPES[layer.precision])
+        held = writer.weights
+        progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lacuna_kernels.cuda.kernel_map import offset_slots, parts_of
+from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry, Triple
 
