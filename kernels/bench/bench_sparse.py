@@ -194,7 +194,7 @@ class Bench:
         packed, bias = pack_weight(weight, self.dtype, tile), torch.zeros(layer.co, device="cuda")
         sums = None
         if kernel_map is not None and kernel_map.parts > 1:
-            sums = torch.empty(part_sums(kernel_map.parts, len(y), packed), dtype=self.dtype, device="cuda")
+            sums = torch.empty(part_sums(kernel_map.parts, len(y), packed), device="cuda")
         given = {
             "bias": bias,
             "likely": self._likely_rows(layer),

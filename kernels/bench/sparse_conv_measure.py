@@ -4,6 +4,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -67,7 +68,7 @@ def sizes(graph: Graph, batch: Batch) -> dict[str, int]:
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Milliseconds: the median, and what nine and ninety-nine of a hundred do not exceed."""
     ms = sorted(1000 * value for value in seconds)
-    at = {"p90": ms[min(len(ms) - 1, int(0.9 * len(ms)))], "p99": ms[min(len(ms) - 1, int(0.99 * len(ms)))]}
+    at = {f"p{percent}": ms[ceil(percent * len(ms) / 100) - 1] for percent in (90, 99)}
     return {name: float(f"{value:.4g}") for name, value in ({"median": median(ms)} | at).items()}
 
 

@@ -1,7 +1,7 @@
 """The report of what was measured of sparse-convolution networks, made without a GPU."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -99,13 +99,14 @@ def _table(cells: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def head(results: Results) -> Iterator[str]:
     """Where it was measured, and on what."""
-    for run in results.part("run"):
-        peer = f", spconv {run['spconv']}" if run["spconv"] else ""
-        scans = ", ".join(f"{points:,}" for points in run["points of the scans"])
-        yield (
-            f"{run['key'][:16]} {run['device']}, torch {run['torch']}, CUDA {run['cuda']}{peer}: "
-            f"{run['frames']} batches a cell, of scans of {scans} points"
-        )
+    yield from dict.fromkeys(map(_run, results.part("run")))
+
+
+def _run(run: Mapping[str, Any]) -> str:
+    peer = f", spconv {run['spconv']}" if run["spconv"] else ""
+    scans = ", ".join(f"{points:,}" for points in run["points of the scans"])
+    made = f"{run['key'][:16]} {run['device']}, torch {run['torch']}, CUDA {run['cuda']}{peer}"
+    return f"{made}: {run['frames']} batches a cell, of scans of {scans} points"
 
 
 def rows(records: Sequence[dict[str, Any]]) -> Iterator[str]:

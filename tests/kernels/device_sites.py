@@ -201,7 +201,7 @@ def map_of(
 def sums_for(kernel_map: KernelMap, packed: PackedWeight, y: Tensor) -> dict[str, Tensor]:
     """What a convolution needs beside its operands if the map is in parts."""
     shape = part_sums(kernel_map.parts, len(y), packed)
-    sums = torch.full(shape, torch.nan, dtype=y.dtype, device=y.device)
+    sums = torch.full(shape, torch.nan, device=y.device)
     return {"sums": sums, "progress": torch.zeros(PROGRESS, dtype=torch.int32, device=y.device)}
 
 

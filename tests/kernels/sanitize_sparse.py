@@ -10,10 +10,9 @@ from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilin
 from lacuna_kernels.cuda.edges import VECTOR_BYTES, edge_sums
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
+from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_by_digits, sort_by_digits_work, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, SIMT_TILES, TF32_TILES, WGMMA_TILES
-from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
@@ -59,8 +58,6 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
                 x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)
                 bias = torch.ones(co, device="cuda")
                 for volume, used in ((27, maps[0]), (27, maps[1]), (1, None)):
-                    if used and used.parts > 1 and isinstance(tile, WgmmaTile) and not tile.splits:
-                        continue
                     packed = pack_weight(torch.ones(volume, ci, co, device="cuda"), dtype, tile)
                     more = {"bias": bias, "residual": y, "activation": Activation.RELU}
                     more |= sums_for(used, packed, y) if used else {}
@@ -112,6 +109,7 @@ def main() -> None:
         convolve(device, fine)
         many = (FEW_TILES + 1) * TILE
         sort(device, ints(many), counted(many), 8, ints(sort_work(many)))
+        sort_by_digits(device, ints(many), counted(many), ints(3, many), ints(3), ints(sort_by_digits_work(many, 3)))
         follow_points(device, cloud, placement, fine, coarse)
         follow_edges(device)
 

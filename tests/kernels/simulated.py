@@ -1,7 +1,8 @@
 """Kernels run on the CPU: their sources, with tests/kernels/simulation in place of the instructions of Hopper GPUs.
 
 It shows that threads wait for one another as they must, that copies and products are where they should be, and that
-sums are right to a few roundings. It knows nothing of speed, of the memory model, or of the order of sums in a product.
+sums are right to a few roundings. It knows nothing of speed, of the memory model, or of the order of sums in a product;
+and as clusters run one after another, a block that waits for what another of the launch makes finds it there.
 """
 
 import ctypes

@@ -360,7 +360,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 623, "centerpoint": 490}
+    assert found == {"minkunet": 751, "centerpoint": 491}
 
 
 def test_tasks_are_dealt_out_to_lanes_the_longest_first() -> None:

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
-from lacuna_kernels.cuda.sort import sort, sort_work
+from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_by_digits, sort_by_digits_work, sort_work
 from lacuna_kernels.cuda.voxelize import Grid
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
@@ -197,6 +197,21 @@ def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, co
     assert int(found.count) == m
     assert torch.equal(found.coordinates[:m].cpu(), expected)
     assert torch.equal(found.offsets[:5].cpu().long(), reference.count_offsets(expected, 4))
+
+
+@pytest.mark.parametrize("n", [1, 3000, (FEW_TILES + 1) * TILE])
+def test_keys_are_sorted_by_each_digit_side_by_side(device, n):
+    keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & 0xFF0103
+    order, ones = ints(3, n + SPARE), ints(3)
+    given = torch.cat([keys, torch.full((SPARE,), NONSENSE, dtype=torch.int32)]).cuda()
+
+    sort_by_digits(device, given, counted(n), order, ones, ints(sort_by_digits_work(n + SPARE, 3)))
+
+    for digit in range(3):
+        found = keys >> 8 * digit & 255
+        assert torch.equal(order[digit, :n].cpu().long(), torch.sort(found, stable=True).indices)
+        assert int(ones[digit]) == int((found == 0).sum())
+    assert bool((order[:, n:] == NONSENSE).all())
 
 
 @pytest.mark.parametrize("room", [1, 100])

@@ -47,13 +47,10 @@ def packed_for(
     *,
     aligned: bool = True,
     beside: Tensor | None = None,
-    parts: int = 1,
 ) -> PackedWeight:
     """Pack a weight for a tile; skips what the tile cannot do."""
     if isinstance(tile, WgmmaTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
-    if isinstance(tile, WgmmaTile) and parts > 1 and not tile.splits:
-        pytest.skip(f"{tile} is for offsets in one part")
     if isinstance(tile, Tf32Tile | SimtTile) and dtype is not torch.float32:
         pytest.skip(f"{tile} is for fp32")
     return pack_weight(weight, dtype, tile, beside)
@@ -156,10 +153,10 @@ def test_inputs_and_outputs_may_be_columns_of_wider_matrices(device, dtype, star
     assert bool(wide_y[:, :start].isnan().all()) and bool(wide_y[:, start + 40 :].isnan().all())
 
 
-def tiles_for(device: Device, precision: Precision, ci: int, parts: int) -> list[Tile]:
+def tiles_for(device: Device, precision: Precision, ci: int) -> list[Tile]:
     """All that can take so many channels of a matrix of its own."""
     hopper = WGMMA_TILES if device.limits.hopper and ci % 8 == 0 and DTYPE_OF[precision].itemsize == 2 else ()
-    return [*PORTABLE[precision], *(tile for tile in hopper if tile.splits or parts == 1)]
+    return [*PORTABLE[precision], *hopper]
 
 
 @pytest.mark.parametrize("ci, co", [(48, 40), (20, 40), (64, 128), (96, 256), (136, 300), (8, 1)])
@@ -172,7 +169,7 @@ def test_every_tile_gives_the_same_bits(device, precision, ci, co, k, outputs, p
     x, weight = operands(ci, co, k, 500, dtype)
     kernel_map, first = map_of(rows, outputs + SPARE, parts=parts), None
 
-    for tile in tiles_for(device, precision, ci, parts):
+    for tile in tiles_for(device, precision, ci):
         y = poisoned(outputs + SPARE, co, dtype=dtype)
         packed = pack_weight(weight, dtype, tile)
         given = sums_for(kernel_map, packed, y)
@@ -212,7 +209,7 @@ def test_a_cloud_gives_the_same_bits_alone_and_in_a_batch_of_any_capacity(device
     for coordinates, x in ((batch, features), (alone, features[start : start + len(alone)].clone())):
         sites = sites_on_device(device, coordinates, 4)
         y = poisoned(sites.capacity, 96, dtype=dtype)
-        packed = packed_for(device, weight, dtype, tile, parts=parts)
+        packed = packed_for(device, weight, dtype, tile)
         kernel_map = mapped(device, sites, sites, SUBMANIFOLD[0], parts=parts)
         sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums_for(kernel_map, packed, y))
         results.append(y[: len(coordinates)])
@@ -229,7 +226,7 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     x, weight = operands(64, 96, 27, 700, dtype)
     wide, beside = poisoned(1500, 88, dtype=dtype), (torch.randn(72, 96, device="cuda") * 0.1).to(dtype)
     wide[:, 8:80] = torch.randn(1500, 72, device="cuda").to(dtype)
-    packed = packed_for(device, weight, dtype, tile, beside=beside, parts=parts)
+    packed = packed_for(device, weight, dtype, tile, beside=beside)
     y = poisoned(1500 + SPARE, 96, dtype=dtype)
 
     kernel_map = map_of(rows, len(y), parts=parts)
@@ -247,7 +244,7 @@ def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile, 
     rows, count = random_map(27, 3000, 3000, 0.2 if parts == 1 else 0.05), counted(3000)
     kernel_map = map_of(rows, 3000, parts=parts)
     x, weight = operands(96, 96, 27, 3000, torch.float16)
-    packed = packed_for(device, weight * 0.2, torch.float16, tile, parts=parts)
+    packed = packed_for(device, weight * 0.2, torch.float16, tile)
 
     def chain(*, settled: bool) -> Tensor:
         y, z = x[:3000].clone(), poisoned(3000, 96, dtype=torch.float16)

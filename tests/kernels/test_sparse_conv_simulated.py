@@ -62,6 +62,23 @@ def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outp
         assert not bool(given["progress"].any())
 
 
+def test_sums_of_parts_may_be_too_large_for_fp16_if_the_whole_is_not(folder):
+    rows = torch.full((27, 1), -1)
+    rows[[12, 13], 0] = torch.tensor([0, 1])  # below it and itself: in the first part and in the last
+    x, weight = torch.zeros(2, 32).half(), torch.zeros(27, 32, 32).half()
+    x[0, 0], x[1, 0] = 40_000, -36_000
+    weight[12:14, 0] = 2
+    y, kernel_map = guarded(1, 32, torch.float16)[0], map_of(rows, 1, nonsense, parts=3)
+    packed = pack_weight(weight, torch.float16, TILES[0])
+
+    given = sums_for(kernel_map, packed, y)
+    sparse_conv(
+        SimulatedDevice(folder, 1, 0), x, packed, kernel_map, torch.ones(1, dtype=torch.int32), y, likely=3, **given
+    )
+
+    assert y.tolist() == [[8000.0] * 32]
+
+
 @pytest.mark.parametrize("outputs", [0, 1, 65, 200])
 def test_without_a_map_it_is_a_linear_layer_on_columns_of_a_wider_matrix(folder, outputs):
     wide, weight = torch.randn(outputs + 1, 56).half(), (torch.randn(1, 40, 70) * 0.2).half()

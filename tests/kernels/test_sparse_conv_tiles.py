@@ -160,3 +160,11 @@ def test_a_launch_on_hopper_has_about_as_many_blocks_as_there_are_likely_to_be_t
     assert tile.grid(10**6, 10 * tile.m, tile.n) == 10
     assert tile.grid(10**6, 10 * tile.m, tile.n, 3) == 15
     assert tile.grid(2 * tile.m, 10 * tile.m, tile.n + 1) == 4
+
+
+@pytest.mark.parametrize("tile", [*WGMMA_TILES, *MMA_TILES, *TF32_TILES], ids=str)
+@pytest.mark.parametrize("split", [False, True])
+def test_only_early_kernels_are_launched_beside_the_one_before(tile, split):
+    dtype = torch.float32 if tile in TF32_TILES else HALF
+
+    assert (tile.variant(dtype, True, split).cluster is not None) is tile.early

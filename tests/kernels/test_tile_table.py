@@ -94,6 +94,13 @@ def test_the_rule_comes_first_and_no_tile_pads_absurdly(ci, co, dtype, limits, a
         assert not isinstance(tile, WgmmaTile) or (aligned and limits.hopper)
 
 
+def test_what_was_measured_of_offsets_in_one_part_says_nothing_of_several():
+    split = Group(replace(WIDE.shape, split=True), WIDE.volume, WIDE.kind)
+
+    assert split.key != WIDE.key
+    assert split.key._replace(split=False) == WIDE.key
+
+
 def test_tiles_of_hopper_and_portable_ones_compete_where_both_run():
     assert {*contenders(WIDE.shape, H200)} == {*MMA_TILES, *WGMMA_TILES}
     assert {*contenders(WIDE.shape, AMPERE)} == {*MMA_TILES}

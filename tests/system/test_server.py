@@ -130,10 +130,10 @@ def test_work_whose_client_has_gone_is_dropped(server: Running) -> None:
     host, port = server.address.split(":")
     body = f"POST {POINTCLOUD} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(LARGE)}\r\n\r\n".encode() + LARGE
     before = metric(server, "rejected_total"), metric(server, "request_bytes_total")
-    connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(6)]
+    connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(12)]
     for connection in connections:
         connection.sendall(body)
-    wait_until(lambda: metric(server, "request_bytes_total") - before[1] == 6 * len(LARGE))
+    wait_until(lambda: metric(server, "request_bytes_total") - before[1] == 12 * len(LARGE))
     for connection in connections:
         connection.close()
     wait_until(lambda: metric(server, "queue_depth") == 0)

@@ -33,8 +33,9 @@ class KernelMap:
     order    int32 [parts, capacity], the output row of each place
     present  int32 [parts, ceil(capacity / 64), ceil(k / 32)]: bit k % 32 of word k / 32 tells whether any of 64 places
              has it
-    keys     int32 [capacity], if there are several parts: byte p of an output row is 0 if it has no offset of part p
-    ones     int32 [parts], if there are several: the place of the first row that has any, of all but the last part
+    keys     int32 [capacity], what output rows are sorted by: of several parts, byte p is 0 if the row has no offset of
+             part p
+    ones     int32 [parts], if there are several: the place of the first row whose byte is not 0
     """
 
     rows: Tensor

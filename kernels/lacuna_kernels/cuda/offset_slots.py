@@ -40,6 +40,7 @@ def offset_slots(geometry: Geometry, parts: int = 1) -> Tensor:
     offsets than bits. The middle of a submanifold convolution, which all rows have, sets none.
     """
     size_x, size_y, size_z = geometry.kernel_size
+    assert parts == 1 or (parts == size_z == PARTS and geometry.volume <= 32)  # a word of a map, a digit a part
     middle = size_z // 2
     planes = [[*range(size_z)]] if parts == 1 else [[z] for z in range(size_z) if z != middle] + [[middle]]
     most = key_bits(geometry.volume) if parts == 1 else DIGIT_BITS

@@ -85,7 +85,7 @@ def sparse_conv(
     settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
                 they may be read while that one runs
     likely      output rows that are likely to be in use, no more than the capacity
-    sums        [*part_sums(parts, capacity, weight)] of the type of y, if the map is in several parts
+    sums        fp32 [*part_sums(parts, capacity, weight)], if the map is in several parts
     progress    int32 [PROGRESS], then: zeros, and they will be again; no launch that may overlap with this has the same
     """
     tile, volume = weight.tile, weight.volume

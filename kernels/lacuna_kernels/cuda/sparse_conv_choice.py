@@ -42,8 +42,12 @@ VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
     *(tile.variant(torch.float32, True) for tile in SIMT_TILES),
     *(tile.variant(torch.float32, aligned) for tile in (*FP32_TILES, *TF32_TILES) for aligned in (True, False)),
-    *(tile.variant(dtype, True) for tile in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16)),
-    *(t.variant(dtype, True, split=True) for t in WGMMA_TILES for dtype in (torch.float16, torch.bfloat16) if t.splits),
+    *(
+        t.variant(dtype, True, s)
+        for t in WGMMA_TILES
+        for dtype in (torch.float16, torch.bfloat16)
+        for s in (False, True)
+    ),
 )
 
 
@@ -100,8 +104,7 @@ def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
     """As wide as the layer if all multiprocessors have a tile then, else smaller ones."""
     if shape.co <= _NARROWEST.n:
         return _NARROWEST
-    widths = [tile.n for tile in (_WIDEST, _WIDE, _MIDDLE, _NARROW) if tile.splits or not shape.split]
-    n = min(widths, key=lambda width: (_padded_to(shape.co, width), -width))
+    n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
     if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
         return _WIDEST
     return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)

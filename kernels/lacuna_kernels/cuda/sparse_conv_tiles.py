@@ -224,11 +224,6 @@ class WgmmaTile:
         """Beside the end of the kernel before."""
         return True
 
-    @property
-    def splits(self) -> bool:
-        """Whether there is a kernel for offsets in several parts: one of 96 channels would have too few registers."""
-        return self.n != 96
-
     def grid(self, most: int, likely: int, co: int, parts: int = 1) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
         rows = likely if parts == 1 else likely * 3 // 2  # half of them have offsets of a part before the last, or so
@@ -248,8 +243,6 @@ class WgmmaTile:
         """The kernel."""
         if not aligned:
             raise ValueError(f"{self} takes 16 bytes of the input at a time, and so channels and pitches of 8")
-        if split and not self.splits:
-            raise ValueError(f"{self} takes offsets in one part")
         constants: tuple[tuple[str, int | str], ...] = (
             ("ELEMENT", ELEMENTS[dtype]),
             ("TILE_M", self.m),
@@ -260,7 +253,8 @@ class WgmmaTile:
             ("SPLIT", int(split)),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
-        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes)
+        early = 1  # the cluster of a kernel that may begin before the one before it has ended
+        return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, early)
 
     @property
     def packing(self) -> str:

@@ -101,7 +101,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     parts = 1 if key is None else writer.map_parts[key]
     sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
     if parts > 1:
-        scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), DTYPES[layer.precision])
+        scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), torch.float32)
         held = writer.weights
         progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))
 

@@ -39,6 +39,7 @@ class Key(NamedTuple):
     kind: MapKind
     stride: int
     rows: int
+    split: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ class Group:
     def key(self) -> Key:
         """What an entry is found by: the rows in classes."""
         s, rows = self.shape, class_of(self.shape.rows)
-        return Key(s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows)
+        return Key(
+            s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows, s.split
+        )
 
     def __str__(self) -> str:
         beside = f" + {self.shape.shortcut}" if self.shape.shortcut else ""
@@ -82,6 +85,7 @@ class TileEntry(BaseModel):
     kind: MapKind
     stride: Count
     rows: Count
+    split: bool = False
     objective: Objective
     tiles: dict[str, Measurement]
 
@@ -130,7 +134,7 @@ def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     rule = candidates(shape, limits)[0]
     tiles = [*PORTABLE[shape.precision]]
     if shape.dtype.itemsize == 2 and limits.hopper and shape.aligned:
-        tiles += [tile for tile in WGMMA_TILES if tile.splits or not shape.split]
+        tiles += WGMMA_TILES
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
     return list(dict.fromkeys([rule, *few]))

@@ -15,3 +15,6 @@ __device__ __forceinline__ unsigned read_acquired(const unsigned* number) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(number) : "memory");
     return value;
 }
+
+// What others did before they added something, if the thread saw the sum, is done.
+__device__ __forceinline__ void acquire() { __threadfence(); }

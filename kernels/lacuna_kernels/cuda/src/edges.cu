@@ -5,10 +5,10 @@
 // Launched in this order: relation_keys, [sort.cu], target_keys, [sort.cu], place_edges, [scan.cu], number_pairs,
 // node_keys, [sort.cu], map_pairs. Two sorts, since nodes times relations may be more than 32 bits can count.
 #include "gray.cuh"
+#include "map_places.cuh"
 #include "search.cuh"
 
 #define THREADS 256
-#define GROUP 64  // places of a word of `present`
 
 __device__ inline int thread_index() { return blockIdx.x * THREADS + threadIdx.x; }
 

@@ -7,11 +7,10 @@
 // Launched in this order: forward_rows or inverse_rows, [sort.cu], order_map.
 #include "geometry.cuh"
 #include "gray.cuh"
+#include "map_places.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
-#define GROUP 64       // places of a word of `present`
-#define MOST_ROWS 256  // of a tile
 #define FULL_WARP 0xffffffffu
 
 // An offset, those of a part side by side, and the bit of a row's key that it sets, -1 for none.

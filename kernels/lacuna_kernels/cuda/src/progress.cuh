@@ -20,6 +20,9 @@ struct Progress {
 
     // By one thread of each block, when it takes no more.
     __device__ __forceinline__ void leave(int blocks) {
-        if (int(add_relaxed(&left, 1)) == blocks - 1) taken = made = left = 0;
+        if (int(add_released(&left, 1)) == blocks - 1) {
+            acquire();
+            taken = made = left = 0;
+        }
     }
 };

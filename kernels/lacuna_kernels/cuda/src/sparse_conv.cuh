@@ -2,15 +2,15 @@
 //   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
 // for places i in use, m = order[i]; the shortcut is one offset more, from rows of another matrix to themselves.
 // Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
-// Where the offsets are in parts, those of each but the last are summed up by themselves, rounded to the type of y, and
-// added to the last one's in their order. So a row's bits depend on its neighbours alone, and on how the offsets are
+// Where the offsets are in parts, those of each but the last are summed up by themselves and added to the last one's in
+// their order. So a row's bits depend on its neighbours alone, and on how the offsets are
 // divided: not on its place, the tile, the batch or the capacity.
 #pragma once
 #include "activation.cuh"
 #include "element.cuh"
+#include "map_places.cuh"
 #include "progress.cuh"
 
-#define GROUP 64  // places of a word of `present`, as in kernel_map.cu
 #define PIECE 8   // elements of 16 bytes, in 16-bit types
 #define EVERY_LANE 0xffffffffu
 
@@ -46,6 +46,8 @@ struct Tile {
 // offsets come last in an order, and their tiles take longest.
 template <int M, int N>
 struct Tiles {
+    static_assert(MOST_ROWS % M == 0, "all places of a tile are written, see kernel_map.cu");
+
     const KernelMap& map;
     int rows, across;  // of y in use; tiles side by side
 
@@ -202,22 +204,13 @@ struct Output {
     }
 };
 
-// Where the sums of parts before the last lie until they are added: [parts - 1, capacity, pitch], of whole tiles.
+// Where the sums of parts before the last lie until they are added: fp32 [parts - 1, capacity, pitch], of whole tiles.
 struct PartSums {
-    Element* start;
+    float* start;
     int pitch, capacity;
 
-    __device__ __forceinline__ Element* of_part(int part) const { return start + (size_t)part * capacity * pitch; }
-    // Adds a part's sums of a row, from a column on.
-    template <int COUNT>
-    __device__ __forceinline__ void add_to(float (&sums)[COUNT], int part, int row, int column) const {
-#pragma unroll
-        for (int n = 0; n < COUNT; ++n)
-            sums[n] += to_float(of_part(part)[(size_t)row * pitch + column + n]);
-    }
-    // Instead of y.
-    __device__ __forceinline__ Output output(int part) const {
-        return {nullptr, nullptr, of_part(part), 0, pitch, pitch, ACTIVATION_NONE, 0.0f};
+    __device__ __forceinline__ float* at(int part, int row, int column) const {
+        return start + ((size_t)part * capacity + row) * pitch + column;
     }
 };
 
@@ -238,7 +231,7 @@ template <int WIDTH>
 struct WarpRows {
     static constexpr int PITCH = WIDTH + PIECE;  // in shared memory, so that 8 rows share no banks
     static constexpr int ELEMENTS = 16 * PITCH;
-    static constexpr int PAIRS = WIDTH % 64 ? WIDTH / 16 : WIDTH / 8;  // read at once, as registers allow
+    static constexpr int AT_ONCE = WIDTH / 16;  // pairs that are read at a time, as registers allow
 
     int row;  // of y, of place lane % 16; negative past the last
     int column;
@@ -279,29 +272,47 @@ struct WarpRows {
         }
     }
 
+    // The rows that this lane has sums of; negative past the last.
+    __device__ __forceinline__ int row_of_half(int row, int h) const {
+        return __shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4 + 8 * h);
+    }
+
+    // Keeps the sums of a part before the last.
+    __device__ __forceinline__ void keep(const float (&sums)[WIDTH / 2], const PartSums& parts, int part) const {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int m = row_of_half(row, h);
+            if (m < 0) continue;
+            float* to = parts.at(part, m, column + threadIdx.x % 4 * 2);
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; ++n)
+                *reinterpret_cast<float2*>(to + n * 8) = make_float2(sums[4 * n + 2 * h], sums[4 * n + 2 * h + 1]);
+        }
+    }
+
     // Adds what parts before the last came to, once `progress` tells that all tiles of them are there.
     __device__ __forceinline__ void add_parts(float (&sums)[WIDTH / 2], const KernelMap& map, const PartSums& parts,
                                               const Progress* progress, int tiles) const {
         if (!__any_sync(EVERY_LANE, parts_before)) return;
         progress->wait_for(tiles);
-        const int lane = threadIdx.x % 32;
 #pragma unroll 1
         for (int part = 0; part < map.parts - 1; ++part) {
             const int has = parts_before >> 8 * part & 0xff ? row : -1;
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int m = __shfl_sync(EVERY_LANE, has, lane / 4 + 8 * h);
-                const Element* from = parts.of_part(part) + (size_t)max(m, 0) * parts.pitch + column + lane % 4 * 2;
+                const int m = row_of_half(has, h);
+                const float* from = parts.at(part, max(m, 0), column + threadIdx.x % 4 * 2);
 #pragma unroll
-                for (int start = 0; start < WIDTH / 8; start += PAIRS) {
-                    Pair pairs[PAIRS];  // all under way before the first is added
+                for (int start = 0; start < WIDTH / 8; start += AT_ONCE) {
+                    float2 pairs[AT_ONCE];  // all under way before the first is added
 #pragma unroll
-                    for (int n = 0; n < PAIRS; ++n)
-                        pairs[n] = m < 0 ? Pair{} : *reinterpret_cast<const Pair*>(from + (start + n) * 8);
+                    for (int n = 0; n < AT_ONCE; ++n)
+                        pairs[n] = m < 0 ? float2{} : *reinterpret_cast<const float2*>(from + (start + n) * 8);
 #pragma unroll
-                    for (int n = 0; n < PAIRS; ++n)
-#pragma unroll
-                        for (int i = 0; i < 2; ++i) sums[4 * (start + n) + 2 * h + i] += to_float(pairs[n].values[i]);
+                    for (int n = 0; n < AT_ONCE; ++n) {
+                        sums[4 * (start + n) + 2 * h] += pairs[n].x;
+                        sums[4 * (start + n) + 2 * h + 1] += pairs[n].y;
+                    }
                 }
             }
         }

@@ -101,8 +101,7 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
     Fetcher fetcher(input, beside, weight + tile.column, weight_pitch, walk);
 
     const PartSums before = {part_sums, part_pitch, capacity};
-    const Output output =
-        last ? Output{bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope} : before.output(tile.part);
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     float sums[ROWS][COLUMNS];
     const int first_row = threadIdx.x / THREADS_N * ROWS, column = tile.column + threadIdx.x % THREADS_N * COLUMNS;
     const auto row_of = [&](int i) {  // negative past the last
@@ -113,7 +112,7 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
     for (int i = 0; i < ROWS; ++i) {
         const int m = row_of(i);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = m < 0 ? 0.0f : output.begin(m, column + j);
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = m < 0 || !last ? 0.0f : output.begin(m, column + j);
     }
     if (fetcher.steps) {
         fetcher.fetch();
@@ -145,9 +144,14 @@ sparse_conv_fp32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         const int m = row_of(i);
         if (m < 0) break;
         for (int part = 0; last && part < parts - 1; ++part)
-            if (map.parts_before(m) >> 8 * part & 0xff) before.add_to(sums[i], part, m, column);
+            if (map.parts_before(m) >> 8 * part & 0xff)
+                for (int j = 0; j < COLUMNS; ++j) sums[i][j] += *before.at(part, m, column + j);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) output.write(sums[i][j], m, column + j);
+        for (int j = 0; j < COLUMNS; ++j)
+            if (last)
+                output.write(sums[i][j], m, column + j);
+            else
+                *before.at(tile.part, m, column + j) = sums[i][j];
     }
     leave_tile(map, tile, progress);
 }

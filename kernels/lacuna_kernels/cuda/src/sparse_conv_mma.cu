@@ -160,7 +160,7 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
                 int shortcut_pitch, int shortcut_ci, const Element* __restrict__ weight, int weight_pitch,
                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
                 const int* __restrict__ keys, const int* __restrict__ ones, int parts, int volume, int words,
-                int capacity, const int* __restrict__ count, Element* part_sums, int part_pitch, Progress* progress,
+                int capacity, const int* __restrict__ count, float* part_sums, int part_pitch, Progress* progress,
                 const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
                 float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -207,8 +207,12 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
     for (int i = 0; i < PRODUCTS_M; ++i) {
         const WarpRows<WARP_N> mine = rows_of(i);
         Patch& patch = reinterpret_cast<Patch&>(sums[i]);
-        if (last) mine.add_parts(patch, map, before, progress, tiles.before_last());
-        mine.write(last ? ends : before.output(tile.part), patch, own);
+        if (!last) {
+            mine.keep(patch, before, tile.part);
+            continue;
+        }
+        mine.add_parts(patch, map, before, progress, tiles.before_last());
+        mine.write(ends, patch, own);
     }
     leave_tile(map, tile, progress);
 }

@@ -3,7 +3,7 @@
 // rows that one offset leads to (zeros where there is none), and the TILE_K x TILE_N patch of that offset's weight,
 // STAGES steps ahead.
 // PRODUCTS  1: in tf32, to which x is rounded here, and the weight was before.
-//           3: in fp32, each operand being two tf32 (split_tf32.cuh). What 16 channels add up to, by the tensor cores,
+//           3: in fp32, each operand being two tf32 (split_tf32.cuh). What 8 channels add up to, by the tensor cores,
 //              whose sums are truncated, is added to an ordinary sum. Infinity becomes NaN.
 // weight    [steps of all offsets and then of the shortcut, padded co / TILE_N, TILE_K / 8, TILE_N / 16, 32, 4], zeros
 //           up to multiples of TILE_K and TILE_N: of 8 x 16 each lane has its four side by side. weight_pitch is the
@@ -117,23 +117,23 @@ struct Loader {
     }
 };
 
-enum Part { BIG, SMALL };
+enum Half { BIG, SMALL };
 
 // Four numbers as the tensor cores take them: rounded to tf32, and what that left over.
 struct Four {
-    uint32_t parts[2][4];
+    uint32_t halves[2][4];
 
     __device__ __forceinline__ void split(const uint32_t (&bits)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            parts[BIG][i] = to_tf32(__uint_as_float(bits[i]));
-            parts[SMALL][i] = left_over(__uint_as_float(bits[i]), parts[BIG][i]);
+            halves[BIG][i] = to_tf32(__uint_as_float(bits[i]));
+            halves[SMALL][i] = left_over(__uint_as_float(bits[i]), halves[BIG][i]);
         }
     }
 
     __device__ __forceinline__ void take(const uint32_t (&bits)[4]) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) parts[BIG][i] = bits[i];
+        for (int i = 0; i < 4; ++i) halves[BIG][i] = bits[i];
     }
 
     __device__ __forceinline__ void load(uint32_t from) {
@@ -157,8 +157,8 @@ struct Four {
 __device__ __forceinline__ void multiply(float (&sums)[2][4], const Four& a, const Four& b) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-        const auto add = [&](float (&to)[4], Part of_a, Part of_b) {
-            add_product(to, a.parts[of_a], b.parts[of_b][2 * n], b.parts[of_b][2 * n + 1]);
+        const auto add = [&](float (&to)[4], Half of_a, Half of_b) {
+            add_product(to, a.halves[of_a], b.halves[of_b][2 * n], b.halves[of_b][2 * n + 1]);
         };
         if constexpr (PRODUCTS == 1) {
             add(sums[n], BIG, BIG);
@@ -246,8 +246,12 @@ sparse_conv_tf32(const float* __restrict__ x, int x_pitch, int ci, const float* 
     for (int i = 0; i < PATCHES_M; ++i) {
         const WarpRows<WARP_N> mine = rows_of(i);
         Patch& patch = reinterpret_cast<Patch&>(sums[i]);
-        if (last) mine.add_parts(patch, map, before, progress, tiles.before_last());
-        mine.write(last ? ends : before.output(tile.part), patch, own);
+        if (!last) {
+            mine.keep(patch, before, tile.part);
+            continue;
+        }
+        mine.add_parts(patch, map, before, progress, tiles.before_last());
+        mine.write(ends, patch, own);
     }
     leave_tile(map, tile, progress);
 }

@@ -126,9 +126,9 @@ struct Work {
         for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
         barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
         Element* own = static_cast<Element*>(shared_pointer(stages.a(0))) + warp * Rows::ELEMENTS;
-        const int part = tile().part;
-        if (SPLIT && map.is_last(part)) mine.add_parts(sums, map, parts, progress, tiles.before_last());
-        mine.write(map.is_last(part) ? y : parts.output(part), sums, own);
+        if (SPLIT && !map.is_last(tile().part)) return mine.keep(sums, parts, tile().part);
+        if (SPLIT) mine.add_parts(sums, map, parts, progress, tiles.before_last());
+        mine.write(y, sums, own);
     }
 };
 
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                   int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
                   const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
-                  int parts, int volume, int words, int capacity, const int* count, Element* part_sums, int part_pitch,
+                  int parts, int volume, int words, int capacity, const int* count, float* part_sums, int part_pitch,
                   Progress* progress, const float* __restrict__ bias, const Element* residual, int residual_pitch,
                   Element* y, int y_pitch, int co, int activation, float negative_slope, int settled) {
     const Stages stages{dynamic_shared()};
@@ -147,7 +147,10 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
     const Tiling tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
     Work work{stages, map, input, beside, weight, tiles, progress};
     if (threadIdx.x == 0) {
-        if (SPLIT) work.take();
+        if (SPLIT) {
+            wait_for_kernels_before();  // which may be launches that count by the same numbers
+            work.take();
+        }
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
