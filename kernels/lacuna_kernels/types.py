@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -222,11 +221,11 @@ def check_offsets(name: str, value: Value, what: str = "points") -> None:
     """Check that offsets start at 0, never fall, and end at the number of points, or what it is; raises InputError."""
     if value.offsets is None or value.offsets.ndim != 1 or len(value.offsets) < 1:
         raise InputError(f"input {name!r} needs offsets [items + 1]")
-    offsets = value.offsets.tolist()
-    if offsets[0] != 0 or offsets[-1] != len(value.data) or any(b < a for a, b in pairwise(offsets)):
+    offsets, first, last = value.offsets, int(value.offsets[0]), int(value.offsets[-1])
+    if first != 0 or last != len(value.data) or bool((offsets[1:] < offsets[:-1]).any()):
         raise InputError(
             f"offsets of {name!r} must rise from 0 to its {len(value.data)} {what}, "
-            f"got {len(offsets)} numbers from {offsets[0]} to {offsets[-1]}"
+            f"got {len(offsets)} numbers from {first} to {last}"
         )
 
 

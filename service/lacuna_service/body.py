@@ -22,10 +22,10 @@ READ_INTO = "lacuna.read_into"
 as its Content-Length. Called before `receive`, it says whether it does: the parts that come then are empty."""
 
 INLINE_BYTES = 128 * 1024
-"""Up to this size, work on a body costs the event loop less than a hop to a thread."""
+"""Up to this size, work on a body costs the event loop less than a hop to a thread, and a body comes in parts."""
 
-PASSED = 32
-"""Bytes that are checked or copied while one is parsed or compressed."""
+BYTES_PASSED_PER_PARSED = 32
+"""Of points and labels, so many bytes are checked or copied while one is parsed or compressed."""
 
 COMPRESS_FROM_BYTES = 4096
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -121,7 +121,7 @@ def _announced(headers: Mapping[str, str]) -> int | None:
 
 
 async def _receive_all(receive: Receive, announced: int | None, limit: int, read_into: ReadInto | None) -> Body:
-    """Gather the parts; memory grows with what has come, not with what was announced."""
+    """Read straight to where the body stays, or gather the parts, whose memory grows with what has come."""
     if announced is not None and announced > limit:
         raise TooLarge(f"the body has {announced} bytes, the limit is {limit}")
     straight = _read_straight(announced or 0, read_into)
@@ -138,8 +138,14 @@ async def _receive_all(receive: Receive, announced: int | None, limit: int, read
 
 
 def _read_straight(size: int, read_into: ReadInto | None) -> memoryview | None:
-    """Have a large body read straight to where it stays; pages of that memory are taken as they are written to."""
+    """Have a large body read straight to where it stays; pages of that memory are taken as they are written to.
+
+    None if it comes in parts, as it does where there are no addresses left for what may never come.
+    """
     if read_into is None or size <= INLINE_BYTES:
         return None
-    memory = np.empty(size, np.uint8).data
+    try:
+        memory = np.empty(size, np.uint8).data
+    except MemoryError:
+        return None
     return memory if read_into(memory) else None

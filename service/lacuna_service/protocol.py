@@ -8,6 +8,7 @@ kernel copies into it while other threads run.
 import asyncio
 from functools import partial
 from typing import Any, cast
+from weakref import ReferenceType, ref
 
 import httptools
 import orjson
@@ -27,26 +28,31 @@ class Protocol(HttpToolsProtocol):
         """Start a request, with the extension."""
         super().on_headers_complete()
         scope = cast(dict[str, Any], self.scope)  # its type knows of no extensions of others
-        scope["extensions"] = {READ_INTO: partial(self._read_into, self.cycle)}
+        # weak, as the scope belongs to both: else every request would wait for the collector of cycles
+        scope["extensions"] = {READ_INTO: partial(_read_into, ref(self), ref(self.cycle))}
 
-    def _read_into(self, cycle: RequestResponseCycle, memory: memoryview) -> bool:
+    def read_into(self, cycle: RequestResponseCycle, memory: memoryview) -> bool:
+        """Read the rest of a request's body straight into memory, unless it has come or will not."""
         came = cycle.body
-        if not cycle.more_body or len(came) >= len(memory) or self.transport.is_closing():
+        if not cycle.more_body or self.transport.is_closing():
             return False
         memory[: len(came)] = came
         cycle.body = bytearray()
-        self.flow.pause_reading()  # a transport learns of a new way to read when it starts to; `receive` lets it
         self.transport.set_protocol(_Body(self, memory[len(came) :]))
         return True
 
     def end_body(self) -> None:
         """The body is whole. The parser, which has not seen it, gives way to one for the next request."""
-        self.flow.pause_reading()
         self.transport.set_protocol(self)
-        self.flow.resume_reading()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.on_message_complete()
+
+
+def _read_into(http: ReferenceType[Protocol], cycle: ReferenceType[RequestResponseCycle], memory: memoryview) -> bool:
+    """As the extension has it; says no once the connection is gone."""
+    connection, request = http(), cycle()
+    return connection is not None and request is not None and connection.read_into(request, memory)
 
 
 class _Body(asyncio.BufferedProtocol):

@@ -1,6 +1,7 @@
 """Large bodies are read straight into memory, on both event loops: whole, in any pieces, one after the other."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from lacuna_service.body import INLINE_BYTES, READ_INTO, Disconnected, read_body
@@ -99,8 +101,73 @@ def test_requests_that_follow_at_once_are_answered_in_order(talk: Any) -> None:
         for body in bodies:
             assert await answer(reader) == (200, body)
 
-    app = talk(client)
-    assert app.seen[0] == "straight" and app.seen[1] == app.seen[3] == app.seen[4] == "parts"
+    assert talk(client).seen[0] == "straight"
+
+
+@pytest.mark.parametrize("size, seen", [(INLINE_BYTES, "parts"), (INLINE_BYTES + 1, "straight")])
+def test_a_body_is_read_straight_from_a_size_on(talk: Any, size: int, seen: str) -> None:
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(BODY[:size]) + BODY[: size // 2])
+        await asyncio.sleep(0.05)
+        writer.write(BODY[size // 2 : size])
+        assert await answer(reader) == (200, BODY[:size])
+
+    assert talk(client).seen == [seen]
+
+
+def test_large_bodies_that_have_come_when_they_are_asked_for_are_whole(talk: Any) -> None:
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for size in (INLINE_BYTES + 1, INLINE_BYTES + 50_000) * 3:
+            writer.write(head(BODY[:size]) + BODY[:size])
+            assert await answer(reader) == (200, BODY[:size])
+
+    assert len(talk(client).seen) == 6
+
+
+def test_an_answer_that_nobody_reads_goes_on_once_it_is_read_while_the_next_body_comes(talk: Any) -> None:
+    bodies = [random.Random(seed).randbytes(LIMIT) for seed in (1, 2)]
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for body in bodies:
+            writer.write(head(body) + body[:-1])
+            await asyncio.sleep(0.1)
+            writer.write(body[-1:])
+        await asyncio.sleep(0.3)
+        for body in bodies:
+            assert await answer(reader) == (200, body)
+
+    assert talk(client).seen == ["straight"] * 2
+
+
+def test_a_body_comes_in_parts_where_there_is_no_memory_for_all_that_is_announced(talk: Any, monkeypatch: Any) -> None:
+    def nothing(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lacuna_service.body.np.empty", nothing)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(BODY) + BODY)
+        assert await answer(reader) == (200, BODY)
+
+    assert talk(client).seen == ["parts"]
+
+
+def test_a_request_is_gone_once_it_is_answered(talk: Any) -> None:
+    left: list[Any] = []
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for size in (0, 10, len(BODY), 20):
+            writer.write(head(BODY[:size]) + BODY[:size])
+            assert await answer(reader) == (200, BODY[:size])
+        left.extend(each for each in gc.get_objects() if isinstance(each, RequestResponseCycle))
+
+    gc.collect()
+    gc.disable()
+    try:
+        talk(client)
+    finally:
+        gc.enable()
+    assert len(left) <= 1
 
 
 @pytest.mark.parametrize("zeros", [1, 12, 40])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lacuna_kernels import Axis, Graph, Value
-from lacuna_service.body import PASSED, offload, preferences
+from lacuna_service.body import BYTES_PASSED_PER_PARSED, offload, preferences
 from lacuna_service.codecs.columns import clip
 from lacuna_service.codecs.pointcloud import decode, encode_npy, encode_ply, format_of
 from lacuna_service.engine import Answer, Engine, ServedModel
@@ -72,7 +72,7 @@ class PointCloud(ModelEndpoint):
         labelling, kind = self._labelling(model), accepted(exchange.headers.get("accept"))
         form = format_of(exchange.headers.get("content-type"), exchange.query.get("format"))
         cloud = await offload(
-            len(exchange.body) // (PASSED if form == "bin" else 1),
+            len(exchange.body) // (BYTES_PASSED_PER_PARSED if form == "bin" else 1),
             decode,
             memoryview(exchange.body),
             form,
@@ -91,7 +91,7 @@ class PointCloud(ModelEndpoint):
 
         began = time.perf_counter()
         labels = answer.values[labelling.output].data.numpy()
-        size = labels.nbytes // PASSED if kind == "npy" else len(points) * 8
+        size = labels.nbytes // BYTES_PASSED_PER_PARSED if kind == "npy" else len(points) * 8
         reply = await offload(size, encode, kind, exchange, answer, labelling, points, labels)
         exchange.spent("encode", began)
         return reply
