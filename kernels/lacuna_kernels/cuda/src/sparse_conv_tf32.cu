@@ -175,7 +175,7 @@ __device__ __forceinline__ void multiply(float (&sums)[2][4], const Four& a, con
 __device__ inline void add_products(float (&sums)[PATCHES_M][PATCHES_N][2][4], const float* stage, int warp_m,
                                     int warp_n) {
     constexpr int most = 2 * 4096 / (TILE_K * TILE_N);  // large tiles have no registers left for more
-    constexpr int unrolled = PRODUCTS == 3 ? 1 : most > TILE_K / 8 ? TILE_K / 8 : most > 2 ? 2 : 1;
+    constexpr int unrolled = PRODUCTS == 3 || TILE_N > 96 ? 1 : most > TILE_K / 8 ? TILE_K / 8 : most > 2 ? 2 : 1;
     const int lane = threadIdx.x % 32, m = warp_m * PATCHES_M * 16 + lane % 16, vector = swizzled(lane, lane / 16);
     const uint32_t a_from = shared_address(stage + m * TILE_K);
     const float* b_from = stage + TILE_M * TILE_K + warp_n * PATCHES_N * 128 + lane * VECTOR;
