@@ -107,7 +107,7 @@ def compile_for_the_cpu(variant: Variant, program: str, library: Path) -> None:
         (folder / source.name).write_text(source.read_text())
     defines = [f"-D{name}={value}" for name, value in variant.constants]
     defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']
-    options = ["-x", "c++", "-std=c++17", "-O2", "-shared", "-Xcompiler=-fPIC,-w"]
+    options = ["-x", "c++", "-std=c++17", "-O1", "-shared", "-Xcompiler=-fPIC,-w"]
     command = [str(nvcc), *options, *defines, "-o", str(folder / library.name), str(folder / program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
