@@ -5,8 +5,6 @@
 // its width is weight_pitch.
 // ALIGNED: x and the shortcut have ci, pitch and address in multiples of 8 elements, so that 16 bytes can be copied at
 // a time.
-#include "sparse_conv.cuh"
-
 #ifndef TILE_M
 #define TILE_M 128
 #define TILE_N 64
@@ -21,15 +19,13 @@
 #endif
 
 #define THREADS (WARPS_M * WARPS_N * 32)
-#define PIECES_K (TILE_K / PIECE)
+#define VECTOR 8  // elements that are copied at a time
+#include "sparse_conv_steps.cuh"
+
 #define PIECES_N (TILE_N / PIECE)
 #define PITCH_A (TILE_K + PIECE)  // one row further is 4, 12 or 20 banks further, so that 8 rows share none
 #define PITCH_B (TILE_N + PIECE)
 #define STAGE_ELEMENTS (TILE_M * PITCH_A + TILE_K * PITCH_B)
-#define GATHERS ((TILE_M * PIECES_K + THREADS - 1) / THREADS)
-#define WARP_N (TILE_N / WARPS_N)
-#define PRODUCTS_M (TILE_M / WARPS_M / 16)
-#define PRODUCTS_N (WARP_N / 16)
 #define BLOCKS (ALIGNED ? 512 / THREADS : 1)  // at least, at the same time: 128 registers a thread, or what it takes
 
 __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -62,48 +58,18 @@ __device__ inline void multiply(float* sum, const unsigned* a, const unsigned* b
 __device__ inline void multiply(float* sum, const unsigned* a, const unsigned* b, __nv_bfloat16) { MULTIPLY("bf16"); }
 
 // Brings the steps of a tile to shared memory, one call a step.
-struct Loader {
-    const Source &input, &shortcut;
+struct Loader : Steps {
     const Element* weight;  // at the tile's first channel
     int weight_pitch;
-    OffsetWalk walk;
-    int offsets_left, steps;
-    int offset = 0, upcoming_offset = 0, chunk = 0;
-    Source source{};
-    int rows[GATHERS], upcoming[GATHERS];
-
-    static __device__ int chunks_of(const Source& source) { return (source.ci + TILE_K - 1) / TILE_K; }
 
     __device__ Loader(const Source& input, const Source& shortcut, const Element* weight, int weight_pitch,
                       const OffsetWalk& walk)
-        : input(input), shortcut(shortcut), weight(weight), weight_pitch(weight_pitch), walk(walk),
-          offsets_left(walk.total()), steps(walk.steps(offsets_left, chunks_of(input), chunks_of(shortcut))) {
-        look_up();
-    }
-
-    // The rows of the next offset are asked for one offset ahead, so that nobody waits for them.
-    __device__ void look_up() {
-        if (!offsets_left) return;
-        --offsets_left;
-        upcoming_offset = walk.next();
-#pragma unroll
-        for (int i = 0; i < GATHERS; ++i) {
-            const int piece = threadIdx.x + i * THREADS, place = walk.place + piece / PIECES_K;
-            upcoming[i] = piece < TILE_M * PIECES_K && place < walk.places ? walk.row(upcoming_offset, place) : -1;
-        }
-    }
+        : Steps(input, shortcut, walk), weight(weight), weight_pitch(weight_pitch) {}
 
     __device__ void load(Element* stage) {
-        if (chunk * TILE_K >= source.ci) {
-            chunk = 0;
-            offset = upcoming_offset;
-            source = offset == walk.map.volume ? shortcut : input;
-#pragma unroll
-            for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
-            look_up();
-        }
+        begin_step();
         gather(stage);
-        const Element* from = weight + ((size_t)offset * chunks_of(input) + chunk) * TILE_K * weight_pitch;
+        const Element* from = weight + rows_before() * weight_pitch;
 #pragma unroll
         for (int piece = threadIdx.x; piece < TILE_K * PIECES_N; piece += THREADS) {
             const int k = piece / PIECES_N, n = piece % PIECES_N * PIECE;
@@ -116,9 +82,9 @@ struct Loader {
 #pragma unroll
         for (int i = 0; i < GATHERS; ++i) {
             const int piece = threadIdx.x + i * THREADS;
-            if (TILE_M * PIECES_K % THREADS && piece >= TILE_M * PIECES_K) break;
-            const int channel = chunk * TILE_K + piece % PIECES_K * PIECE;
-            Element* to = stage + piece / PIECES_K * PITCH_A + piece % PIECES_K * PIECE;
+            if (TILE_M * VECTORS % THREADS && piece >= TILE_M * VECTORS) break;
+            const int channel = chunk * TILE_K + piece % VECTORS * PIECE;
+            Element* to = stage + piece / VECTORS * PITCH_A + piece % VECTORS * PIECE;
             const Element* from = source.rows + (size_t)max(rows[i], 0) * source.pitch + channel;
 #if ALIGNED
             const bool there = rows[i] >= 0 && channel < source.ci;
@@ -133,22 +99,22 @@ struct Loader {
 };
 
 // Adds the products of one step to the sums of a warp's patch.
-__device__ inline void add_products(float (*sums)[PRODUCTS_N][2][4], const Element* stage, int warp_m, int warp_n) {
+__device__ inline void add_products(float (*sums)[PATCHES_N][2][4], const Element* stage, int warp_m, int warp_n) {
     constexpr int unrolled = TILE_K * TILE_N > 4096 ? 1 : TILE_K / 16;  // large tiles have no registers left for more
     const int lane = threadIdx.x % 32;
-    const Element* a_from = stage + (warp_m * PRODUCTS_M * 16 + lane % 16) * PITCH_A + lane / 16 * 8;
-    const Element* b_from = stage + TILE_M * PITCH_A + lane % 16 * PITCH_B + warp_n * PRODUCTS_N * 16 + lane / 16 * 8;
+    const Element* a_from = stage + (warp_m * PATCHES_M * 16 + lane % 16) * PITCH_A + lane / 16 * 8;
+    const Element* b_from = stage + TILE_M * PITCH_A + lane % 16 * PITCH_B + warp_n * PATCHES_N * 16 + lane / 16 * 8;
 #pragma unroll(unrolled)
     for (int k = 0; k < TILE_K; k += 16) {
-        unsigned a[PRODUCTS_M][4], b[PRODUCTS_N][4];
+        unsigned a[PATCHES_M][4], b[PATCHES_N][4];
 #pragma unroll
-        for (int i = 0; i < PRODUCTS_M; ++i) load_matrices(a[i], a_from + i * 16 * PITCH_A + k);
+        for (int i = 0; i < PATCHES_M; ++i) load_matrices(a[i], a_from + i * 16 * PITCH_A + k);
 #pragma unroll
-        for (int j = 0; j < PRODUCTS_N; ++j) load_matrices_transposed(b[j], b_from + k * PITCH_B + j * 16);
+        for (int j = 0; j < PATCHES_N; ++j) load_matrices_transposed(b[j], b_from + k * PITCH_B + j * 16);
 #pragma unroll
-        for (int i = 0; i < PRODUCTS_M; ++i)
+        for (int i = 0; i < PATCHES_M; ++i)
 #pragma unroll
-            for (int j = 0; j < PRODUCTS_N; ++j) {
+            for (int j = 0; j < PATCHES_N; ++j) {
                 multiply(sums[i][j][0], a[i], b[j], Element());
                 multiply(sums[i][j][1], a[i], b[j] + 2, Element());
             }
@@ -161,8 +127,8 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
                 const int* __restrict__ keys, const int* __restrict__ ones, int parts, int volume, int words,
                 int capacity, const int* __restrict__ count, float* part_sums, int part_pitch, Progress* progress,
-                const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
-                float negative_slope) {
+                const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch,
+                int co, int activation, float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
     Element* stages = reinterpret_cast<Element*>(shared_memory);
     const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
@@ -179,18 +145,17 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
         asm volatile("cp.async.commit_group;");
     }
 
-    using Patch = float[WARP_N / 2];  // of 16 rows
-    float sums[PRODUCTS_M][PRODUCTS_N][2][4] = {};
+    float sums[PATCHES_M][PATCHES_N][2][4] = {};
     const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
     const PartSums before = {part_sums, part_pitch, capacity};
     const Output ends{bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const auto rows_of = [&](int i) {
-        const int first = tile.place + (warp_m * PRODUCTS_M + i) * 16;
+        const int first = tile.place + (warp_m * PATCHES_M + i) * 16;
         return WarpRows<WARP_N>(map, tile.part, first, walk.places, tile.column + warp_n * WARP_N);
     };
     if (last) {
 #pragma unroll
-        for (int i = 0; i < PRODUCTS_M; ++i) rows_of(i).begin(ends, reinterpret_cast<Patch&>(sums[i]));
+        for (int i = 0; i < PATCHES_M; ++i) rows_of(i).begin(ends, reinterpret_cast<Patch&>(sums[i]));
     }
     for (int step = 0; step < loader.steps; ++step) {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
@@ -203,16 +168,6 @@ sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Elemen
 
     __syncthreads();  // all are done with the stages: each warp takes a part of them
     Element* own = stages + threadIdx.x / 32 * WarpRows<WARP_N>::ELEMENTS;
-#pragma unroll
-    for (int i = 0; i < PRODUCTS_M; ++i) {
-        const WarpRows<WARP_N> mine = rows_of(i);
-        Patch& patch = reinterpret_cast<Patch&>(sums[i]);
-        if (!last) {
-            mine.keep(patch, before, tile.part);
-            continue;
-        }
-        mine.add_parts(patch, map, before, progress, tiles.before_last());
-        mine.write(ends, patch, own);
-    }
+    end_sums(sums, rows_of, own, ends, before, tiles, tile.part, progress);
     leave_tile(map, tile, progress);
 }

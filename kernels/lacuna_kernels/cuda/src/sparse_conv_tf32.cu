@@ -13,7 +13,6 @@
 #include "lane_copies.cuh"
 #include "mma_tf32.cuh"
 #include "split_tf32.cuh"
-#include "sparse_conv.cuh"
 
 #ifndef TILE_M
 #define TILE_M 128
@@ -34,60 +33,27 @@
 
 #define THREADS (WARPS_M * WARPS_N * 32)
 #define VECTOR 4  // elements that are copied at a time
-#define VECTORS (TILE_K / VECTOR)
+#include "sparse_conv_steps.cuh"
+
 #define STAGE_ELEMENTS (TILE_K * (TILE_M + TILE_N))
-#define GATHERS ((TILE_M * VECTORS + THREADS - 1) / THREADS)
-#define WARP_N (TILE_N / WARPS_N)
-#define PATCHES_M (TILE_M / WARPS_M / 16)
-#define PATCHES_N (WARP_N / 16)
 #define BLOCKS (ALIGNED ? 512 / THREADS : 1)  // at least, at the same time: 128 registers a thread, or what it takes
 
 // Where vector v of row m of x lies in the row: so that 8 rows share no banks, be it where they are read or written.
 __device__ __forceinline__ int swizzled(int m, int v) { return v ^ m * VECTORS / 8 % VECTORS; }
 
 // Brings the steps of a tile to shared memory, one call a step.
-struct Loader {
-    const Source &input, &shortcut;
+struct Loader : Steps {
     const float* weight;  // the tile's first patch
     int weight_pitch;
-    OffsetWalk walk;
-    int offsets_left, steps;
-    int offset = 0, upcoming_offset = 0, chunk = 0;
-    Source source{};
-    int rows[GATHERS], upcoming[GATHERS];
-
-    static __device__ int chunks_of(const Source& source) { return (source.ci + TILE_K - 1) / TILE_K; }
 
     __device__ Loader(const Source& input, const Source& shortcut, const float* weight, int weight_pitch,
                       const OffsetWalk& walk)
-        : input(input), shortcut(shortcut), weight(weight), weight_pitch(weight_pitch), walk(walk),
-          offsets_left(walk.total()), steps(walk.steps(offsets_left, chunks_of(input), chunks_of(shortcut))) {
-        look_up();
-    }
-
-    // The rows of the next offset are asked for one offset ahead, so that nobody waits for them.
-    __device__ void look_up() {
-        if (!offsets_left) return;
-        --offsets_left;
-        upcoming_offset = walk.next();
-#pragma unroll
-        for (int i = 0; i < GATHERS; ++i) {
-            const int at = threadIdx.x + i * THREADS, place = walk.place + at / VECTORS;
-            upcoming[i] = at < TILE_M * VECTORS && place < walk.places ? walk.row(upcoming_offset, place) : -1;
-        }
-    }
+        : Steps(input, shortcut, walk), weight(weight), weight_pitch(weight_pitch) {}
 
     __device__ void load(float* stage) {
-        if (chunk * TILE_K >= source.ci) {
-            chunk = 0;
-            offset = upcoming_offset;
-            source = offset == walk.map.volume ? shortcut : input;
-#pragma unroll
-            for (int i = 0; i < GATHERS; ++i) rows[i] = upcoming[i];
-            look_up();
-        }
+        begin_step();
         gather(stage);
-        const float* from = weight + ((size_t)offset * chunks_of(input) + chunk) * TILE_K * weight_pitch;
+        const float* from = weight + rows_before() * weight_pitch;
         const uint32_t to = shared_address(stage + TILE_M * TILE_K);
 #pragma unroll
         for (int at = threadIdx.x; at < TILE_K * TILE_N / VECTOR; at += THREADS)
@@ -200,8 +166,8 @@ sparse_conv_tf32(const float* __restrict__ x, int x_pitch, int ci, const float* 
                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
                  const int* __restrict__ keys, const int* __restrict__ ones, int parts, int volume, int words,
                  int capacity, const int* __restrict__ count, float* part_sums, int part_pitch, Progress* progress,
-                 const float* __restrict__ bias, const float* residual, int residual_pitch, float* y, int y_pitch, int co, int activation,
-                 float negative_slope) {
+                 const float* __restrict__ bias, const float* residual, int residual_pitch, float* y, int y_pitch, int co,
+                 int activation, float negative_slope) {
     extern __shared__ __align__(128) unsigned char shared[];
     float* stages = reinterpret_cast<float*>(shared);
     const KernelMap map = {map_rows, present, order, keys, ones, parts, volume, words, capacity};
@@ -218,7 +184,6 @@ sparse_conv_tf32(const float* __restrict__ x, int x_pitch, int ci, const float* 
         commit_copies();
     }
 
-    using Patch = float[WARP_N / 2];  // of 16 rows
     float sums[PATCHES_M][PATCHES_N][2][4] = {};
     const int warp_m = threadIdx.x / 32 % WARPS_M, warp_n = threadIdx.x / 32 / WARPS_M;
     const PartSums before = {part_sums, part_pitch, capacity};
@@ -242,16 +207,6 @@ sparse_conv_tf32(const float* __restrict__ x, int x_pitch, int ci, const float* 
 
     __syncthreads();  // all are done with the stages: each warp takes a part of them
     float* own = stages + threadIdx.x / 32 * WarpRows<WARP_N>::ELEMENTS;
-#pragma unroll
-    for (int i = 0; i < PATCHES_M; ++i) {
-        const WarpRows<WARP_N> mine = rows_of(i);
-        Patch& patch = reinterpret_cast<Patch&>(sums[i]);
-        if (!last) {
-            mine.keep(patch, before, tile.part);
-            continue;
-        }
-        mine.add_parts(patch, map, before, progress, tiles.before_last());
-        mine.write(ends, patch, own);
-    }
+    end_sums(sums, rows_of, own, ends, before, tiles, tile.part, progress);
     leave_tile(map, tile, progress);
 }
