@@ -17,11 +17,21 @@ import torch
 from bench import timing
 from bench.gpu import need_gpu
 from lacuna_kernels import DType
-from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
+from lacuna_kernels.cuda.coordinates import (
+    FREE,
+    SiteBuffer,
+    item_offsets,
+    numbering_work,
+    output_sites,
+    output_work,
+    pack_geometry,
+    table_slots,
+)
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
+    are_near,
     forward_map,
     inverse_map,
     map_work,
@@ -31,7 +41,7 @@ from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, settle_voxels, voxelize
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 
@@ -107,17 +117,17 @@ class Frontend:
         self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
-        self.work = [ints(voxelize_work(n, table_slots(n))), ints(row_means_work(n, n)), ints(output_work(n, n))]
-        self.work.append(ints(map_work(CUBE.volume, n)))
+        self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(output_work(n, 1))]
+        self.work.append(ints(map_work(CUBE.volume, n, PARTS)))
         self.offsets = {
-            (g, parts): Offsets(pack_geometry(g).cuda(), offset_slots(g, parts).cuda())
+            (g, parts): Offsets(pack_geometry(g).cuda(), offset_slots(g, parts).cuda(), are_near(g))
             for g, parts in ((CUBE, 1), (CUBE, PARTS), (HALVING, 1))
         }
         self.overflow = ints(1)
 
     @staticmethod
     def _room(n: int, items: int) -> SiteBuffer:
-        return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(table_slots(n)))
+        return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(2, table_slots(n)), ints(n, 8))
 
     @staticmethod
     def _map(geometry: Geometry, capacity: int, stride: int = 1) -> KernelMap:
@@ -125,6 +135,7 @@ class Frontend:
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
+        settle_voxels(self.device, self.cloud, self.placement, self.levels[0], self.work[0])
 
     def means(self) -> None:
         row_of_point, count, work = self.placement.voxel_of_point, self.cloud.count, self.work[1]
@@ -132,7 +143,10 @@ class Frontend:
 
     def sites(self) -> None:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
-            output_sites(self.device, fine, coarse, self.offsets[HALVING, 1].geometry, self.work[2], self.overflow)
+            coarse.table.fill_(FREE)
+            packed = self.offsets[HALVING, 1].geometry
+            output_sites(self.device, fine, coarse, HALVING, packed, self.work[2], self.overflow)
+            item_offsets(self.device, coarse)
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):

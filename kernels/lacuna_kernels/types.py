@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -86,6 +87,17 @@ class Geometry:
     def volume(self) -> int:
         """Number of kernel offsets."""
         return self.kernel_size[0] * self.kernel_size[1] * self.kernel_size[2]
+
+    @property
+    def fan_out(self) -> Triple:
+        """The most output sites that one input site can feed, by axis."""
+        if self.floor_sites:
+            return (1, 1, 1)
+        if self.generative:
+            return self.kernel_size
+        axes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        x, y, z = (-(-k // (s // gcd(s, d))) for k, s, d in axes)
+        return (x, y, z)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,43 @@
-"""Clouds, sites and maps on a GPU, with room to spare that is filled with nonsense, so that nothing may rely on it."""
+"""Clouds, sites and maps on a GPU, with room to spare that is filled with nonsense, so that nothing may rely on it.
+
+`PLACE` is the CPU where kernels are simulated.
+"""
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.coordinates import SiteBuffer, output_sites, output_work, pack_geometry, table_slots
+from lacuna_kernels.cuda.coordinates import (
+    FREE,
+    SiteBuffer,
+    item_offsets,
+    numbering_work,
+    output_sites,
+    output_work,
+    pack_geometry,
+    table_slots,
+)
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
+    are_near,
     forward_map,
     inverse_map,
     map_work,
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxelize_work
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, settle_voxels, voxelize
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from lacuna_kernels.ops.voxelize import Voxelize
 from lacuna_kernels.types import Geometry, Triple, Value
 
+PLACE = "cuda"
 SPARE = 77
 SPARE_ITEMS = 3
 NONSENSE = 0x7B7B7B7B
@@ -66,35 +81,36 @@ def nonsense(*shape: int, device: str = "cpu") -> Tensor:
 
 def ints(*shape: int) -> Tensor:
     """Nonsense on the device."""
-    return nonsense(*shape, device="cuda")
+    return nonsense(*shape, device=PLACE)
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """NaN where a kernel should write."""
-    return torch.full(shape, torch.nan, dtype=dtype, device="cuda")
+    return torch.full(shape, torch.nan, dtype=dtype, device=PLACE)
 
 
 def flag() -> Tensor:
     """An overflow flag, down."""
-    return torch.zeros(1, dtype=torch.int32, device="cuda")
+    return torch.zeros(1, dtype=torch.int32, device=PLACE)
 
 
 def counted(number: int) -> Tensor:
     """A count on the device."""
-    return torch.tensor([number], dtype=torch.int32, device="cuda")
+    return torch.tensor([number], dtype=torch.int32, device=PLACE)
 
 
 def cloud_on_device(cloud: Value, spare: int = SPARE, spare_items: int = SPARE_ITEMS) -> PointBuffer:
     assert cloud.offsets is not None
     n = len(cloud.data)
     points = poisoned(n + spare, cloud.data.shape[1])
-    points[:n] = cloud.data.cuda()
-    offsets = torch.cat([cloud.offsets, cloud.offsets.new_full((spare_items,), n)]).int().cuda()
+    points[:n] = cloud.data.to(PLACE)
+    offsets = torch.cat([cloud.offsets, cloud.offsets.new_full((spare_items,), n)]).int().to(PLACE)
     return PointBuffer(points, counted(n), offsets)
 
 
 def room_for_sites(capacity: int, items: int) -> SiteBuffer:
-    return SiteBuffer(ints(capacity, 4), ints(1), ints(items + SPARE_ITEMS + 1), ints(table_slots(capacity)))
+    table = ints(2, table_slots(capacity))
+    return SiteBuffer(ints(capacity, 4), ints(1), ints(items + SPARE_ITEMS + 1), table, ints(capacity, 8))
 
 
 def room_for_placement(points: int) -> PlacementBuffer:
@@ -108,7 +124,9 @@ def voxelized(
     points = len(cloud.points)
     sites = room_for_sites(points if capacity is None else capacity, len(cloud.offsets) - 1 - SPARE_ITEMS)
     placement, overflow = room_for_placement(points), flag()
-    voxelize(device, cloud, grid, placement, sites, ints(voxelize_work(points, len(sites.table))), overflow)
+    work = ints(numbering_work(points))
+    voxelize(device, cloud, grid, placement, sites, work, overflow)
+    settle_voxels(device, cloud, placement, sites, work)
     return placement, sites, overflow
 
 
@@ -117,8 +135,10 @@ def strided(
 ) -> tuple[SiteBuffer, Tensor]:
     """Output sites of a strided convolution, and the overflow flag."""
     sites, overflow = room_for_sites(capacity, len(inputs.offsets) - 1 - SPARE_ITEMS), flag()
-    work = ints(output_work(inputs.capacity, capacity))
-    output_sites(device, inputs, sites, pack_geometry(geometry, shape).cuda(), work, overflow)
+    work = ints(output_work(inputs.capacity, prod(geometry.fan_out)))
+    sites.table.fill_(FREE)
+    output_sites(device, inputs, sites, geometry, pack_geometry(geometry, shape).to(PLACE), work, overflow)
+    item_offsets(device, sites)
     return sites, overflow
 
 
@@ -126,8 +146,8 @@ def sites_on_device(device: Device, coordinates: Tensor, items: int) -> SiteBuff
     """A given set of sites, int32 [n, 4] sorted by item."""
     n = len(coordinates)
     room = ints(n + SPARE, 4)
-    room[:n] = coordinates.cuda()
-    given = SiteBuffer(room, counted(n), ints(items + SPARE_ITEMS + 1), ints(1))
+    room[:n] = coordinates.to(PLACE)
+    given = SiteBuffer(room, counted(n), ints(items + SPARE_ITEMS + 1), ints(2, 4), ints(1, 8))
     return strided(device, given, ONCE, None, n + SPARE)[0]
 
 
@@ -142,14 +162,14 @@ def mapped(
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
     result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
-    make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity))
+    make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity, parts))
     make(device, inputs, outputs, offsets_on_device(geometry, parts), result, work)
     return result
 
 
 def offsets_on_device(geometry: Geometry, parts: int = 1) -> Offsets:
     """What the maps of a convolution are made by."""
-    return Offsets(pack_geometry(geometry).cuda(), offset_slots(geometry, parts).cuda())
+    return Offsets(pack_geometry(geometry).to(PLACE), offset_slots(geometry, parts).to(PLACE), are_near(geometry))
 
 
 def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:
@@ -203,6 +223,67 @@ def sums_for(kernel_map: KernelMap, packed: PackedWeight, y: Tensor) -> dict[str
     shape = part_sums(kernel_map.parts, len(y), packed)
     sums = torch.full(shape, torch.nan, device=y.device)
     return {"sums": sums, "progress": torch.zeros(PROGRESS, dtype=torch.int32, device=y.device)}
+
+
+def key_of(there: Tensor, bits: Tensor) -> int:
+    """What an output row is sorted by: of the bits of the offsets that it has, the rank in the Gray code."""
+    word = 0
+    for bit in bits[there].tolist():
+        word |= 1 << bit if bit >= 0 else 0
+    rank = 0
+    while word:
+        rank ^= word
+        word >>= 1
+    return rank
+
+
+def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
+    """Compare with a reference map int64 [k, m]: rows with equal keys may be in any order.
+
+    `present` must tell the same as its rows.
+    """
+    (k, m), parts = expected.shape, found.parts
+    slots = offset_slots(geometry, parts).view(parts, k // parts, 2).long()
+    for part, (offsets, bits) in enumerate(zip(slots[:, :, 0], slots[:, :, 1], strict=True)):
+        own = expected[offsets]
+        own_bits = torch.where(bits < 0, bits, bits - 8 * part)
+        keys = [key_of(own[:, row] >= 0, own_bits) for row in range(m)]
+        order = found.order[part, :m].tolist()
+        assert sorted(order) == list(range(m))
+        assert [keys[row] for row in order] == sorted(keys)
+        assert bool((found.order[part, m:] == NONSENSE).all())
+        first = 0
+        if part < parts - 1:
+            if m:
+                assert int(found.ones[part]) == sum(key == 0 for key in keys)
+            first = sum(key == 0 for key in keys) // 256 * 256
+        if parts > 1:
+            assert (found.keys[:m].cpu() >> 8 * part & 255).tolist() == keys
+        rows, ordered = found.rows[offsets].cpu().long(), own[:, order]
+        assert torch.equal(rows[:, first:m], ordered[:, first:])
+        assert bool((rows[:, m:] == NONSENSE).all())
+        padded = torch.full((k, -(-m // 64) * 64), -1)
+        padded[offsets, :m] = ordered
+        words = present_words(padded)
+        assert torch.equal(found.present[part, first // 64 : len(words)].cpu(), words[first // 64 :])
+
+
+def check_found(sites: SiteBuffer) -> None:
+    """Every site is in the block that the table finds for it, and nothing else is in any."""
+    m, heads = int(sites.count), sites.table[0]
+    coordinates, cells = sites.coordinates[:m].cpu(), sites.cells.cpu()
+    found = heads[heads != FREE].cpu().long()
+    blocks = {tuple(place[:1] + [axis >> 1 for axis in place[1:]]) for place in coordinates.tolist()}
+    assert len(found) == len(blocks)
+    assert bool((found < m).all())
+    rows = cells[found]
+    assert sorted(rows[rows >= 0].tolist()) == list(range(m))
+    for head, block in zip(found.tolist(), rows.tolist(), strict=True):
+        for cell, row in enumerate(block):
+            if row >= 0:
+                item, x, y, z = coordinates[row].tolist()
+                assert cell == (x & 1) << 2 | (y & 1) << 1 | z & 1
+                assert [item, x >> 1, y >> 1, z >> 1] == [item] + [int(axis) >> 1 for axis in coordinates[head][1:]]
 
 
 def present_words(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilin
 from lacuna_kernels.cuda.edges import VECTOR_BYTES, edge_sums
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
-from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_by_digits, sort_by_digits_work, sort_work
+from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, SIMT_TILES, TF32_TILES, WGMMA_TILES
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
@@ -31,6 +31,7 @@ SOURCES = {
     "edges.cu",
     "global_pool.cu",
     "kernel_map.cu",
+    "key_order.cu",
     "row_means.cu",
     "scan.cu",
     "sites.cu",
@@ -105,11 +106,11 @@ def main() -> None:
         coarse, _ = strided(device, fine, HALVING, None, 8 * fine.capacity)
         strided(device, fine, HALVING, (4, 4, 4), 5)
         mapped(device, fine, coarse, HALVING)
+        mapped(device, fine, fine, submanifold_geometry((5, 3, 3), (1, 2, 1)))
         mapped(device, coarse, fine, HALVING, backward=True)
         convolve(device, fine)
         many = (FEW_TILES + 1) * TILE
         sort(device, ints(many), counted(many), 8, ints(sort_work(many)))
-        sort_by_digits(device, ints(many), counted(many), ints(3, many), ints(3), ints(sort_by_digits_work(many, 3)))
         follow_points(device, cloud, placement, fine, coarse)
         follow_edges(device)
 

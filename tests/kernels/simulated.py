@@ -66,11 +66,11 @@ def tensor_map(
 class SimulatedDevice:
     """In place of a Device: as many multiprocessors as a test wants, and one order of events for each seed.
 
-    plain  whether threads of its kernels never wait for one another: then they need nothing of Hopper, either
+    plain  whether its kernels take nothing of Hopper, not even what simulation/hopper.cuh has of all GPUs
     """
 
     def __init__(self, folder: Path, multiprocessors: int, seed: int, *, plain: bool = False) -> None:
-        self.folder, self.seed, self.program = folder, seed, "plain.cpp" if plain else "launch.cpp"
+        self.folder, self.seed, self.program = folder, seed, "blocks.cpp" if plain else "launch.cpp"
         self.limits = DeviceLimits(multiprocessors, 232_448, "sm_90")
         self.tile_counter = 0
 
@@ -93,7 +93,7 @@ class SimulatedKernel:
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         cluster, shared_bytes = dict(self._variant.constants).get("TEAM", 1), self._variant.dynamic_shared_bytes
         late_products = self._seed % 2
-        failure = self._library.launch(grid[0], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
+        failure = self._library.launch(*grid[:2], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
         assert failure is None, failure.decode()
 
 

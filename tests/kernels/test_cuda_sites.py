@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.kernel_map import KernelMap
-from lacuna_kernels.cuda.offset_slots import offset_slots
+from lacuna_kernels.cuda.key_order import key_bins, order_by_keys, order_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
-from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_by_digits, sort_by_digits_work, sort_work
+from lacuna_kernels.cuda.sort import sort, sort_work
 from lacuna_kernels.cuda.voxelize import Grid
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
-from lacuna_kernels.types import Geometry, Level, Value
+from lacuna_kernels.types import Level, Value
 from tests.cases import CLOUDS, CloudCase
 from tests.kernels.device_sites import (
     GENERATIVE,
@@ -23,13 +22,14 @@ from tests.kernels.device_sites import (
     SPARE,
     STRIDED,
     SUBMANIFOLD,
+    check_found,
+    check_map,
     cloud_on_device,
     counted,
     grid_of,
     ints,
     mapped,
     poisoned,
-    present_words,
     random_sites,
     sites_on_device,
     strided,
@@ -147,6 +147,7 @@ def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
     assert bool((sites.coordinates[m:] == NONSENSE).all())
     assert torch.equal(sites.offsets[: len(expected.offsets)].cpu().long(), expected.offsets)
     assert bool((sites.offsets[len(expected.offsets) :] == m).all())
+    check_found(sites)
     assert torch.equal(placement.voxel_of_point[:n].cpu().long(), where.voxel_of_point)
     assert torch.equal(placement.position[:n].cpu(), where.position)
     assert torch.equal(y[:m].cpu(), expected.data)
@@ -178,7 +179,7 @@ def test_too_many_voxels_raise_the_flag_and_stay_in_their_room(device, room):
     assert int(sites.count) == room
     found = placement.voxel_of_point[:100]
     assert sorted(found[found >= 0].tolist()) == list(range(room))
-    assert bool((sites.table < room).all())
+    assert bool((sites.table[0] < room).all())
 
 
 @pytest.mark.parametrize("shape", [None, (4, 5, 6)], ids=["unbounded", "bounded"])
@@ -196,21 +197,28 @@ def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, co
     assert not bool(overflow)
     assert int(found.count) == m
     assert torch.equal(found.coordinates[:m].cpu(), expected)
+    check_found(found)
     assert torch.equal(found.offsets[:5].cpu().long(), reference.count_offsets(expected, 4))
 
 
-@pytest.mark.parametrize("n", [1, 3000, (FEW_TILES + 1) * TILE])
-def test_keys_are_sorted_by_each_digit_side_by_side(device, n):
-    keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & 0xFF0103
-    order, ones = ints(3, n + SPARE), ints(3)
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("n", [0, 1, 3000, 300_000])
+def test_rows_are_in_the_order_of_their_keys(device, n, parts):
+    keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & (0xFF0103 if parts > 1 else 0x8F1F)
+    order, ones, bins = ints(parts, n + SPARE), ints(parts), key_bins(16, parts)
     given = torch.cat([keys, torch.full((SPARE,), NONSENSE, dtype=torch.int32)]).cuda()
+    work = ints(order_work(n + SPARE, bins, parts))
+    work[:bins] = 0
 
-    sort_by_digits(device, given, counted(n), order, ones, ints(sort_by_digits_work(n + SPARE, 3)))
+    order_by_keys(device, given, counted(n), order, ones, bins, work)
 
-    for digit in range(3):
-        found = keys >> 8 * digit & 255
-        assert torch.equal(order[digit, :n].cpu().long(), torch.sort(found, stable=True).indices)
-        assert int(ones[digit]) == int((found == 0).sum())
+    for part in range(parts):
+        found = keys >> 8 * part & 255 if parts > 1 else keys
+        rows = order[part, :n].cpu().long()
+        assert torch.equal(found[rows], found.sort().values)
+        assert torch.equal(rows.sort().values, torch.arange(n))
+        if parts > 1:
+            assert int(ones[part]) == int((found == 0).sum())
     assert bool((order[:, n:] == NONSENSE).all())
 
 
@@ -225,46 +233,7 @@ def test_too_many_strided_sites_raise_the_flag_and_stay_in_their_room(device, ro
     assert len(expected) > 2 * room + 1024
     assert bool(overflow)
     assert int(found.count) <= room
-    assert bool((found.table < room).all())
-
-
-def key_of(there: Tensor, bits: Tensor) -> int:
-    """What an output row is sorted by: of the bits of the offsets that it has, the rank in the Gray code."""
-    word = 0
-    for bit in bits[there].tolist():
-        word |= 1 << bit if bit >= 0 else 0
-    rank = 0
-    while word:
-        rank ^= word
-        word >>= 1
-    return rank
-
-
-def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
-    """Compare with a reference map int64 [k, m]; `present` must tell the same as its rows."""
-    (k, m), parts = expected.shape, found.parts
-    slots = offset_slots(geometry, parts).view(parts, k // parts, 2).long()
-    for part, (offsets, bits) in enumerate(zip(slots[:, :, 0], slots[:, :, 1], strict=True)):
-        own = expected[offsets]
-        own_bits = torch.where(bits < 0, bits, bits - 8 * part)
-        keys = [key_of(own[:, row] >= 0, own_bits) for row in range(m)]
-        order = sorted(range(m), key=keys.__getitem__)
-        assert found.order[part, :m].tolist() == order
-        assert bool((found.order[part, m:] == NONSENSE).all())
-        first = 0
-        if part < parts - 1:
-            if m:
-                assert int(found.ones[part]) == sum(key == 0 for key in keys)
-            first = sum(key == 0 for key in keys) // 256 * 256
-        if parts > 1:
-            assert (found.keys[:m].cpu() >> 8 * part & 255).tolist() == keys
-        rows, ordered = found.rows[offsets].cpu().long(), own[:, order]
-        assert torch.equal(rows[:, first:m], ordered[:, first:])
-        assert bool((rows[:, m:] == NONSENSE).all())
-        padded = torch.full((k, -(-m // 64) * 64), -1)
-        padded[offsets, :m] = ordered
-        words = present_words(padded)
-        assert torch.equal(found.present[part, first // 64 : len(words)].cpu(), words[first // 64 :])
+    assert bool((found.table[0] < room).all())
 
 
 IN_PARTS = [(geometry, 1) for geometry in SUBMANIFOLD] + [(SUBMANIFOLD[0], 3)]

@@ -18,11 +18,19 @@ from tests.kernels.device_graphs import assert_pairs, expected_pairs, paired
 from tests.kernels.device_sites import DTYPES, SPARE, nonsense
 from tests.kernels.networks import document, graphs, node
 from tests.kernels.simulated import SimulatedDevice, guarded
-from tests.kernels.test_sites_simulated import scan_on_the_cpu
+
+
+def scan_on_the_cpu(device, values, running, count, work, total):
+    """As exclusive_scan, but at once."""
+    used, (whole, most, overflow) = int(count), total
+    sums = values[:used].cumsum(0).int()
+    running[:used] = sums - values[:used]
+    whole[0] = min(int(values[:used].sum()), most)
+    overflow[0] |= int(values[:used].sum()) > most
 
 
 def sort_on_the_cpu(device, keys, count, bits, work):
-    """As sort, whose threads wait for one another."""
+    """As sort, but at once."""
     used = keys[: int(count)]
     assert not len(used) or (int(used.min()) >= 0 and int(used.max()) >> bits == 0)
     order = torch.sort(used, stable=True).indices

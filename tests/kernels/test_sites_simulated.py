@@ -1,76 +1,122 @@
-"""The kernels that make sites, run on the CPU thread by thread: tests/kernels/simulated.py."""
+"""The kernels that make sites and kernel maps, run on the CPU: tests/kernels/simulated.py."""
 
 import pytest
 import torch
 
-from lacuna_kernels.cuda import coordinates as on_device
-from lacuna_kernels.cuda.coordinates import FREE, SiteBuffer, output_sites, output_work, pack_geometry, table_slots
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
-from lacuna_kernels.types import Level
-from tests.kernels.device_sites import GENERATIVE, NONSENSE, STRIDED, nonsense, random_sites
+from lacuna_kernels.types import Geometry, Level, Value
+from tests.cases import CLOUDS
+from tests.kernels import device_sites
+from tests.kernels.device_sites import (
+    CUBE,
+    GENERATIVE,
+    GRIDS,
+    NONSENSE,
+    SPARE,
+    STRIDED,
+    SUBMANIFOLD,
+    check_found,
+    check_map,
+    cloud_on_device,
+    grid_of,
+    mapped,
+    random_sites,
+    sites_on_device,
+    strided,
+    voxelized,
+    voxelized_by_reference,
+)
 from tests.kernels.simulated import SimulatedDevice
 
 ITEMS = 4
-SPARE = 5
+SITES = [random_sites((60, 1, 0, 40), 3), random_sites((0, 0, 0, 0), 3), random_sites((300,), 60, centre=-7)]
 
 
-def scan_on_the_cpu(device, values, running, count, work, total):
-    """As exclusive_scan, whose threads wait for one another."""
-    used, (whole, most, overflow) = int(count), total
-    sums = values[:used].cumsum(0).int()
-    running[:used] = sums - values[:used]
-    whole[0] = min(int(values[:used].sum()), most)
-    overflow[0] |= int(values[:used].sum()) > most
+@pytest.fixture
+def device(tmp_path_factory, monkeypatch, request):
+    monkeypatch.setattr(device_sites, "PLACE", "cpu")
+    folder = tmp_path_factory.getbasetemp() / "sites"
+    folder.mkdir(exist_ok=True)
+    return SimulatedDevice(folder, 1, len(request.node.name), plain=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("sites")
+@pytest.mark.parametrize("grid", GRIDS[:3], ids=["plain", "origin, first", "range"])
+@pytest.mark.parametrize("case", [case for case in CLOUDS if case.name != "far away"], ids=str)
+def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
+    cloud = case.value()
+    cloud = Value(cloud.data[:600], cloud.offsets.clamp(max=600))
+    expected, where = voxelized_by_reference(grid, cloud)
+    n, m = len(cloud.data), len(expected.data)
 
+    placement, sites, overflow = voxelized(device, cloud_on_device(cloud), grid_of(grid))
 
-@pytest.fixture(autouse=True)
-def plain_scan(monkeypatch):
-    monkeypatch.setattr(on_device, "exclusive_scan", scan_on_the_cpu)
-
-
-def made(folder, coordinates, geometry, shape, capacity, seed):
-    """The output sites that the kernels make, and the overflow flag; rows past the inputs are nonsense."""
-    room = nonsense(len(coordinates) + SPARE, 4)
-    room[: len(coordinates)] = coordinates
-    count = torch.tensor([len(coordinates)], dtype=torch.int32)
-    inputs = SiteBuffer(room, count, nonsense(ITEMS + 1), nonsense(1))
-    sites = SiteBuffer(nonsense(capacity, 4), nonsense(1), nonsense(ITEMS + 1), nonsense(table_slots(capacity)))
-    overflow = torch.zeros(1, dtype=torch.int32)
-    device = SimulatedDevice(folder, 1, seed, plain=True)
-    work = nonsense(output_work(len(room), capacity))
-    output_sites(device, inputs, sites, pack_geometry(geometry, shape), work, overflow)
-    return sites, bool(overflow)
+    assert not bool(overflow)
+    assert int(sites.count) == m
+    assert torch.equal(sites.coordinates[:m], expected.coordinates)
+    assert torch.equal(sites.offsets[: len(expected.offsets)].long(), expected.offsets)
+    assert torch.equal(placement.voxel_of_point[:n].long(), where.voxel_of_point)
+    check_found(sites)
 
 
 @pytest.mark.parametrize("shape", [None, (4, 5, 6)], ids=["unbounded", "bounded"])
 @pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)
-def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(folder, geometry, shape):
+def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, geometry, shape):
     level = Level("made", geometry.stride, shape, "grid", geometry=geometry)
-    for seed, points in enumerate([(60, 1, 0, 40), (0, 0, 0, 0), (1, 0, 0, 0)]):
-        coordinates = random_sites(points, 5, seed=seed)
+    for coordinates in SITES:
         expected = active_sites(coordinates, level)
 
-        sites, overflow = made(folder, coordinates, geometry, shape, len(expected) + SPARE, seed)
+        inputs = sites_on_device(device, coordinates, ITEMS)
+
+        sites, overflow = strided(device, inputs, geometry, shape, len(expected) + 5)
 
         m = len(expected)
-        assert not overflow
+        assert not bool(overflow)
         assert int(sites.count) == m
         assert torch.equal(sites.coordinates[:m], expected)
         assert bool((sites.coordinates[m:] == NONSENSE).all())
-        assert torch.equal(sites.offsets.long(), reference.count_offsets(expected, ITEMS))
-        assert sorted(sites.table[sites.table != FREE].tolist()) == list(range(m))
+        assert torch.equal(sites.offsets[: ITEMS + 1].long(), reference.count_offsets(expected, ITEMS))
+        check_found(sites)
 
 
 @pytest.mark.parametrize("geometry", [STRIDED[1], GENERATIVE[1]], ids=str)
-def test_too_many_sites_raise_the_flag_and_stay_in_their_room(folder, geometry):
-    sites, overflow = made(folder, random_sites((200,), 50), geometry, None, 100, 0)
+def test_too_many_sites_raise_the_flag_and_stay_in_their_room(device, geometry):
+    inputs = sites_on_device(device, random_sites((200,), 50), 1)
 
-    assert overflow
+    sites, overflow = strided(device, inputs, geometry, None, 100)
+
+    assert bool(overflow)
     assert int(sites.count) <= 100
-    assert bool((sites.table < 100).all())
+    assert bool((sites.table[0] < 100).all())
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("geometry", [*SUBMANIFOLD, *STRIDED], ids=str)
+def test_maps_are_those_of_the_reference(device, geometry, parts):
+    if parts > 1 and geometry.kernel_size != CUBE.kernel_size:
+        pytest.skip("its offsets are in one part")
+    for coordinates in SITES[:2]:
+        inputs = sites_on_device(device, coordinates, ITEMS)
+        coarse, outputs = coordinates, inputs
+        if geometry in STRIDED:
+            coarse = active_sites(coordinates, Level("down", geometry.stride, None, "grid", geometry=geometry))
+            outputs, _ = strided(device, inputs, geometry, None, len(coarse) + SPARE)
+        forward = reference.kernel_map(coordinates, coarse, geometry)
+
+        check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
+
+
+@pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)
+def test_maps_that_lead_back_are_those_of_the_reference(device, geometry: Geometry):
+    coordinates = SITES[0]
+    level = Level("made", geometry.stride, None, "grid", geometry=geometry)
+    made = active_sites(coordinates, level)
+    given = sites_on_device(device, coordinates, ITEMS)
+    outputs, _ = strided(device, given, geometry, None, len(made) + SPARE)
+    forward = reference.kernel_map(coordinates, made, geometry)
+
+    if geometry.generative:
+        check_map(mapped(device, given, outputs, geometry, backward=True), forward, geometry)
+    else:
+        back = reference.inverse_map(forward, len(coordinates))
+        check_map(mapped(device, outputs, given, geometry, backward=True), back, geometry)

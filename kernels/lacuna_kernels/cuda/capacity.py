@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import prod
 
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.types import Axis, Geometry, Level, ValueType
+from lacuna_kernels.types import Axis, Level, ValueType
 
 MIN_POINTS = 1 << 14
 MIN_CLOUDS = 16
@@ -34,7 +34,7 @@ class Capacity:
         if level.parent is None or level.geometry is None:
             bound = self.points
         else:
-            bound = min(self.sites(level.parent) * fan_out(level.geometry), self.growth * self.points)
+            bound = min(self.sites(level.parent) * prod(level.geometry.fan_out), self.growth * self.points)
         if level.spatial_shape is not None and level.parent is not None:
             bound = min(bound, self.items * prod(level.spatial_shape))
         return max(1, bound)
@@ -49,16 +49,6 @@ class Capacity:
         if kind.level is not None:
             return self.sites(kind.level)
         return self.points if kind.axis in (Axis.POINT, Axis.EDGE) else self.items
-
-
-def fan_out(geometry: Geometry) -> int:
-    """The most output sites that one input site can feed."""
-    if geometry.floor_sites:
-        return 1
-    if geometry.generative:
-        return geometry.volume
-    axes = zip(geometry.kernel_size, geometry.stride, geometry.dilation, strict=True)
-    return prod(-(-k // (s // gcd(s, d))) for k, s, d in axes)
 
 
 @dataclass(frozen=True, slots=True)

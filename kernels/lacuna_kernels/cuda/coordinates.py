@@ -1,22 +1,26 @@
 """Sites on the device: their table, those that convolutions make, and where every item begins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.scan import blocks, exclusive_scan, scan_work
+from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.types import Geometry, Triple
 
 INSERT, COUNT, NUMBER, OFFSETS = (
-    Variant("sites.cu", name) for name in ("insert_outputs", "count_outputs", "number_outputs", "item_offsets")
+    Variant("sites.cu", name) for name in ("insert_outputs", "count_firsts", "number_outputs", "item_offsets")
 )
 VARIANTS = (INSERT, COUNT, NUMBER, OFFSETS)
 
 THREADS = 256
+TILE = 4 * THREADS
+"""Candidates that a block numbers."""
 FREE = -1
 
 
@@ -27,13 +31,16 @@ class SiteBuffer:
     coordinates  int32 [capacity, 4], item by item
     count        int32 [1], sites in use
     offsets      int32 [items + 1], where the sites of each item begin
-    table        int32 [table_slots(capacity)], finds the row of a site
+    table        int32 [2, slots], slots of `table_slots(capacity)`: the heads of blocks, by which sites are found, and
+                 candidates, while sites are made
+    cells        int32 [capacity, 8], the rows of a block's cells (src/hash.cuh)
     """
 
     coordinates: Tensor
     count: Tensor
     offsets: Tensor
     table: Tensor
+    cells: Tensor
 
     @property
     def capacity(self) -> int:
@@ -43,25 +50,46 @@ class SiteBuffer:
     @property
     def mask(self) -> int:
         """What a hash is cut off with."""
-        return len(self.table) - 1
+        return self.table.shape[1] - 1
+
+    @property
+    def found_by(self) -> tuple[Tensor, int, Tensor, Tensor]:
+        """What kernels find a site by."""
+        return self.table[0], self.mask, self.cells, self.coordinates
+
+    def made_by(self, overflow: Tensor) -> tuple[Tensor | int, ...]:
+        """What kernels that number sites write: `SitesMade` of src/numbering.cuh."""
+        heads = self.table[0]
+        return (self.count, self.capacity, overflow, self.coordinates, heads, self.mask, self.cells)
 
 
 def table_slots(capacity: int) -> int:
-    """Slots of a table: a power of two, so that at most half are ever in use."""
-    return 2 << max(0, capacity - 1).bit_length()
+    """Slots of a table: a power of two, 4 at least, so that at most half are ever in use."""
+    return max(4, 2 << max(0, capacity - 1).bit_length())
 
 
 def pack_geometry(geometry: Geometry, spatial_shape: Triple | None = None) -> Tensor:
-    """`struct Geometry` of src/geometry.cuh: int32 [17]. spatial_shape bounds the output sites."""
+    """`struct Geometry` of src/geometry.cuh: int32 [20]. spatial_shape bounds the output sites."""
     shape = spatial_shape or (-1, -1, -1)
-    sizes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, shape)
+    sizes = (geometry.kernel_size, geometry.stride, geometry.padding, geometry.dilation, shape, geometry.fan_out)
     flags = (int(geometry.floor_sites), int(geometry.generative))
     return torch.tensor([*(number for triple in sizes for number in triple), *flags]).int()
 
 
-def output_work(inputs: int, outputs: int) -> int:
-    """Numbers of int32 that `output_sites` needs to work with, for room for so many sites."""
-    return table_slots(outputs) + 2 * inputs + scan_work(inputs)
+def output_work(inputs: int, most: int) -> int:
+    """Numbers of int32 that `output_sites` needs to work with, for room for so many inputs, which make some outputs."""
+    return numbering_work(inputs * most)
+
+
+def numbering_work(candidates: int) -> int:
+    """Numbers of int32 that numbering the sites of so many candidates takes."""
+    return candidates + blocks(candidates, TILE) * (TILE // 32 + 1)
+
+
+def numbering_buffers(work: Tensor, candidates: int) -> Sequence[Tensor]:
+    """The slots of candidates, which of them come first, and how many of each tile do."""
+    words = blocks(candidates, TILE) * TILE // 32
+    return work[: numbering_work(candidates)].tensor_split([candidates, candidates + words])
 
 
 def check_candidates(inputs: int, volume: int) -> None:
@@ -71,26 +99,42 @@ def check_candidates(inputs: int, volume: int) -> None:
 
 
 def output_sites(
-    device: Device, inputs: SiteBuffer, outputs: SiteBuffer, geometry: Tensor, work: Tensor, overflow: Tensor
+    device: Device,
+    inputs: SiteBuffer,
+    outputs: SiteBuffer,
+    geometry: Geometry,
+    packed: Tensor,
+    work: Tensor,
+    overflow: Tensor,
 ) -> None:
     """Launch the making of the output sites of a strided or generative convolution, as ops.sparse_conv.active_sites.
 
-    geometry  int32 [17] on the device, from `pack_geometry`; see `check_candidates`
-    work      int32 [output_work(inputs.capacity, outputs.capacity)]
+    Their table must be cleared, and their offsets are not made (`item_offsets`).
+
+    packed    int32 [20] on the device, from `pack_geometry`; see `check_candidates`
+    work      int32 [output_work(inputs.capacity, most outputs of an input)]
     overflow  int32 [1], becomes 1 if there are more sites than room; which of them are then made is left open, but
               no row lies at or past the room
     """
-    n, slots = inputs.capacity, len(outputs.table)
-    keys, firsts, before, sums = torch.split(work, [slots, n, n, len(work) - slots - 2 * n])
-    keys.fill_(FREE)
-    outputs.table.fill_(FREE)
-    grid, block = (blocks(n, THREADS), 1, 1), (THREADS, 1, 1)
-    given = (inputs.coordinates, inputs.count, geometry, keys, outputs.mask)
-    device.kernel(INSERT)(grid, block, *given, overflow)
-    device.kernel(COUNT)(grid, block, *given, firsts)
-    exclusive_scan(device, firsts, before, inputs.count, sums, (outputs.count, outputs.capacity, overflow))
-    device.kernel(NUMBER)(grid, block, *given, before, outputs.capacity, outputs.coordinates, outputs.table)
-    item_offsets(device, outputs)
+    most = prod(geometry.fan_out)
+    candidates = inputs.capacity * most
+    slots, firsts, sums = numbering_buffers(work, candidates)
+    block, given = (THREADS, 1, 1), (inputs.coordinates, inputs.count, packed, most)
+    device.kernel(INSERT)(
+        (blocks(candidates, THREADS), 1, 1),
+        block,
+        *given,
+        *(outputs.table[1], outputs.mask, slots, outputs.cells, outputs.capacity, overflow),
+    )
+    count_firsts(device, inputs.count, most, outputs.table[1], work, candidates)
+    tiles = (blocks(candidates, TILE), 1, 1)
+    device.kernel(NUMBER)(tiles, block, *given, firsts, sums, *outputs.made_by(overflow))
+
+
+def count_firsts(device: Device, count: Tensor, most: int, table: Tensor, work: Tensor, candidates: int) -> None:
+    """Launch the finding of candidates, `most` for each of `count`, that are the first of their site."""
+    slots, firsts, sums = numbering_buffers(work, candidates)
+    device.kernel(COUNT)((blocks(candidates, TILE), 1, 1), (THREADS, 1, 1), count, most, table, slots, firsts, sums)
 
 
 def item_offsets(device: Device, sites: SiteBuffer) -> None:

@@ -52,5 +52,5 @@ def devoxelize_trilinear(
         (blocks(len(y), POINTS), 1, 1),
         (THREADS, 1, 1),
         *(x, x.stride(0), placement.position, placement.voxels, count, *stride),
-        *(sites.table, sites.mask, sites.coordinates, y, y.stride(0), y.shape[1]),
+        *(*sites.found_by, y, y.stride(0), y.shape[1]),
     )

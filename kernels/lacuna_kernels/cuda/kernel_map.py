@@ -8,18 +8,22 @@ from torch import Tensor
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.coordinates import SiteBuffer
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.offset_slots import PARTS, key_bits
+from lacuna_kernels.cuda.key_order import key_bins, order_by_keys, order_work
+from lacuna_kernels.cuda.offset_slots import key_bits
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sort import sort, sort_by_digits, sort_by_digits_work, sort_work
+from lacuna_kernels.types import Geometry
 
-FORWARD, INVERSE, ORDER = (Variant("kernel_map.cu", name) for name in ("forward_rows", "inverse_rows", "order_map"))
-VARIANTS = (FORWARD, INVERSE, ORDER)
+NEAR, FORWARD, INVERSE, ORDER = (
+    Variant("kernel_map.cu", name) for name in ("near_rows", "forward_rows", "inverse_rows", "order_map")
+)
+VARIANTS = (NEAR, FORWARD, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
 BLOCKS = 5
 """Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are."""
 WORD_BITS = 32
+NEAR_SIZE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,19 @@ class KernelMap:
 class Offsets:
     """Where a convolution reads, on the device.
 
-    geometry  int32 [17], from `pack_geometry`
+    geometry  int32 [20], from `pack_geometry`
     slots     int32 [k, 2], from `offset_slots`
+    near      whether `are_near` says so
     """
 
     geometry: Tensor
     slots: Tensor
+    near: bool
+
+
+def are_near(geometry: Geometry) -> bool:
+    """Whether up to 3 offsets an axis lie side by side: then an output reads from at most 2 x 2 x 2 blocks of sites."""
+    return max(geometry.kernel_size) <= NEAR_SIZE and geometry.dilation == (1, 1, 1)
 
 
 def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[int, ...]]:
@@ -74,9 +85,9 @@ def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[in
     return {**shapes, "keys": (capacity,), "ones": (parts,)}
 
 
-def map_work(volume: int, capacity: int) -> int:
+def map_work(volume: int, capacity: int, parts: int = 1) -> int:
     """Numbers of int32 that making a map needs to work with."""
-    return capacity * _pitch(volume) + max(sort_work(capacity), sort_by_digits_work(capacity, PARTS))
+    return capacity * _pitch(volume) + order_work(capacity, key_bins(key_bits(volume), parts), parts)
 
 
 def forward_map(
@@ -84,9 +95,9 @@ def forward_map(
 ) -> None:
     """Launch the map of a submanifold (inputs are the outputs) or strided convolution.
 
-    work  int32 [map_work(k, outputs.capacity)]
+    work  int32 [map_work(k, outputs.capacity, parts)]
     """
-    _launch(device, FORWARD, inputs, outputs, offsets, result, work)
+    _launch(device, NEAR if offsets.near else FORWARD, inputs, outputs, offsets, result, work)
 
 
 def inverse_map(
@@ -111,26 +122,21 @@ def _launch(
     work: Tensor,
 ) -> None:
     (volume, capacity), parts = result.rows.shape, result.parts
-    pitch = _pitch(volume)
-    rows, sorting = work.tensor_split([capacity * pitch])
-    at_work = device.limits.multiprocessors * BLOCKS
+    pitch, bins = _pitch(volume), key_bins(key_bits(volume), parts)
+    rows, ordering = work.tensor_split([capacity * pitch])
+    at_work, block = device.limits.multiprocessors * BLOCKS, (THREADS, 1, 1)
     device.kernel(find)(
         (min(at_work, blocks(capacity * min(pitch, WORD_BITS), THREADS)), 1, 1),
-        (THREADS, 1, 1),
+        block,
         *(outputs.coordinates, outputs.count, offsets.geometry, offsets.slots, parts),
-        *(inputs.coordinates, inputs.table, inputs.mask, rows, pitch, result.keys),
+        *(rows, pitch, result.keys, ordering, bins, *inputs.found_by),
     )
-    if parts == 1:
-        _, by_key = sort(device, result.keys, outputs.count, key_bits(volume), sorting)
-        ordered: tuple[Tensor | None, ...] = (by_key, None, result.order)
-    else:
-        sort_by_digits(device, result.keys, outputs.count, result.order, result.ones, sorting)
-        ordered = (result.order, result.ones, None)
+    order_by_keys(device, result.keys, outputs.count, result.order, result.ones, bins, ordering)
     _, groups, words = result.present.shape
     device.kernel(ORDER)(
         (groups, words if parts == 1 else parts, 1),
-        (THREADS, 1, 1),
-        *(rows, pitch, offsets.slots, volume, parts, outputs.count, *ordered),
+        block,
+        *(rows, pitch, offsets.slots, volume, parts, outputs.count, result.order, result.ones),
         *(result.rows, capacity, result.present),
     )
 

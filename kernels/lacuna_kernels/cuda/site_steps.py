@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import (
+    FREE,
     SiteBuffer,
     check_candidates,
+    item_offsets,
     output_sites,
     output_work,
     pack_geometry,
@@ -19,6 +22,7 @@ from lacuna_kernels.cuda.coordinates import (
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
+    are_near,
     forward_map,
     inverse_map,
     map_shapes,
@@ -49,57 +53,80 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Sites that are made at once, and then what leads from or to them: kernel maps, and where items begin."""
+
+    sites: Sequence[Task]
+    then: Sequence[Task]
+
+
+@dataclass(frozen=True, slots=True)
 class Front:
     """What has to be made before the convolutions of a grid.
 
     means   the features of its sites
+    clear   the tables of all levels that are made of it
     own     kernel maps between its sites
-    first   sites that are made of the grid's: all at once
-    then    sites that are made of others, one after the other
-    others  kernel maps that lead from or to those, after that
+    stages  sites that are made of the grid's, all at once, then those that are made of others, one after the other
     """
 
     means: Task
+    clear: Task
     own: Sequence[Task]
-    first: Sequence[Task]
-    then: Sequence[Task]
-    others: Sequence[Task]
+    stages: Sequence[Stage]
 
     @classmethod
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
         """Collect it from the layers to come; `means` makes the features."""
-        first, then, own, others = list[Task](), list[Task](), dict[str, Task](), dict[str, Task]()
-        for layer in writer.layers:
+        levels, maps = [[grid], list[Level]()], dict[str, tuple[Task, int]]()
+        layers = [layer for layer in writer.layers if isinstance(layer.node, SparseConv)]
+        for layer in (layer for layer in layers if writer.level(layer.output).grid == grid.name):
             node = layer.node
-            if not isinstance(node, SparseConv) or writer.level(layer.output).grid != grid.name:
-                continue
+            assert isinstance(node, SparseConv)
             level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
             if node.mode in ("strided", "generative"):
-                source, geometry = source_of(level_out)
-                (first if source == grid else then).append(_sites(writer, source, level_out, geometry))
+                if source_of(level_out)[0] == grid:
+                    levels[1].append(level_out)
+                else:
+                    levels.append([level_out])
             key = map_name(node, level_in, level_out)
-            maps = own if level_in == level_out == grid else others
             if key is not None and key not in maps:
-                maps[key] = _map(writer, key, node, level_in, level_out)
-        return cls(means, list(own.values()), first, then, list(others.values()))
+                last = max(at for at, made in enumerate(levels) if level_in in made or level_out in made)
+                maps[key] = _map(writer, key, node, level_in, level_out), last
+        made = [level for stage in levels[1:] for level in stage]
+        at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
+        stages = [
+            Stage([_sites(writer, level) for level in stage], [*(_offsets(writer, level) for level in stage), *after])
+            for stage, after in zip(levels[1:], at_stage[1:], strict=True)
+        ]
+        return cls(means, _cleared(writer, made), at_stage[0], stages)
 
 
 def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
     """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them."""
     device, front = writer.device, Front.of(writer, grid, means)
     own = in_lanes(front.own, [f"{name}:lane"])
-    lanes = in_lanes(front.others, [f"{name}:lane{i}" for i in range(_LANES)])
+    lanes = [
+        in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)])
+        for at, stage in enumerate(front.stages)
+    ]
 
     def run(b: Buffers) -> None:
         device.at_once([partial(each, b) for each in (means.run, *(lane.run for lane in own), levels)])
 
     def levels(b: Buffers) -> None:
-        device.at_once([partial(task.run, b) for task in front.first])
-        for task in front.then:
-            task.run(b)
-        device.at_once([partial(lane.run, b) for lane in lanes])
+        front.clear.run(b)
+        stage(0, b)
 
-    tasks = [means, *own, *front.first, *front.then, *lanes]
+    def stage(at: int, b: Buffers) -> None:
+        device.at_once([partial(task.run, b) for task in front.stages[at].sites])
+        after = [partial(lane.run, b) for lane in lanes[at]]
+        if at + 1 < len(front.stages):
+            after.append(partial(stage, at + 1, b))
+        device.at_once(after)
+
+    tasks = [means, front.clear, *own]
+    tasks += [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
     makes = {key: spec for task in tasks for key, spec in task.makes.items()}
     reads = dict.fromkeys(key for task in tasks for key in task.reads)
     writer.add(name, [key for key in reads if key not in makes], makes, run)
@@ -117,7 +144,7 @@ def in_lanes(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
 
 
 def _lane(tasks: Sequence[Task], work: str) -> Task:
-    length = max(task.work for task in tasks)
+    length = max(1, *(task.work for task in tasks))
 
     def run(b: Buffers) -> None:
         for task in tasks:
@@ -151,18 +178,38 @@ def _are_cells(level: Level) -> bool:
     return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == ONES)
 
 
-def _sites(writer: Writer, source: Level, level: Level, g: Geometry) -> Task:
+def _sites(writer: Writer, level: Level) -> Task:
     """The sites of a strided or generative convolution."""
-    device, geometry = writer.device, _geometry(writer, g, level.spatial_shape)
-    room_in, room_out = writer.room.sites(source), writer.room.sites(level)
-    check_candidates(room_in, g.volume)
-    work = f"{level.name}:work"
+    source, g = source_of(level)
+    device, packed = writer.device, _geometry(writer, g, level.spatial_shape)
+    room, work = writer.room.sites(source), f"{level.name}:work"
+    check_candidates(room, prod(g.fan_out))
 
     def run(b: Buffers) -> None:
-        output_sites(device, sites_in(b, source), sites_in(b, level), geometry, b[work], b[OVERFLOW])
+        output_sites(device, sites_in(b, source), sites_in(b, level), g, packed, b[work], b[OVERFLOW])
 
-    made = site_specs(writer, level) | {work: ints(output_work(room_in, room_out))}
-    return Task([*site_specs(writer, source)], made, run)
+    specs = _parts_of_level(writer, level)
+    made = {sites_name(level, what): specs[what] for what in ("coordinates", "cells")}
+    reads = [sites_name(level, "table"), *_found_by(source)]
+    return Task(reads, made | {work: ints(output_work(room, prod(g.fan_out)))}, run)
+
+
+def _cleared(writer: Writer, levels: Sequence[Level]) -> Task:
+    """The tables of levels, with nothing in them."""
+    tables = {sites_name(level, "table"): _parts_of_level(writer, level)["table"] for level in levels}
+
+    def run(b: Buffers) -> None:
+        for table in tables:
+            b[table].fill_(FREE)
+
+    return Task([], tables, run)
+
+
+def _offsets(writer: Writer, level: Level) -> Task:
+    """Where the sites of each item begin."""
+    device, name = writer.device, sites_name(level, "offsets")
+    reads = [sites_name(level, "coordinates")]
+    return Task(reads, {name: ints(writer.room.items + 1)}, lambda b: item_offsets(device, sites_in(b, level)))
 
 
 def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
@@ -185,7 +232,7 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
     make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g, max(level_out.stride)))
     writer.map_parts[name] = parts
     slots = held.make(("slots", g, parts), lambda: held.upload(offset_slots(g, parts), torch.int32))
-    offsets = Offsets(_geometry(writer, g, None), slots)
+    offsets = Offsets(_geometry(writer, g, None), slots, are_near(g))
 
     def run(b: Buffers) -> None:
         sites = sites_in(b, level_in), sites_in(b, level_out)
@@ -193,8 +240,8 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
 
     shapes = map_shapes(g.volume, capacity, parts)
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
-    reads = [*site_specs(writer, level_in), *site_specs(writer, level_out)]
-    return Task(reads, made, run, map_work(g.volume, capacity))
+    reads = [*_found_by(level_in), *_found_by(level_out)]
+    return Task(reads, made, run, map_work(g.volume, capacity, parts))
 
 
 def kernel_map_in(b: Buffers, name: str) -> KernelMap:
@@ -226,19 +273,29 @@ def row_of_point(writer: Writer, level: Level) -> str:
 
 def sites_in(b: Buffers, level: Level) -> SiteBuffer:
     """The sites of a level."""
-    coordinates, count, offsets, table = (
-        b[sites_name(level, what)] for what in ("coordinates", "count", "offsets", "table")
+    coordinates, count, offsets, table, cells = (
+        b[sites_name(level, what)] for what in ("coordinates", "count", "offsets", "table", "cells")
     )
-    return SiteBuffer(coordinates, count, offsets, table)
+    return SiteBuffer(coordinates, count, offsets, table, cells)
 
 
 def site_specs(writer: Writer, level: Level) -> dict[str, BufferSpec]:
     """Buffers of a level but for its count, which is a part of the status."""
+    return {sites_name(level, what): spec for what, spec in _parts_of_level(writer, level).items()}
+
+
+def _found_by(level: Level) -> list[str]:
+    """Buffers that say which sites there are and find them."""
+    return [sites_name(level, what) for what in ("coordinates", "table", "cells")]
+
+
+def _parts_of_level(writer: Writer, level: Level) -> dict[str, BufferSpec]:
     sites = writer.room.sites(level)
     return {
-        sites_name(level, "coordinates"): BufferSpec((sites, 4), torch.int32),
-        sites_name(level, "offsets"): ints(writer.room.items + 1),
-        sites_name(level, "table"): ints(table_slots(sites)),
+        "coordinates": BufferSpec((sites, 4), torch.int32),
+        "offsets": ints(writer.room.items + 1),
+        "table": BufferSpec((2, table_slots(sites)), torch.int32),
+        "cells": BufferSpec((sites, 8), torch.int32),
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
-from lacuna_kernels.cuda.coordinates import table_slots
+from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
@@ -34,7 +34,7 @@ from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.tile_table import Group, MapKind
-from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxelize_work
+from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, settle_voxels
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.devoxelize import Devoxelize
@@ -53,20 +53,22 @@ def voxelize(writer: Writer, layer: Layer) -> None:
     given = [cloud, f"{cloud}:count", f"{cloud}:offsets"]
     made = placement_specs(level, points) | site_specs(writer, level)
     work, means = f"{node.name}:work", f"{node.name}:means"
-    sites = writer.room.sites(level)
+
+    def clouds(b: Buffers) -> PointBuffer:
+        return PointBuffer(b[cloud], b[f"{cloud}:count"], b[f"{cloud}:offsets"])
 
     def place(b: Buffers) -> None:
-        clouds = PointBuffer(b[cloud], b[f"{cloud}:count"], b[f"{cloud}:offsets"])
-        launch_voxelize(device, clouds, grid, placement_in(b, level), sites_in(b, level), b[work], b[OVERFLOW])
+        launch_voxelize(device, clouds(b), grid, placement_in(b, level), sites_in(b, level), b[work], b[OVERFLOW])
 
     def reduce(b: Buffers) -> None:
-        voxels, count, y = placement_in(b, level).voxel_of_point, b[f"{cloud}:count"], b[layer.output]
-        rows, first = b[sites_name(level, "count")], node.reduce == "first"
-        row_means(device, b[cloud], voxels, count, y, rows, b[means], first_only=first)
+        placement, sites = placement_in(b, level), sites_in(b, level)
+        settle_voxels(device, clouds(b), placement, sites, b[work])
+        y, count, first = b[layer.output], b[f"{cloud}:count"], node.reduce == "first"
+        row_means(device, b[cloud], placement.voxel_of_point, count, y, sites.count, b[means], first_only=first)
 
-    writer.add(f"place {node.name}", given, made | {work: ints(voxelize_work(points, table_slots(sites)))}, place)
-    scratch = {means: ints(row_means_work(points, sites))}
-    write_front(writer, layer.output, level, Task([*given, *made], writer.output(layer) | scratch, reduce))
+    writer.add(f"place {node.name}", given, made | {work: ints(numbering_work(points))}, place)
+    scratch = {means: ints(row_means_work(points, writer.room.sites(level)))}
+    write_front(writer, layer.output, level, Task([*given, *made, work], writer.output(layer) | scratch, reduce))
 
 
 def sparse_conv(writer: Writer, layer: Layer) -> None:

@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.coordinates import FREE, SiteBuffer, item_offsets
+from lacuna_kernels.cuda.coordinates import TILE, SiteBuffer, count_firsts, item_offsets, numbering_buffers
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.scan import blocks, exclusive_scan, scan_work
+from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.types import Triple
 
-PLACE, INSERT, FIRST, NUMBER, SITE_OF_POINTS = (
+PLACE, INSERT, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS = (
     Variant("voxelize.cu", name)
-    for name in ("place_points", "insert_points", "first_points", "number_voxels", "site_of_points")
+    for name in ("place_points", "insert_points", "number_voxels", "voxels_of_points", "site_of_points")
 )
-VARIANTS = (PLACE, INSERT, FIRST, NUMBER, SITE_OF_POINTS)
+VARIANTS = (PLACE, INSERT, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS)
 
 THREADS = 256
 
@@ -57,11 +56,6 @@ class Grid:
     cells: Triple | None = None
 
 
-def voxelize_work(points: int, slots: int) -> int:
-    """Numbers of int32 that `voxelize` needs to work with."""
-    return slots + 3 * points + scan_work(points)
-
-
 def voxelize(
     device: Device,
     cloud: PointBuffer,
@@ -73,34 +67,44 @@ def voxelize(
 ) -> None:
     """Launch the placing of points and the numbering of voxels by their first point; as ops.voxelize has it.
 
-    Points that limits.check_request would refuse count as outside the range.
+    Points that limits.check_request would refuse count as outside the range. `settle_voxels` makes the rest: what voxel
+    a point is in, and where items begin.
 
-    work      int32 [voxelize_work(points, slots of the sites' table)]
+    work      int32 [numbering_work(points)], kept for `settle_voxels`
     overflow  int32 [1], becomes 1 if there are more voxels than room; which of them are then made is left open, but
               no row lies at or past the room
     """
-    points, slots = len(cloud.points), len(sites.table)
-    sizes = [slots, points, points, points, len(work) - slots - 3 * points]
-    keys, slot_of_point, is_first, rank, sums = torch.split(work, sizes)
-    keys.fill_(FREE)
-    sites.table.fill_(FREE)
-    launch = (blocks(points, THREADS), 1, 1), (THREADS, 1, 1)
+    points = len(cloud.points)
+    slots, firsts, sums = numbering_buffers(work, points)
+    launch, candidates = ((blocks(points, THREADS), 1, 1), (THREADS, 1, 1)), sites.table[1]
     device.kernel(PLACE)(
         *launch,
         *(cloud.points, cloud.points.stride(0), cloud.count, cloud.offsets, len(cloud.offsets) - 1),
         *map(float, grid.origin_m),
         *map(float, grid.voxel_size_m),
         *(grid.cells or (-1, -1, -1)),
-        *(placement.position, placement.voxels),
+        *(placement.position, placement.voxels, sites.table, sites.table.numel() // 4),
     )
-    device.kernel(INSERT)(*launch, placement.voxels, cloud.count, keys, sites.mask, slot_of_point, overflow)
-    device.kernel(FIRST)(*launch, slot_of_point, cloud.count, keys, is_first)
-    exclusive_scan(device, is_first, rank, cloud.count, sums, (sites.count, sites.capacity, overflow))
-    device.kernel(NUMBER)(
+    device.kernel(INSERT)(
         *launch,
-        *(placement.voxels, cloud.count, slot_of_point, keys, rank, sites.capacity),
-        *(sites.coordinates, sites.table, placement.voxel_of_point),
+        *(placement.voxels, cloud.count, candidates, sites.mask, slots, sites.cells, sites.capacity, overflow),
     )
+    count_firsts(device, cloud.count, 1, candidates, work, points)
+    device.kernel(NUMBER)(
+        (blocks(points, TILE), 1, 1),
+        (THREADS, 1, 1),
+        *(placement.voxels, cloud.count, slots, candidates, firsts, sums, *sites.made_by(overflow)),
+    )
+
+
+def settle_voxels(
+    device: Device, cloud: PointBuffer, placement: PlacementBuffer, sites: SiteBuffer, work: Tensor
+) -> None:
+    """Launch what `voxelize` leaves to be done, by its `work`: `placement.voxel_of_point` and `sites.offsets`."""
+    points = len(cloud.points)
+    slots, _, _ = numbering_buffers(work, points)
+    grid, block = (blocks(points, THREADS), 1, 1), (THREADS, 1, 1)
+    device.kernel(VOXELS_OF_POINTS)(grid, block, slots, cloud.count, sites.table[1], placement.voxel_of_point)
     item_offsets(device, sites)
 
 
@@ -114,5 +118,5 @@ def site_of_points(
     device.kernel(SITE_OF_POINTS)(
         (blocks(len(result), THREADS), 1, 1),
         (THREADS, 1, 1),
-        *(placement.voxels, count, *stride, sites.table, sites.mask, sites.coordinates, result),
+        *(placement.voxels, count, *stride, *sites.found_by, result),
     )

@@ -7,6 +7,7 @@
 struct Geometry {
     int size[3], stride[3], padding[3], dilation[3];
     int shape[3];     // cells of the output grid, -1 for no bound
+    int most[3];      // outputs that an input makes along an axis, at most
     int floor_sites;  // 1: the outputs are floor(input / stride)
     int generative;   // 1: the outputs are input*stride - padding + k*dilation
 };
@@ -38,50 +39,25 @@ __device__ inline bool inside(int cell, int axis, const Geometry& g) {
     return g.shape[axis] < 0 || (cell >= 0 && cell < g.shape[axis]);
 }
 
-__device__ inline bool inside(Site site, const Geometry& g) {
-    return inside(site.x, 0, g) && inside(site.y, 1, g) && inside(site.z, 2, g);
-}
-
-// The output that an input makes through an offset, if it makes one.
-__device__ inline Site output_site(Site input, int offset, const Geometry& g) {
-    const int kx = offset / (g.size[1] * g.size[2]), ky = offset / g.size[2] % g.size[1], kz = offset % g.size[2];
-    if (g.generative) return reached_site(input, kx, ky, kz, g);
-    Site output = {input.item, 0, 0, 0};
+// Along an axis, the cell of the nth output that an input makes, in the order of the offsets; false if it makes fewer.
+__device__ inline bool nth_output_cell(int input, int nth, int axis, const Geometry& g, int* cell) {
     if (g.floor_sites) {
-        output.x = floor_div(input.x, g.stride[0]);
-        output.y = floor_div(input.y, g.stride[1]);
-        output.z = floor_div(input.z, g.stride[2]);
-        return output;
-    }
-    output_cell(input.x, kx, 0, g, &output.x);
-    output_cell(input.y, ky, 1, g, &output.y);
-    output_cell(input.z, kz, 2, g, &output.z);
-    return output;
-}
-
-// Calls visit(offset, output) for every output site that an input makes, in the order of the offsets.
-template <class Visit>
-__device__ inline void for_each_output(Site input, const Geometry& g, Visit visit) {
-    if (g.floor_sites) {
-        visit(0, output_site(input, 0, g));
-        return;
+        *cell = floor_div(input, g.stride[axis]);
+        return nth == 0;
     }
     if (g.generative) {
-        for (int offset = 0; offset < volume_of(g); ++offset) {
-            const Site output = output_site(input, offset, g);
-            if (inside(output, g)) visit(offset, output);
-        }
-        return;
+        *cell = input * g.stride[axis] - g.padding[axis] + nth * g.dilation[axis];
+        return inside(*cell, axis, g);
     }
-    Site output = {input.item, 0, 0, 0};
-    for (int kx = 0; kx < g.size[0]; ++kx) {
-        if (!output_cell(input.x, kx, 0, g, &output.x) || !inside(output.x, 0, g)) continue;
-        for (int ky = 0; ky < g.size[1]; ++ky) {
-            if (!output_cell(input.y, ky, 1, g, &output.y) || !inside(output.y, 1, g)) continue;
-            for (int kz = 0; kz < g.size[2]; ++kz) {
-                if (!output_cell(input.z, kz, 2, g, &output.z) || !inside(output.z, 2, g)) continue;
-                visit((kx * g.size[1] + ky) * g.size[2] + kz, output);
-            }
-        }
-    }
+    for (int k = 0; k < g.size[axis]; ++k)
+        if (output_cell(input, k, axis, g, cell) && inside(*cell, axis, g) && nth-- == 0) return true;
+    return false;
+}
+
+// The nth of the outputs that an input makes, of at most g.most[0] x g.most[1] x g.most[2]; false if there is none.
+__device__ inline bool nth_output(Site input, int nth, const Geometry& g, Site* output) {
+    const int z = nth % g.most[2], y = nth / g.most[2] % g.most[1], x = nth / g.most[2] / g.most[1];
+    output->item = input.item;
+    return nth_output_cell(input.x, x, 0, g, &output->x) && nth_output_cell(input.y, y, 1, g, &output->y) &&
+           nth_output_cell(input.z, z, 2, g, &output->z);
 }

@@ -4,7 +4,7 @@
 // The offsets may be in parts, as many each, with an order of their own: order int32 [parts, capacity]. Rows without any
 // offset of a part come first in its order, and but for the last part, which is for all rows, nothing is written of
 // tiles of them.
-// Launched in this order: forward_rows or inverse_rows, [sort.cu], order_map.
+// Launched in this order: near_rows, forward_rows or inverse_rows; [key_order.cu]; order_map.
 #include "geometry.cuh"
 #include "gray.cuh"
 #include "map_places.cuh"
@@ -31,52 +31,120 @@ __device__ inline int key_of(unsigned word, int parts) {
     return key;
 }
 
-// rows int32 [capacity, pitch] what each output row reads by slot, -1 for nothing and past the volume, but not of parts
-// that it has nothing of; pitch is 8, 16 or a multiple of 32, and 32 if there are parts. keys [capacity].
-// way_of(kx, ky, kz) tells how to find, site by site, the input row that an offset leads to.
+// What is made of output rows before they are in order. rows int32 [capacity, pitch] is what each reads by slot, -1 for
+// nothing and past the volume, but not of parts that it has nothing of; pitch is 8, 16 or a multiple of 32, and 32 if
+// there are parts. keys [capacity]; bins int32 [number of bins] becomes 0.
+struct Found {
+    const Slot* slots;
+    int volume, parts, *rows, pitch, *keys;
+
+    __device__ Slot slot(int at) const { return at < volume ? slots[at] : Slot{0, -1}; }
+    __device__ int* of(int row) const { return rows + (size_t)row * pitch; }
+};
+
+__device__ inline void clear(int* __restrict__ bins, int number) {
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < number; i += gridDim.x * THREADS) bins[i] = 0;
+}
+
+// Lanes side by side, `across` of them, put what slot `lane` of an output row reads down, and the row's key: word says
+// which bits this lane's slots set. m is -1 for no row.
+__device__ inline void put_down(const Found& found, int m, int across, int row, unsigned word) {
+    const int lane = threadIdx.x % across, part = part_of(lane, found.volume, found.parts);
+    for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
+    if (m < 0) return;
+    const int key = key_of(word, found.parts);
+    const bool read = found.parts == 1 || (lane < found.volume && (part == found.parts - 1 || has_part(key, part)));
+    if (read) found.of(m)[lane] = row;
+    if (lane == 0) found.keys[m] = key;
+}
+
+__device__ inline unsigned bit_of(Slot slot, int row) { return row >= 0 && slot.bit >= 0 ? 1u << slot.bit : 0; }
+
+// way_of(kx, ky, kz) tells how to find, site by site, the input row that an offset leads to. A lane has an offset.
 template <class WayOf>
-__device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g,
-                                 const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch,
-                                 int* __restrict__ keys, WayOf way_of) {
-    const int across = min(pitch, 32), volume = volume_of(g), lane = threadIdx.x % across, at_once = THREADS / across;
+__device__ inline void find_rows(const Site* __restrict__ outputs, int count, const Geometry& g, const Found& found,
+                                 WayOf way_of) {
+    const int pitch = found.pitch, across = min(pitch, 32), lane = threadIdx.x % across, at_once = THREADS / across;
     const auto way_at = [&](int at) {
-        const int offset = at < volume ? slots[at].offset : 0, plane = g.size[1] * g.size[2];
+        const int offset = found.slot(at).offset, plane = g.size[1] * g.size[2];
         return way_of(offset / plane, offset % plane / g.size[2], offset % g.size[2]);
     };
     const auto way = way_at(lane);  // the same for all sites, if a lane has one offset
-    const int bit = lane < volume ? slots[lane].bit : -1, part = part_of(lane, volume, parts);
+    const Slot slot = found.slot(lane);
     for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
         const int m = first + threadIdx.x / across;
         const Site site = m < count ? outputs[m] : Site{};
-        int row = m < count && lane < volume ? way(site) : -1;
-        unsigned word = row >= 0 && bit >= 0 ? 1u << bit : 0;
-        if (m < count && parts == 1) rows[(size_t)m * pitch + lane] = row;
+        const int row = m < count && lane < found.volume ? way(site) : -1;
+        unsigned word = bit_of(slot, row);
         for (int at = lane + across; at < pitch; at += across) {
-            row = m < count && at < volume ? way_at(at)(site) : -1;
-            if (m < count) rows[(size_t)m * pitch + at] = row;
-            if (row >= 0 && slots[at].bit >= 0) word |= 1u << slots[at].bit;
+            const int more = m < count && at < found.volume ? way_at(at)(site) : -1;
+            if (m < count) found.of(m)[at] = more;
+            word |= bit_of(found.slot(at), more);
         }
-        for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
-        if (m >= count) continue;
-        const int key = key_of(word, parts);
-        const bool read = part == parts - 1 || has_part(key, part);
-        if (parts > 1 && lane < volume && read) rows[(size_t)m * pitch + lane] = row;
-        if (lane == 0) keys[m] = key;
+        put_down(found, m < count ? m : -1, across, row, word);
     }
 }
 
-// input = output*stride - padding + k*dilation; submanifold maps too, where outputs are the inputs.
-extern "C" __global__ void __launch_bounds__(THREADS, 5)
+// Of kernels of up to 3 offsets an axis, side by side: an output reads from at most 2 x 2 x 2 blocks of inputs. A lane
+// looks for one of these blocks, so that a warp has SITES outputs; then a lane has an offset, as in find_rows.
+// input = output*stride - padding + k; submanifold maps too, where outputs are the inputs.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
+          const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
+          int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+          const int* __restrict__ cells, const Site* __restrict__ inputs) {
+    constexpr int SITES = 4;
+    const Geometry& g = *geometry;
+    const Found found = {slots, volume_of(g), parts, rows, pitch, keys};
+    const int n = *count, lane = threadIdx.x % 32, corner = lane % 8, across = pitch, own = lane % across;
+    const Slot slot = found.slot(own);
+    const int kx = slot.offset / (g.size[1] * g.size[2]), ky = slot.offset / g.size[2] % g.size[1];
+    const int kz = slot.offset % g.size[2];
+    clear(bins, bin_count);
+    const int at_once = WARPS * SITES, warp = threadIdx.x / 32;
+    for (int first = blockIdx.x * at_once + warp * SITES; first < n; first += gridDim.x * at_once) {
+        const int m = first + lane / 8;
+        const Site site = outputs[min(m, n - 1)], from = reached_site(site, 0, 0, 0, g);
+        const Site start = block_of(from);
+        const Site block = {from.item, start.x + (corner >> 2), start.y + (corner >> 1 & 1), start.z + (corner & 1)};
+        const bool reached = from.x + g.size[0] > 2 * block.x && from.y + g.size[1] > 2 * block.y &&
+                             from.z + g.size[2] > 2 * block.z;
+        const int head = m < n && reached ? find_block(heads, mask, inputs, block) : -1;
+        const int odd = cell_of(from);
+        int row[SITES];
+#pragma unroll
+        for (int turn = 0; turn < SITES; ++turn) {
+            if (turn >= across / 8) break;
+            const int from_lane = 8 * (turn * (32 / across) + lane / across);
+            const int parity = __shfl_sync(FULL_WARP, odd, from_lane);
+            const int x = (parity >> 2) + kx, y = (parity >> 1 & 1) + ky, z = (parity & 1) + kz;
+            const int block_at = (x >> 1) << 2 | (y >> 1) << 1 | z >> 1, cell = (x & 1) << 2 | (y & 1) << 1 | (z & 1);
+            const int there = __shfl_sync(FULL_WARP, head, from_lane + block_at);
+            row[turn] = own < found.volume && there >= 0 ? cells[8 * (size_t)there + cell] : -1;
+        }
+#pragma unroll
+        for (int turn = 0; turn < SITES; ++turn) {
+            if (turn >= across / 8) break;
+            const int to = first + turn * (32 / across) + lane / across;
+            put_down(found, to < n ? to : -1, across, row[turn], bit_of(slot, row[turn]));
+        }
+    }
+}
+
+// input = output*stride - padding + k*dilation.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const Slot* __restrict__ slots, int parts, const Site* __restrict__ inputs,
-             const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
+             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
+             int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+             const int* __restrict__ cells, const Site* __restrict__ inputs) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
     const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
-    find_rows(outputs, *count, g, slots, parts, rows, pitch, keys, [&](int kx, int ky, int kz) {
+    clear(bins, bin_count);
+    find_rows(outputs, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
         const Site from = reached_site({0, 0, 0, 0}, kx, ky, kz, g);
         return [=](Site output) {
-            return find_site(table, mask, inputs, {output.item, output.x * stride_x + from.x,
-                                                   output.y * stride_y + from.y, output.z * stride_z + from.z});
+            return find_site(heads, mask, cells, inputs, {output.item, output.x * stride_x + from.x,
+                                                          output.y * stride_y + from.y, output.z * stride_z + from.z});
         };
     });
 }
@@ -85,27 +153,28 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
 // coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
 extern "C" __global__ void __launch_bounds__(THREADS, 5)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const Slot* __restrict__ slots, int parts, const Site* __restrict__ coarse,
-             const int* __restrict__ table, int mask, int* __restrict__ rows, int pitch, int* __restrict__ keys) {
+             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
+             int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+             const int* __restrict__ cells, const Site* __restrict__ coarse) {
     const Geometry& g = *geometry;
-    find_rows(fine, *count, g, slots, parts, rows, pitch, keys, [&](int kx, int ky, int kz) {
+    clear(bins, bin_count);
+    find_rows(fine, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
         return [=, &g](Site site) {
             Site from = {site.item, 0, 0, 0};
             const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
                              output_cell(site.z, kz, 2, g, &from.z);
-            return fed ? find_site(table, mask, coarse, from) : -1;
+            return fed ? find_site(heads, mask, cells, coarse, from) : -1;
         };
     });
 }
 
 // A block puts GROUP rows in their places, for the offsets of a part, or for up to 32 of all, and makes the word of
 // `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word k / 32.
-// sorted [parts, capacity]: the rows by their keys. They become `order` if that is another; ones [parts], if there are
-// several, is the place of the first row that has any of a part's offsets.
+// ones [parts], if there are several: the place of the first row that has any of a part's offsets.
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
 order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
-          const int* __restrict__ count, const int* __restrict__ sorted, const int* __restrict__ ones,
-          int* __restrict__ order, int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
+          const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
+          int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
     __shared__ int found[32][GROUP + 1];  // by slot
     __shared__ unsigned word;
     const int n = *count, start = blockIdx.x * GROUP, part = parts > 1 ? blockIdx.y : 0;
@@ -116,13 +185,12 @@ order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slot
     if (threadIdx.x == 0) word = 0;
     __syncthreads();
     const int across = size > 16 ? 32 : 16, lane = threadIdx.x % across;
-    sorted += (size_t)part * capacity;
+    order += (size_t)part * capacity;
 #pragma unroll 4
     for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
-        const int m = start + i < n ? sorted[start + i] : -1;
+        const int m = start + i < n ? order[start + i] : -1;
         const bool some = m >= 0 && start + i >= one && lane < size;
         found[lane][i] = some ? rows[(size_t)m * pitch + slot + lane] : -1;
-        if (order && slot == 0 && lane == 0 && m >= 0) order[start + i] = m;
     }
     __syncthreads();
     unsigned any = 0;

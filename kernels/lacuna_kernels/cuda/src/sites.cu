@@ -1,67 +1,68 @@
-// The output sites of a strided or generative convolution, numbered in the order of the (input site, offset) that first
-// makes them.
-// Launched in this order: insert_outputs, count_outputs, [scan.cu], number_outputs; then item_offsets.
-// While they are found, an output is known by a candidate = input row * volume + offset.
+// Sites numbered in the order of their first candidates. These are outputs of a strided or generative convolution,
+// candidate i the (i % most)th that input site i / most makes, or the voxels of points (voxelize.cu).
+// Launched in this order: insert_outputs, count_firsts, number_outputs; then item_offsets.
 #include "geometry.cuh"
+#include "numbering.cuh"
 
-#define THREADS 256
-
-struct CandidateSite {
+struct OutputSite {
     const Site* inputs;
     const Geometry* geometry;
-    int volume;
+    int most;
 
     __device__ Site operator()(int candidate) const {
-        return output_site(inputs[candidate / volume], candidate % volume, *geometry);
+        Site output;
+        nth_output(inputs[candidate / most], candidate % most, *geometry, &output);
+        return output;
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+// slots [inputs * most] where in the table of candidates, int32 [mask + 1], all FREE, one is, -1 for none.
+// cells [capacity, 8] becomes -1 for as many sites as there may be.
+extern "C" __global__ void __launch_bounds__(THREADS)
 insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-               int* __restrict__ table, int mask, int* __restrict__ overflow) {
-    const int row = blockIdx.x * THREADS + threadIdx.x;
-    if (row >= *count) return;
-    const int volume = volume_of(*geometry);
-    const CandidateSite site_of = {inputs, geometry, volume};
-    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
-        if (insert_site(table, mask, output, row * volume + offset, site_of) < 0) *overflow = 1;
-    });
+               int most, int* __restrict__ table, int mask, int* __restrict__ slots, Cells* __restrict__ cells,
+               int capacity, int* __restrict__ overflow) {
+    const int candidate = blockIdx.x * THREADS + threadIdx.x;
+    if (candidate >= *count * most) return;
+    if (candidate < capacity) cells[candidate] = no_cells();
+    const OutputSite site_of = {inputs, geometry, most};
+    Site output;
+    int slot = -1;
+    if (nth_output(inputs[candidate / most], candidate % most, *geometry, &output)) {
+        slot = insert_site(table, mask, output, candidate, site_of);
+        if (slot < 0) *overflow = 1;
+    }
+    slots[candidate] = slot;
 }
 
-// firsts [inputs]: how many outputs each input is the first to make.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-count_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-              const int* __restrict__ table, int mask, int* __restrict__ firsts) {
-    const int row = blockIdx.x * THREADS + threadIdx.x;
-    if (row >= *count) return;
-    const int volume = volume_of(*geometry);
-    const CandidateSite site_of = {inputs, geometry, volume};
-    int found = 0;
-    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
-        const int slot = find_slot(table, mask, output, site_of);
-        found += slot >= 0 && table[slot] == row * volume + offset;
-    });
-    firsts[row] = found;
+// Marks candidates that are the first of their equals: bit i % 32 of firsts [i / 32], and how many of each tile are.
+extern "C" __global__ void __launch_bounds__(THREADS)
+count_firsts(const int* __restrict__ count, int most, const int* __restrict__ table, const int* __restrict__ slots,
+             unsigned* __restrict__ firsts, int* __restrict__ sums) {
+    const int n = *count * most, start = blockIdx.x * TILE;
+    if (start >= n) return;
+    int found = 0, all;
+#pragma unroll
+    for (int turn = 0; turn < TURNS; ++turn) {
+        const int candidate = start + turn * THREADS + threadIdx.x, slot = candidate < n ? slots[candidate] : -1;
+        const bool first = slot >= 0 && table[slot] == candidate;
+        const unsigned word = __ballot_sync(FULL_WARP, first);
+        if (threadIdx.x % 32 == 0) firsts[candidate / 32] = word;
+        found += first;
+    }
+    block_exclusive_sum<THREADS>(found, &all);
+    if (threadIdx.x == 0) sums[blockIdx.x] = all;
 }
 
-// before: the running sum of firsts. rows [mask + 1], all FREE, becomes the table of the outputs.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS)
 number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-               const int* __restrict__ table, int mask, const int* __restrict__ before, int capacity,
-               Site* __restrict__ outputs, int* __restrict__ rows) {
-    const int row = blockIdx.x * THREADS + threadIdx.x;
-    if (row >= *count) return;
-    const int volume = volume_of(*geometry);
-    const CandidateSite site_of = {inputs, geometry, volume};
-    int next = before[row];
-    for_each_output(inputs[row], *geometry, [&](int offset, Site output) {
-        const int slot = find_slot(table, mask, output, site_of);
-        if (slot < 0 || table[slot] != row * volume + offset) return;
-        if (next < capacity) {
-            outputs[next] = output;
-            rows[slot] = next;
-        }
-        ++next;
+               int most, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
+               int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites, int* __restrict__ heads, int mask,
+               int* __restrict__ cells) {
+    const SitesMade made = {made_count, capacity, overflow, sites, heads, mask, cells};
+    const OutputSite site_of = {inputs, geometry, most};
+    number_firsts(*count * most, firsts, sums, made, [&](int candidate, int row) {
+        if (row >= 0) made.add(site_of(candidate), row);
     });
 }
 

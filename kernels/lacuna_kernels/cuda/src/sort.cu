@@ -2,8 +2,6 @@
 // counts int32 [256, tiles], digit by digit; tiles past *count count nothing, so that the scan may run over all. Few
 // tiles are not scanned: every block adds up what it needs of counts [tiles, 256].
 // A key of -1 has nothing but the highest digits, and so sorts last.
-// A launch may sort the keys several times side by side, blockIdx.y times 8 bits further up: then counts of one sort
-// follow those of another, and so do the values that come out.
 #include "scan.cuh"
 
 #define THREADS 256
@@ -14,17 +12,12 @@
 
 __device__ inline int digit_of(int key, int shift) { return (key >> shift) & (DIGITS - 1); }
 
-// Of this sort.
-__device__ inline int shift_of(int shift) { return shift + 8 * blockIdx.y; }
-__device__ inline size_t counts_before() { return (size_t)blockIdx.y * DIGITS * gridDim.x; }
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 sort_count(const int* __restrict__ keys, const int* __restrict__ count, int shift, int scanned,
            int* __restrict__ counts) {
     __shared__ int found[DIGITS];
     found[threadIdx.x] = 0;
     __syncthreads();
-    shift = shift_of(shift), counts += counts_before();
     const int n = *count, start = blockIdx.x * TILE;
     for (int i = start + threadIdx.x; i < min(n, start + TILE); i += THREADS)
         atomicAdd(&found[digit_of(keys[i], shift)], 1);
@@ -47,15 +40,12 @@ __device__ inline int first_place(const int* __restrict__ counts, int tiles) {
 
 // places: the running sum of counts if they were scanned, or counts. Without values a pair's value is its index. Each
 // warp takes ROUNDS*32 pairs in a row; a pair's place is that of its tile and digit, plus equal digits of earlier warps,
-// plus those before it. Keys that come out are written if anyone wants them, and so is, in ones [sorts], the place of
-// the first whose digit is not 0. The values of each sort have room for `length`.
+// plus those before it.
 extern "C" __global__ void __launch_bounds__(THREADS)
 sort_move(const int* __restrict__ keys, const int* __restrict__ values, const int* __restrict__ count, int shift,
-          int scanned, const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out,
-          int length, int* __restrict__ ones) {
+          int scanned, const int* __restrict__ places, int* __restrict__ keys_out, int* __restrict__ values_out) {
     __shared__ int place[WARPS][DIGITS];
     const int n = *count, start = blockIdx.x * TILE;
-    shift = shift_of(shift), places += counts_before(), values_out += (size_t)blockIdx.y * length;
     if (start >= n) return;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int w = 0; w < WARPS; ++w) place[w][threadIdx.x] = 0;
@@ -70,8 +60,7 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
         value[round] = values && from < n ? values[from] : from;
     }
     const int tiles = (n + TILE - 1) / TILE;
-    int next = scanned ? places[threadIdx.x * gridDim.x + blockIdx.x] - blockIdx.y * n : first_place(places, tiles);
-    if (ones && blockIdx.x == 0 && threadIdx.x == 1) ones[blockIdx.y] = next;
+    int next = scanned ? places[threadIdx.x * gridDim.x + blockIdx.x] : first_place(places, tiles);
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
         const bool here = first + round * 32 < n;
@@ -95,7 +84,7 @@ sort_move(const int* __restrict__ keys, const int* __restrict__ values, const in
     for (int round = 0; round < ROUNDS; ++round) {
         if (first + round * 32 >= n) continue;
         const int to = place[warp][digit_of(key[round], shift)] + rank[round];
-        if (keys_out) keys_out[to] = key[round];
+        keys_out[to] = key[round];
         values_out[to] = value[round];
     }
 }

@@ -1,19 +1,21 @@
 // Points to voxels: each point's voxel, and the voxels numbered in the order of their first point.
-// Launched in this order: place_points, insert_points, first_points, [scan.cu], number_voxels.
+// Launched in this order: place_points, insert_points, count_firsts (sites.cu), number_voxels; then voxels_of_points.
 #include "geometry.cuh"
+#include "numbering.cuh"
 #include "search.cuh"
 
-#define THREADS 256
 #define FURTHEST 1073741824.0f  // 2^30 voxels
 
 // position = (point - origin) / size, divided as IEEE 754 has it, so that every device finds the same voxel.
 // cells: voxels inside the range by axis, -1 for no range. A point outside, or too far away, gets item -1.
+// tables int32 [4 * quarters]: what is to be cleared before anything is inserted.
 extern "C" __global__ void __launch_bounds__(THREADS)
 place_points(const float* __restrict__ points, int columns, const int* __restrict__ count,
              const int* __restrict__ offsets, int items, float origin_x, float origin_y, float origin_z, float size_x,
              float size_y, float size_z, int cells_x, int cells_y, int cells_z, float* __restrict__ position,
-             Site* __restrict__ voxels) {
+             Site* __restrict__ voxels, int4* __restrict__ tables, int quarters) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
+    for (int i = p; i < quarters; i += gridDim.x * THREADS) tables[i] = {FREE, FREE, FREE, FREE};
     if (p >= *count) return;
     const float origin[3] = {origin_x, origin_y, origin_z}, size[3] = {size_x, size_y, size_z};
     const int cells[3] = {cells_x, cells_y, cells_z};
@@ -30,12 +32,14 @@ place_points(const float* __restrict__ points, int columns, const int* __restric
     voxels[p] = kept ? Site{item, voxel[0], voxel[1], voxel[2]} : Site{-1, 0, 0, 0};
 }
 
-// slots int32 [points]: where in the table a point's voxel is, -1 for a point outside; table int32 [mask + 1], all FREE
+// slots int32 [points]: where in the table of candidates, int32 [mask + 1], a point's voxel is, -1 for a point outside.
+// cells [capacity, 8] becomes -1 for as many voxels as there may be.
 extern "C" __global__ void __launch_bounds__(THREADS)
 insert_points(const Site* __restrict__ voxels, const int* __restrict__ count, int* __restrict__ table, int mask,
-              int* __restrict__ slots, int* __restrict__ overflow) {
+              int* __restrict__ slots, Cells* __restrict__ cells, int capacity, int* __restrict__ overflow) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
     if (p >= *count) return;
+    if (p < capacity) cells[p] = no_cells();
     const Site voxel = voxels[p];
     int slot = -1;
     if (voxel.item >= 0) {
@@ -45,42 +49,34 @@ insert_points(const Site* __restrict__ voxels, const int* __restrict__ count, in
     slots[p] = slot;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-first_points(const int* __restrict__ slots, const int* __restrict__ count, const int* __restrict__ table,
-             int* __restrict__ is_first) {
-    const int p = blockIdx.x * THREADS + threadIdx.x;
-    if (p >= *count) return;
-    is_first[p] = slots[p] >= 0 && table[slots[p]] == p;
-}
-
-// rank: the running sum of is_first. rows [mask + 1], all FREE, becomes the table of the sites.
+// The table of candidates becomes one of rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
 number_voxels(const Site* __restrict__ voxels, const int* __restrict__ count, const int* __restrict__ slots,
-              const int* __restrict__ table, const int* __restrict__ rank, int capacity, Site* __restrict__ sites,
-              int* __restrict__ rows, int* __restrict__ voxel_of_point) {
+              int* __restrict__ table, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
+              int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites,
+              int* __restrict__ heads, int mask, int* __restrict__ cells) {
+    const SitesMade made = {made_count, capacity, overflow, sites, heads, mask, cells};
+    number_firsts(*count, firsts, sums, made, [&](int p, int row) {
+        if (row >= 0) made.add(voxels[p], row);
+        table[slots[p]] = row;
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+voxels_of_points(const int* __restrict__ slots, const int* __restrict__ count, const int* __restrict__ table,
+                 int* __restrict__ voxel_of_point) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
-    if (p >= *count) return;
-    const int slot = slots[p];
-    int row = -1;
-    if (slot >= 0) {
-        const int first = table[slot];
-        row = rank[first] < capacity ? rank[first] : -1;
-        if (first == p && row >= 0) {
-            sites[row] = voxels[p];
-            rows[slot] = row;
-        }
-    }
-    voxel_of_point[p] = row;
+    if (p < *count) voxel_of_point[p] = slots[p] < 0 ? -1 : table[slots[p]];
 }
 
 // The site of some level, of stride (x, y, z), that holds each point, -1 where none does.
 extern "C" __global__ void __launch_bounds__(THREADS)
 site_of_points(const Site* __restrict__ voxels, const int* __restrict__ count, int stride_x, int stride_y, int stride_z,
-               const int* __restrict__ table, int mask, const Site* __restrict__ sites,
-               int* __restrict__ site_of_point) {
+               const int* __restrict__ heads, int mask, const int* __restrict__ cells,
+               const Site* __restrict__ sites, int* __restrict__ site_of_point) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
     if (p >= *count) return;
     const Site at = voxels[p];
     const Site site = {at.item, floor_div(at.x, stride_x), floor_div(at.y, stride_y), floor_div(at.z, stride_z)};
-    site_of_point[p] = at.item < 0 ? -1 : find_site(table, mask, sites, site);
+    site_of_point[p] = at.item < 0 ? -1 : find_site(heads, mask, cells, sites, site);
 }

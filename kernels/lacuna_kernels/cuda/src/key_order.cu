@@ -1,0 +1,64 @@
+// Rows in the order of small keys, by counting: equal keys are side by side, in whatever order they come.
+// A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own.
+// Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows.
+#include "scan.cuh"
+
+#define THREADS 256
+#define WIDE 1024
+#define BINS (4 * WIDE)  // of a block
+
+// The bin of a key: those of one part follow those of another.
+__device__ inline int bin_of(int key, int part, int parts) {
+    return parts == 1 ? key : part << 8 | (key >> 8 * part & 255);
+}
+
+// counts int32 [bins], from all 0, becomes how many rows are in each; ranks [parts, length] how many came before a row.
+extern "C" __global__ void __launch_bounds__(THREADS)
+count_keys(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length, int* __restrict__ counts,
+           int* __restrict__ ranks) {
+    const int row = blockIdx.x * THREADS + threadIdx.x, lane = threadIdx.x % 32, n = *count;
+    if (row - lane >= n) return;
+    const unsigned here = __ballot_sync(FULL_WARP, row < n);
+    if (row >= n) return;
+    for (int part = 0; part < parts; ++part) {
+        const int bin = bin_of(keys[row], part, parts);
+        const unsigned equal = __match_any_sync(here, bin);
+        const int first = __ffs(equal) - 1;
+        int before = 0;
+        if (lane == first) before = atomicAdd(counts + bin, __popc(equal));
+        before = __shfl_sync(equal, before, first);
+        ranks[(size_t)part * length + row] = before + __popc(equal & ((1u << lane) - 1));
+    }
+}
+
+// starts int32 [bins]: the running sum of counts, whose number is a multiple of 4. A block adds up all that come before
+// its own.
+extern "C" __global__ void __launch_bounds__(WIDE)
+scan_bins(const int4* __restrict__ counts, int bins, int4* __restrict__ starts) {
+    const int own = blockIdx.x * WIDE, at = own + threadIdx.x;
+    int earlier = 0, before, all;
+#pragma unroll 8
+    for (int i = threadIdx.x; i < own; i += WIDE) {
+        const int4 c = counts[i];
+        earlier += c.x + c.y + c.z + c.w;
+    }
+    const int4 c = 4 * at < bins ? counts[at] : int4{0, 0, 0, 0};
+    block_exclusive_sum<WIDE>(earlier, &before);
+    before += block_exclusive_sum<WIDE>(c.x + c.y + c.z + c.w, &all);
+    if (4 * at < bins) starts[at] = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
+}
+
+// order int32 [parts, length]: which row is at each place. ones [parts], if there are several: where the first row is
+// whose part of the key is not 0.
+extern "C" __global__ void __launch_bounds__(THREADS)
+place_rows(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length,
+           const int* __restrict__ starts, const int* __restrict__ ranks, int* __restrict__ order,
+           int* __restrict__ ones) {
+    const int row = blockIdx.x * THREADS + threadIdx.x, n = *count;
+    if (parts > 1 && row < parts) ones[row] = starts[row << 8 | 1] - row * n;
+    if (row >= n) return;
+    for (int part = 0; part < parts; ++part) {
+        const size_t mine = (size_t)part * length;
+        order[mine + starts[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
+    }
+}
