@@ -115,7 +115,7 @@ class CudaProgram:
     def submit(self, batch: Batch) -> Pending:
         """Start a checked batch; if no plan has room for it, it starts by itself as soon as there is one.
 
-        Inputs in pinned memory are read from there by the device, until the result is there.
+        The device reads inputs in pinned memory where they lie: they must stay as they are until the result is there.
         """
         size = cost(batch)
         if size > self._options.max_cost:
@@ -124,7 +124,7 @@ class CudaProgram:
         with self._lock, device_errors("starting a batch"):
             plan = self._smallest(need)
             if plan is not None:
-                with self._device.on_thread():
+                with self._device.on_thread(self._device.stream):
                     return Pending(self, plan.start(batch))
         return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch)))
 
@@ -141,7 +141,7 @@ class CudaProgram:
 
     def _start_on_new(self, need: Capacity, batch: Batch) -> Running:
         plan = self._plan_for(need, "growth")
-        with self._lock:
+        with self._lock, self._device.on_thread(self._device.stream):
             return plan.start(batch)
 
     def _plan_for(self, need: Capacity, why: str) -> Plan:
@@ -162,7 +162,7 @@ class CudaProgram:
     def finish(self, running: Running) -> Result | Overflow:
         """Take a batch's outputs off the device."""
         running.wait()
-        with self._lock, self._device.on_thread():
+        with self._lock, self._device.on_thread(self._device.stream):
             return running.finish()
 
     def profile(self) -> list[tuple[str, float]]:

@@ -102,8 +102,8 @@ class Device:
                 main.wait_stream(side)
 
     @contextmanager
-    def on_thread(self, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
-        """Make the device current on any thread, and a stream if there is one.
+    def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Make the device current on any thread, with a stream.
 
         Torch alone would not do for the driver's own calls: on a new thread its device is 0 already, without a context.
         """

@@ -71,7 +71,7 @@ class Slot:
     def send(self, batch: Batch) -> None:
         """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now.
 
-        The device must be current, and the batch's memory stay as it is until the outputs are back.
+        The device's stream must be current, and the batch's memory stay as it is until the outputs are back.
         """
         device = self._device
         self.load(batch, device.upload)
@@ -82,8 +82,7 @@ class Slot:
         }
         device.stream.wait_event(self._sent)
         self._began.record(device.stream)
-        with torch.cuda.stream(device.stream):
-            self._graph.replay()
+        self._graph.replay()
         self._ended.record(device.stream)
         device.download.wait_event(self._ended)
         copy(self.host[STATUS], self.here[STATUS], device.download)
@@ -97,7 +96,8 @@ class Slot:
         copy(self.here[HEADER], self.host[HEADER], stream)
         for name, value in batch.items():
             here = self.here[name]
-            data = value.data.to(here.dtype).contiguous()  # which it is already, nearly always
+            data = value.data.contiguous()
+            assert data.dtype is here.dtype, f"input {name!r} has type {data.dtype}, it must be {here.dtype}"
             if data.is_pinned():
                 copy(here, data, stream)
             else:
@@ -109,13 +109,16 @@ class Slot:
         parts[ITEMS][0] = next(iter(batch.values())).items
         for name, value in batch.items():
             if value.offsets is not None:
-                parts[f"{name}:count"][0] = len(value.data)
-                offsets = parts[f"{name}:offsets"]
-                offsets[: len(value.offsets)] = value.offsets.numpy()
-                offsets[len(value.offsets) :] = len(value.data)
+                given, offsets = value.offsets.numpy(), parts[f"{name}:offsets"]
+                parts[f"{name}:count"][0] = given[-1]
+                offsets[: len(given)] = given
+                offsets[len(given) :] = given[-1]
 
     def _pinned_rows(self, buffer: str, rows: int) -> Tensor:
-        """Pinned memory for so many rows of a buffer; in the steady state torch has some that others gave back."""
+        """Pinned memory for so many rows of a buffer; in the steady state torch has some that others gave back.
+
+        Torch may ask whether the current stream is captured, which the default one must not be asked while another is.
+        """
         here = self.here[buffer]
         return torch.empty((rows, *here.shape[1:]), dtype=here.dtype, pin_memory=True)
 
@@ -134,15 +137,15 @@ class Slot:
         return bool(self._status[OVERFLOW][0])
 
     def receive(self, batch: Batch) -> dict[str, Value]:
-        """Hand over the outputs of a batch that is done; the device must be current."""
-        known, self._outputs = self._outputs, {}
+        """Hand over the outputs of a batch that is done; the device's stream must be current."""
         items = next(iter(batch.values())).items
-        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in known}
+        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in self._outputs}
         for there in sites.values():
             for buffer, data in there.items():
                 copy(data, self.here[buffer], self._device.fetch)
         if sites:
             self._device.fetch.synchronize()
+        known, self._outputs = self._outputs, {}  # not if that failed: then it is tried again
         return {
             name: _of_sites(*sites[name].values()) if name in sites else _known(self._types[name], known[name], batch)
             for name in self._results
@@ -197,5 +200,5 @@ def _rows(kind: ValueType, batch: Batch) -> int:
     """Rows of an output whose number follows from the inputs."""
     if kind.axis is Axis.POINT:
         assert kind.points is not None
-        return len(batch[kind.points].data)
+        return batch[kind.points].data.shape[0]
     return next(iter(batch.values())).items
