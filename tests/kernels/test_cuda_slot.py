@@ -251,6 +251,26 @@ def test_an_overflow_gives_no_outputs_and_the_next_batch_is_right(late: Late) ->
     assert_right(outcomes[1], small)
 
 
+def test_a_failure_is_told_to_the_batch_that_it_befell(late: Late, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, batches = late.plan(), [batch_of(100 + 4 * seed, seed) for seed in range(2 + IN_FLIGHT)]
+    first = one.start(batches[0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slot.Slot, "receive", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            first.finish()
+        running = [one.start(batch) for batch in batches[1:]]  # the first of these is settled by the last
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        running[0].finish()
+    for later, batch in zip(running[1:], batches[2:], strict=True):
+        assert_right(later.finish(), batch)
+
+
+def failing(given: slot.Slot, batch: Batch) -> None:
+    raise RuntimeError("out of memory")
+
+
 @pytest.mark.parametrize("end", [Plan.close, Plan.retire])
 def test_memory_goes_only_when_the_device_writes_there_no_longer(late: Late, end: Callable[[Plan], None]) -> None:
     one = late.plan()

@@ -45,7 +45,7 @@ class Plan:
         """
         seat = self._seats[0]
         if seat.running is not None:
-            seat.running.finish()
+            seat.running.settle()
         seat.slot.send(batch)
         seat.running = Running(self.room, seat, batch)
         self._seats.rotate(-1)
@@ -87,7 +87,7 @@ class Running:
     def __init__(self, room: Capacity, seat: _Seat, batch: Batch) -> None:
         self.room, self.batch = room, batch
         self._seat = seat
-        self._outcome: Result | Overflow | None = None
+        self._outcome: Result | Overflow | Exception | None = None
 
     def wait(self) -> None:
         """Wait until the device is done with it; any thread may, without a lock."""
@@ -95,13 +95,22 @@ class Running:
             self._seat.slot.wait()
 
     def finish(self) -> Result | Overflow:
-        """Wait and take the outputs off the device, once; under the device's lock."""
+        """Wait for the outputs; under the device's lock."""
+        outcome = self.settle()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def settle(self) -> Result | Overflow | Exception:
+        """Wait and take the outputs off the device, once; under the device's lock. What goes wrong is this batch's."""
         if self._outcome is None:
-            slot = self._seat.slot
-            slot.wait()
-            if slot.overflowed:
-                self._outcome = Overflow()
-            else:
-                self._outcome = Result(slot.receive(self.batch), slot.busy_seconds)
+            try:
+                self._outcome = self._taken(self._seat.slot)
+            except Exception as error:
+                self._outcome = error
             self._seat.running = None
         return self._outcome
+
+    def _taken(self, slot: Slot) -> Result | Overflow:
+        slot.wait()
+        return Overflow() if slot.overflowed else Result(slot.receive(self.batch), slot.busy_seconds)

@@ -138,14 +138,14 @@ class Slot:
 
     def receive(self, batch: Batch) -> dict[str, Value]:
         """Hand over the outputs of a batch that is done; the device's stream must be current."""
+        known, self._outputs = self._outputs, {}
         items = next(iter(batch.values())).items
-        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in self._outputs}
+        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in known}
         for there in sites.values():
             for buffer, data in there.items():
                 copy(data, self.here[buffer], self._device.fetch)
         if sites:
             self._device.fetch.synchronize()
-        known, self._outputs = self._outputs, {}  # not if that failed: then it is tried again
         return {
             name: _of_sites(*sites[name].values()) if name in sites else _known(self._types[name], known[name], batch)
             for name in self._results
