@@ -1,8 +1,10 @@
 """Latency of MinkUNet-42, or of a model folder, on LiDAR scans: what the device takes, and what a caller waits.
 
-    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--model FOLDER] [--batch 8] [--steps]
+    python kernels/bench/bench_latency.py scan.bin [more.bin ...] [--model FOLDER] [--batch 8] [--steps] [--pageable]
 
 A scan is fp32 x, y, z, intensity, as KITTI has it. Scans are run in turn, so that no run finds the last one's data.
+"submit" is how long the host takes to hand a batch over, "host to host" what a caller waits. A GPU reads inputs from
+pinned memory; with --pageable they lie in any memory, so that the host copies them first.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu import need_gpu
+from bench.gpu import need_gpu, pinned
 from bench.scans import read as read_scan
 from lacuna_kernels import Batch, Model, Options, Precision, Value, collate, load_model, open_backend, random_weights
 from lacuna_kernels.cuda.backend import CudaProgram
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("--precision", type=Precision, default=Precision.FP16)
     parser.add_argument("--repeat", type=int, default=100)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--pageable", action="store_true", help="inputs that are not pinned, on a GPU")
     parser.add_argument("--steps", action="store_true", help="also time every step of the plan by itself")
     options = parser.parse_args()
     if options.device == "cuda":
@@ -37,6 +40,8 @@ def main() -> None:
     batches = [collate(list(itertools.islice(scans, options.batch))) for _ in options.scans]
     model = load_model(options.model) if options.model else random_minkunet()
     backend = open_backend(options.device)
+    if options.device == "cuda" and not options.pageable:
+        batches = [pinned(batch) for batch in batches]
     points = max(len(batch["points"].data) for batch in batches)
     start = time.perf_counter()
     program = backend.compile(
@@ -47,12 +52,14 @@ def main() -> None:
     print(f"compiled in {time.perf_counter() - start:.1f} s, {program.memory_bytes / 2**20:.0f} MiB")
     for batch in batches:
         program.submit(batch).result()
-    busy, waited = [], []
+    busy, handed, waited = [], [], []
     for batch, _ in zip(itertools.cycle(batches), range(options.repeat), strict=False):
         start = time.perf_counter()
-        busy.append(program.submit(batch).result().busy_seconds)
+        pending = program.submit(batch)
+        handed.append(time.perf_counter() - start)
+        busy.append(pending.result().busy_seconds)
         waited.append(time.perf_counter() - start)
-    print(row("device", busy), row("host to host", waited), sep="\n")
+    print(row("device", busy), row("submit", handed), row("host to host", waited), sep="\n")
     if options.steps and isinstance(program, CudaProgram):
         time_steps(program, batches[0])
     program.close()

@@ -9,7 +9,8 @@ no GPU: it writes tables, .json and plots beside the results file.
 
 A scan is fp32 x, y, z, intensity, as KITTI has it; frames are made of the scans in turn (scans.py), clouds of
 CenterPoint of ten sweeps of every tenth point. "device" is from the graph's first kernel to its last, by events, points
-and labels on the device; "submit" how long the host takes to hand a batch over; "host to host" what a caller waits.
+and labels on the device; "submit" how long the host takes to hand a batch over; "host to host" what a caller waits;
+both from points in pinned memory.
 Joules are the GPU's own counter while batches follow one another, two in flight. "error" is the relative L2 error of
 scores or features of the first batch, against float64 (sparse_conv_error.py).
 

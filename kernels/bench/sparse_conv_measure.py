@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.energy import Energy, Meter
+from bench.gpu import pinned
 from bench.sparse_conv_cells import Network, weights_of
 from bench.sparse_conv_error import error, exact, found, rounded, with_scores
 from lacuna_kernels import Axis, Backend, Batch, Graph, Options, Precision, Value, Weights, cost
@@ -37,12 +38,17 @@ def peer_version() -> str | None:
 def run_cell(
     backend: Backend, network: Network, precision: Precision, batches: Sequence[Batch], meter: Meter | None
 ) -> dict[str, Any]:
-    """Everything of one network and type, each batch timed once; errors are those of the first batch."""
+    """Everything of one network and type, each batch timed once; errors are those of the first batch.
+
+    On a GPU the batches are pinned before anything is timed.
+    """
     graph = network.build()
     weights, twin = rounded(weights_of(graph), precision), with_scores(graph)
     options = Options(precision, initial_cost=max(map(cost, batches)), max_cost=1 << 23)
     program = backend.compile(graph, weights, options)
     on_gpu = isinstance(program, CudaProgram)
+    if on_gpu:
+        batches = [pinned(batch) for batch in batches]
     expected = exact(twin, weights, batches[0], "cuda" if on_gpu else "cpu")
     try:
         record = sizes(graph, batches[0]) | measure(program, batches)

@@ -38,7 +38,10 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a batch gave: the outputs by name, on the CPU, and how long the device was busy with it."""
+    """What a batch gave: the outputs by name, on the CPU, and how long the device was busy with it.
+
+    A GPU's outputs lie in pinned memory, so whoever collects those of many batches copies them.
+    """
 
     values: dict[str, Value]
     busy_seconds: float
@@ -81,7 +84,10 @@ class Program(Protocol):
         ...
 
     def submit(self, batch: Batch) -> Pending:
-        """Start a checked batch of CPU tensors; raises CapacityExceeded, DeviceOutOfMemory or DeviceError."""
+        """Start a checked batch of CPU tensors; raises CapacityExceeded, DeviceOutOfMemory or DeviceError.
+
+        The tensors must stay as they are until the result is there: a GPU reads those in pinned memory where they lie.
+        """
         ...
 
     def close(self) -> None:

@@ -165,7 +165,7 @@ class Value:
     @property
     def items(self) -> int:
         """How many rows, sequences, images, clouds or graphs the batch holds."""
-        return len(self.data) if self.offsets is None else len(self.offsets) - 1
+        return self.data.shape[0] if self.offsets is None else self.offsets.shape[0] - 1  # len() takes microseconds
 
 
 Batch = Mapping[str, Value]
@@ -173,7 +173,7 @@ Batch = Mapping[str, Value]
 
 def cost(batch: Batch) -> int:
     """Cost of a batch: points for clouds, nodes or edges for graphs, else rows, of the largest input."""
-    return max((len(value.data) for value in batch.values()), default=0)
+    return max((value.data.shape[0] for value in batch.values()), default=0)
 
 
 def check_batch(batch: Batch, types: Mapping[str, ValueType]) -> int:

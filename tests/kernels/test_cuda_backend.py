@@ -1,6 +1,8 @@
 """The CUDA backend gives what the CPU gives: any network, any batch, alone or together, whatever plan it runs on."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -338,6 +340,67 @@ def test_batches_in_flight_do_not_touch_each_other(compiled: Compiled) -> None:
     for found, expected in zip(results, one_by_one, strict=True):
         assert_same_bits(found.values, expected)
         assert found.busy_seconds > 0
+
+
+@gpu
+@pytest.mark.parametrize("network", ["minkunet", "centerpoint"])
+def test_pinned_inputs_give_what_others_give(compiled: Compiled, network: str) -> None:
+    graph = NETWORKS[network]()
+    batch = inputs(graph, CloudCase("several pieces", (50_000, 30_000), spread_m=20))
+    program = compiled(graph, Precision.FP16, initial_cost=80_000)
+
+    found = program.submit({name: pinned(value) for name, value in batch.items()}).result().values
+
+    assert_same_bits(found, program.submit(batch).result().values)
+    assert all(value.data.is_pinned() for value in found.values())
+
+
+def pinned(value: Value) -> Value:
+    return Value(value.data.pin_memory(), value.offsets)
+
+
+@gpu
+@pytest.mark.parametrize("network", ["minkunet", "centerpoint"])
+def test_results_that_are_held_stay_as_they_are(compiled: Compiled, network: str) -> None:
+    graph = NETWORKS[network]()
+    batches = [inputs(graph, CLOUDS[i % 2], i) for i in range(5)]
+    program = compiled(graph, Precision.FP16)
+
+    held = [program.submit(batch).result().values for batch in batches]
+    seen = [{name: replace(value, data=value.data.clone()) for name, value in each.items()} for each in held]
+    for pending in [program.submit(batch) for batch in reversed(batches)]:
+        pending.result()
+
+    for found, expected in zip(held, seen, strict=True):
+        assert_same_bits(found, expected)
+
+
+@gpu
+@pytest.mark.parametrize("network", ["minkunet", "centerpoint"])
+def test_batches_that_nobody_waits_for_harm_no_others(compiled: Compiled, network: str) -> None:
+    graph = NETWORKS[network]()
+    batches = [inputs(graph, CLOUDS[i % 7], i) for i in range(5)]
+    program = compiled(graph, Precision.FP16)
+    expected = program.submit(batches[0]).result().values
+
+    for batch in batches:
+        program.submit({name: pinned(value) for name, value in batch.items()})
+    found = program.submit(batches[0]).result().values
+
+    assert_same_bits(found, expected)
+
+
+@gpu
+def test_any_thread_may_submit_and_wait(compiled: Compiled) -> None:
+    graph = NETWORKS["centerpoint"]()
+    batch = inputs(graph, CLOUDS[1])
+    program = compiled(graph, Precision.FP16)
+    expected = program.submit(batch).result().values
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        found = other.submit(one.submit(program.submit, batch).result().result).result().values
+
+    assert_same_bits(found, expected)
 
 
 @gpu

@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -82,7 +81,7 @@ class CudaProgram:
         self._sizes = Sizes.of(graph, options.max_cost)
         self._layers = fuse(graph, weights, options.precision)
         self._weights = Weights(torch.device("cuda", device.index))
-        self._plans: list[Plan] = []
+        self._plans: list[Plan] = []  # the smallest first
         self._growth = Capacity(1, 1).growth
         self._builds: Counter[str] = Counter()
         first = self._sizes.first(options.initial_cost)
@@ -114,23 +113,23 @@ class CudaProgram:
         return dict(self._builds)
 
     def submit(self, batch: Batch) -> Pending:
-        """Start a checked batch; if no plan has room for it, it starts by itself as soon as there is one."""
-        if cost(batch) > self._options.max_cost:
-            raise CapacityExceeded(f"a batch of {cost(batch)} is over the limit of {self._options.max_cost}")
-        need = self._need(batch)
+        """Start a checked batch; if no plan has room for it, it starts by itself as soon as there is one.
+
+        The device reads inputs in pinned memory where they lie: they must stay as they are until the result is there.
+        """
+        size = cost(batch)
+        if size > self._options.max_cost:
+            raise CapacityExceeded(f"a batch of {size} is over the limit of {self._options.max_cost}")
+        need = self._sizes.capacity(size, _items(batch), self._growth)
         with self._lock, device_errors("starting a batch"):
             plan = self._smallest(need)
             if plan is not None:
-                with torch.cuda.device(self._device.index):
+                with self._device.on_thread(self._device.stream):
                     return Pending(self, plan.start(batch))
         return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch)))
 
-    def _need(self, batch: Batch) -> Capacity:
-        return replace(self._sizes.capacity(cost(batch), _items(batch)), growth=self._growth)
-
     def _smallest(self, need: Capacity) -> Plan | None:
-        fits = [plan for plan in self._plans if plan.room.holds(need)]
-        return min(fits, key=lambda plan: (plan.room.points, plan.room.items, plan.room.growth), default=None)
+        return next((plan for plan in self._plans if plan.room.holds(need)), None)
 
     def rerun(self, overflowed: Running) -> Future[Running]:
         """Run a batch again with room for twice the sites, and so all batches from now on; raises CapacityExceeded."""
@@ -142,7 +141,7 @@ class CudaProgram:
 
     def _start_on_new(self, need: Capacity, batch: Batch) -> Running:
         plan = self._plan_for(need, "growth")
-        with self._lock:
+        with self._lock, self._device.on_thread(self._device.stream):
             return plan.start(batch)
 
     def _plan_for(self, need: Capacity, why: str) -> Plan:
@@ -151,16 +150,19 @@ class CudaProgram:
         if plan is not None:
             return plan
         plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._tuned))
+        replaced = [old for old in self._plans if self._sizes.ragged and need.holds(old.room)]
         with self._lock:
-            keep = [old for old in self._plans if not (self._sizes.ragged and need.holds(old.room))]
-            self._plans = [*keep, plan]
+            keep = [old for old in self._plans if old not in replaced]
+            self._plans = sorted([*keep, plan], key=lambda plan: _order(plan.room))
             self._builds[why] += 1
+        for old in replaced:
+            old.retire()
         return plan
 
     def finish(self, running: Running) -> Result | Overflow:
         """Take a batch's outputs off the device."""
         running.wait()
-        with self._lock, torch.cuda.device(self._device.index):
+        with self._lock, self._device.on_thread(self._device.stream):
             return running.finish()
 
     def profile(self) -> list[tuple[str, float]]:
@@ -300,6 +302,11 @@ def _linear_tasks(
 def _may_be_convolution(graph: Graph, layer: Layer) -> bool:
     """Whether it is a dense layer on sites, which takes a tile of a convolution where there is one for it."""
     return isinstance(layer.node, Linear) and graph.types[layer.output].axis is Axis.SITE
+
+
+def _order(room: Capacity) -> tuple[int, int, int]:
+    """By what plans are ordered: of those that have room, the first is taken."""
+    return room.points, room.items, room.growth
 
 
 def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lacuna_kernels.cuda import linear_runs
@@ -29,6 +32,8 @@ from lacuna_kernels.cuda.tuned import Tuned
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.types import Level, ValueType
 
+Array = TypeVar("Array", Tensor, NDArray[np.int32])
+
 
 @dataclass(frozen=True, slots=True)
 class Vector:
@@ -53,7 +58,7 @@ class Vector:
         """The whole."""
         return BufferSpec((sum(length for _, length in self.parts.values()),), torch.int32)
 
-    def views(self, whole: Tensor) -> dict[str, Tensor]:
+    def views(self, whole: Array) -> dict[str, Array]:
         """The parts of the whole."""
         return {name: whole[start : start + length] for name, (start, length) in self.parts.items()}
 

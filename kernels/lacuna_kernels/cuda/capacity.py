@@ -71,12 +71,12 @@ class Sizes:
         dense = any(kind.axis in (Axis.IMAGE, Axis.SEQUENCE, Axis.ROW) for kind in graph.types.values())
         return cls(ragged, MIN_CLOUDS if ragged and not dense else 1, max_cost)
 
-    def capacity(self, cost: int, items: int) -> Capacity:
+    def capacity(self, cost: int, items: int, growth: int = FIRST_GROWTH) -> Capacity:
         """The capacity for a batch, in powers of two; more cost than max_cost gets no room."""
         if not self.ragged:
-            return Capacity(1, max(1, min(power_of_two(items), self.max_cost)))
+            return Capacity(1, max(1, min(power_of_two(items), self.max_cost)), growth)
         points = min(max(power_of_two(cost), MIN_POINTS), self.max_cost)
-        return Capacity(max(1, points), max(power_of_two(items), self.min_items))
+        return Capacity(max(1, points), max(power_of_two(items), self.min_items), growth)
 
     def first(self, initial_cost: int) -> Capacity:
         """The capacity of the plan that is made at the start."""

@@ -40,7 +40,8 @@ class Device:
     """A GPU opened on the calling thread. Torch's memory and PyCUDA's kernels live in the same primary context.
 
     Kernels run on the current torch stream, which must be one of `new_stream()` or torch's default stream.
-    Programs compute on `stream`, one after the other; inputs and outputs travel beside that on `upload` and `download`.
+    Programs compute on `stream`, one after the other; inputs and outputs travel beside that on `upload` and `download`,
+    and on `fetch` the outputs of batches that are done, which must not wait until the next batch's are on their way.
     """
 
     def __init__(self, index: int = 0, cache: Path | None = None) -> None:
@@ -66,7 +67,7 @@ class Device:
         self.limits = DeviceLimits(int(self.properties.multi_processor_count), int(shared_bytes), architecture)
         self._context.push()
         try:
-            self.stream, self.upload, self.download = (self.new_stream() for _ in range(3))
+            self.stream, self.upload, self.download, self.fetch = (self.new_stream() for _ in range(4))
         except BaseException:
             self._context.pop()  # PyCUDA aborts the process when a thread ends with a context on its stack
             raise
@@ -102,7 +103,10 @@ class Device:
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        """Make the device current on another thread than the one that opened it, with a stream."""
+        """Make the device current on any thread, with a stream.
+
+        Torch alone would not do for the driver's own calls: on a new thread its device is 0 already, without a context.
+        """
         self._context.push()
         try:
             with torch.cuda.device(self.index), torch.cuda.stream(stream):

@@ -3,12 +3,12 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lacuna_kernels.cuda.libcuda import check, library
 from lacuna_kernels.errors import DeviceError
 
 Dim3 = tuple[int, int, int]
@@ -52,20 +52,20 @@ class Module:
 
     def __init__(self, code: bytes) -> None:
         self._handle = ctypes.c_void_p()
-        _check(_driver().cuModuleLoadData(ctypes.byref(self._handle), code), "cuModuleLoadData")
+        check(library().cuModuleLoadData(ctypes.byref(self._handle), code), "cuModuleLoadData")
 
     def function(self, name: str, shared_bytes: int, cluster: int) -> "Function":
         """Return a function that may be launched with so much dynamic shared memory and by such clusters."""
         handle = ctypes.c_void_p()
-        _check(_driver().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode()), f"no function {name}")
-        _check(_driver().cuFuncSetAttribute(handle, _FUNCTION_SHARED_BYTES, shared_bytes), f"{shared_bytes} bytes")
+        check(library().cuModuleGetFunction(ctypes.byref(handle), self._handle, name.encode()), f"no function {name}")
+        check(library().cuFuncSetAttribute(handle, _FUNCTION_SHARED_BYTES, shared_bytes), f"{shared_bytes} bytes")
         if cluster > _PORTABLE_CLUSTER:
-            _check(_driver().cuFuncSetAttribute(handle, _FUNCTION_LARGE_CLUSTERS, 1), f"clusters of {cluster}")
+            check(library().cuFuncSetAttribute(handle, _FUNCTION_LARGE_CLUSTERS, 1), f"clusters of {cluster}")
         return Function(handle, cluster)
 
     def close(self) -> None:
         """Unload; nothing of it may be running."""
-        _check(_driver().cuModuleUnload(self._handle), "cuModuleUnload")
+        check(library().cuModuleUnload(self._handle), "cuModuleUnload")
 
 
 class Function:
@@ -94,8 +94,8 @@ class Function:
         )
         values = [_value(arg) for arg in args]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        code = _driver().cuLaunchKernelEx(ctypes.byref(config), self._handle, pointers, None)
-        _check(code, f"a launch of {shape} by clusters of {self._cluster}")
+        code = library().cuLaunchKernelEx(ctypes.byref(config), self._handle, pointers, None)
+        check(code, f"a launch of {shape} by clusters of {self._cluster}")
 
 
 def _value(arg: Argument) -> Any:
@@ -110,15 +110,3 @@ def _value(arg: Argument) -> Any:
     if not -(2**31) <= arg < 2**31:  # ctypes would drop the upper bits
         raise DeviceError(f"a kernel's int has 32 bits, got {arg}")
     return ctypes.c_int32(arg)
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        reason = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, ctypes.byref(reason))
-        raise DeviceError(f"{what}: {reason.value.decode() if reason.value else code}")
-
-
-@cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")

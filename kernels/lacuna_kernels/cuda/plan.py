@@ -31,52 +31,86 @@ class Plan:
         self.room = blueprint.room
         self.memory = torch.empty(blueprint.shared_bytes, dtype=torch.uint8, device=f"cuda:{device.index}")
         shared = blueprint.views(self.memory)
-        self._slots = deque(Slot(device, blueprint) for _ in range(IN_FLIGHT))
-        self._running: deque[Running] = deque()
-        for slot in self._slots:
+        slots = [Slot(device, blueprint) for _ in range(IN_FLIGHT)]
+        for slot in slots:
             slot.capture(blueprint.steps, shared)
+        self._seats = deque(map(_Seat, slots))
         self._steps = blueprint.steps
-        self.bytes = self.memory.nbytes + sum(slot.bytes for slot in self._slots)
+        self.bytes = self.memory.nbytes + sum(slot.bytes for slot in slots)
 
     def start(self, batch: Batch) -> Running:
-        """Send a batch to the device and start it; the oldest batch is finished first if too many are in flight."""
-        if len(self._running) == IN_FLIGHT:
-            self._running.popleft().finish()
-        slot = self._slots[0]
-        slot.send(batch)
-        self._slots.rotate(-1)  # not if it fails: the next slot may still be in use
-        self._running.append(Running(self.room, slot, batch))
-        return self._running[-1]
+        """Send a batch to the device and start it; the oldest batch is finished first if too many are in flight.
+
+        The device's stream must be current, as for whatever finishes a batch.
+        """
+        seat = self._seats[0]
+        if seat.running is not None:
+            seat.running.settle()
+        seat.slot.send(batch)
+        seat.running = Running(self.room, seat, batch)
+        self._seats.rotate(-1)
+        return seat.running
+
+    def retire(self) -> None:
+        """Wait until the device writes here no longer: then the memory may go, once nobody waits for a batch in it.
+
+        Nothing may be started any more.
+        """
+        for seat in self._seats:
+            seat.slot.wait()
+            seat.running = None
 
     def profile(self) -> list[tuple[str, float]]:
         """Return (name, seconds) of every step, on what the last batch but one left in its inputs."""
-        return profile(self._steps, self._slots[0].buffers)
+        return profile(self._steps, self._seats[0].slot.buffers)
 
     def close(self) -> None:
         """Give the memory back; nothing may be running."""
-        for slot in self._slots:
-            slot.close()
+        for seat in self._seats:
+            seat.slot.close()
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A slot, and the batch whose outputs have to be taken out of it before the next is sent, if there is one.
+
+    So that batch's memory is kept while the device may write there, even if nobody waits for it any more.
+    """
+
+    slot: Slot
+    running: Running | None = None
 
 
 class Running:
-    """A batch on the device, on a plan with this room; it keeps the memory that it needs alive."""
+    """A batch on the device, on a plan with this room."""
 
-    def __init__(self, room: Capacity, slot: Slot, batch: Batch) -> None:
+    def __init__(self, room: Capacity, seat: _Seat, batch: Batch) -> None:
         self.room, self.batch = room, batch
-        self._slot = slot
-        self._outcome: Result | Overflow | None = None
+        self._seat = seat
+        self._outcome: Result | Overflow | Exception | None = None
 
     def wait(self) -> None:
         """Wait until the device is done with it; any thread may, without a lock."""
         if self._outcome is None:
-            self._slot.wait()
+            self._seat.slot.wait()
 
     def finish(self) -> Result | Overflow:
-        """Wait and take the outputs off the device, once; under the device's lock."""
+        """Wait for the outputs; under the device's lock."""
+        outcome = self.settle()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def settle(self) -> Result | Overflow | Exception:
+        """Wait and take the outputs off the device, once; under the device's lock. What goes wrong is this batch's."""
         if self._outcome is None:
-            self._slot.wait()
-            if self._slot.overflowed:
-                self._outcome = Overflow()
-            else:
-                self._outcome = Result(self._slot.receive(self.batch), self._slot.busy_seconds)
+            try:
+                self._outcome = self._taken(self._seat.slot)
+            except Exception as error:
+                self._outcome = error
+            self._seat.running = None
         return self._outcome
+
+    def _taken(self, slot: Slot) -> Result | Overflow:
+        slot.wait()
+        return Overflow() if slot.overflowed else Result(slot.receive(self.batch), slot.busy_seconds)

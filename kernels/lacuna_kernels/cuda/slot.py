@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.blueprint import Blueprint
+from lacuna_kernels.cuda.copies import copy, copy_staged
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.steps import HEADER, ITEMS, OVERFLOW, STATUS, Step, sites_name
 from lacuna_kernels.cuda.tile_counters import TileCounter
@@ -17,9 +18,10 @@ from lacuna_kernels.types import Axis, Batch, Value, ValueType
 
 
 class Slot:
-    """Staging memory that the host can reach, its twin on the device, and the launches that read and write the twin.
+    """A batch's buffers on the device, what travels to and from them, and the launches that read and write them.
 
-    Site values are fetched without staging, since how many there are is known only afterwards.
+    Outputs arrive in pinned memory of their own, which is the caller's. Those of sites are fetched when the batch is
+    done, since how many there are is known only then.
     """
 
     def __init__(self, device: Device, blueprint: Blueprint) -> None:
@@ -28,9 +30,12 @@ class Slot:
         specs = blueprint.own
         place = f"cuda:{device.index}"
         self.here = {name: torch.zeros(spec.shape, dtype=spec.dtype, device=place) for name, spec in specs.items()}
-        self.host = {name: _pinned(spec) for name, spec in specs.items() if name not in blueprint.unstaged}
+        self.host = {name: _pinned(specs[name]) for name in (*blueprint.inputs, HEADER, STATUS)}
+        self._header = blueprint.header.views(self.host[HEADER].numpy())
+        self._status = blueprint.status.views(self.host[STATUS].numpy())
         self._graph = torch.cuda.CUDAGraph()
         self._sent, self._began, self._ended, self._back = (_event() for _ in range(4))
+        self._outputs: dict[str, Tensor] = {}  # of the batch in flight, kept even if nobody waits for it
         self.buffers: Mapping[str, Tensor] = {}
         self._counter: TileCounter | None = None  # of the captured launches
         self.bytes = sum(tensor.nbytes for tensor in self.here.values())
@@ -64,42 +69,58 @@ class Slot:
         self._graph.capture_end()
 
     def send(self, batch: Batch) -> None:
-        """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now."""
-        device = self._device
-        with torch.cuda.stream(device.upload):
-            self.load(batch)
-            self._sent.record()
-        with torch.cuda.stream(device.stream):
-            device.stream.wait_event(self._sent)
-            self._began.record()
-            self._graph.replay()
-            self._ended.record()
-        with torch.cuda.stream(device.download):
-            device.download.wait_event(self._ended)
-            self.host[STATUS].copy_(self.here[STATUS], non_blocking=True)
-            for name, buffer in self._results.items():
-                if buffer in self.host:
-                    _copy_rows(self.host[buffer], self.here[buffer], _rows(self._types[name], batch))
-            self._back.record()
+        """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now.
 
-    def load(self, batch: Batch) -> None:
-        """Copy a batch over, on the current stream."""
+        The device's stream must be current, and the batch's memory stay as it is until the outputs are back.
+        """
+        device = self._device
+        self.load(batch, device.upload)
+        self._outputs = {  # here, where the upload hides it, and where its failure leaves nothing half done
+            name: self._pinned_rows(buffer, _rows(self._types[name], batch))
+            for name, buffer in self._results.items()
+            if buffer not in self._blueprint.unstaged
+        }
+        device.stream.wait_event(self._sent)
+        self._began.record(device.stream)
+        self._graph.replay()
+        self._ended.record(device.stream)
+        device.download.wait_event(self._ended)
+        copy(self.host[STATUS], self.here[STATUS], device.download)
+        for name, data in self._outputs.items():
+            copy(data, self.here[self._results[name]], device.download)
+        self._back.record(device.download)
+
+    def load(self, batch: Batch, stream: torch.cuda.Stream) -> None:
+        """Copy a batch over: what is pinned as it lies, the rest by way of the slot's own pinned memory."""
         self._fill_header(batch)
+        copy(self.here[HEADER], self.host[HEADER], stream)
         for name, value in batch.items():
-            self.host[name][: len(value.data)].copy_(value.data)
-        self.here[HEADER].copy_(self.host[HEADER], non_blocking=True)
-        for name, value in batch.items():
-            _copy_rows(self.here[name], self.host[name], len(value.data))
+            here = self.here[name]
+            data = value.data.contiguous()
+            assert data.dtype is here.dtype, f"input {name!r} has type {data.dtype}, it must be {here.dtype}"
+            if data.is_pinned():
+                copy(here, data, stream)
+            else:
+                copy_staged(here, data, self.host[name], stream)
+        self._sent.record(stream)
 
     def _fill_header(self, batch: Batch) -> None:
-        parts = self._blueprint.header.views(self.host[HEADER])
+        parts = self._header
         parts[ITEMS][0] = next(iter(batch.values())).items
         for name, value in batch.items():
             if value.offsets is not None:
-                parts[f"{name}:count"][0] = len(value.data)
-                offsets = parts[f"{name}:offsets"]
-                offsets[: len(value.offsets)] = value.offsets
-                offsets[len(value.offsets) :] = len(value.data)
+                given, offsets = value.offsets.numpy(), parts[f"{name}:offsets"]
+                parts[f"{name}:count"][0] = given[-1]
+                offsets[: len(given)] = given
+                offsets[len(given) :] = given[-1]
+
+    def _pinned_rows(self, buffer: str, rows: int) -> Tensor:
+        """Pinned memory for so many rows of a buffer; in the steady state torch has some that others gave back.
+
+        Torch may ask whether the current stream is captured, which the default one must not be asked while another is.
+        """
+        here = self.here[buffer]
+        return torch.empty((rows, *here.shape[1:]), dtype=here.dtype, pin_memory=True)
 
     def wait(self) -> None:
         """Wait until the outputs are back."""
@@ -113,31 +134,43 @@ class Slot:
     @property
     def overflowed(self) -> bool:
         """Whether some level had more sites than there was room for."""
-        return bool(self._returned(OVERFLOW))
-
-    def _returned(self, name: str) -> int:
-        return int(self._blueprint.status.views(self.host[STATUS])[name])
+        return bool(self._status[OVERFLOW][0])
 
     def receive(self, batch: Batch) -> dict[str, Value]:
-        """Return the outputs in memory of their own."""
-        return {name: self._value(name, buffer, batch) for name, buffer in self._results.items()}
-
-    def _value(self, name: str, buffer: str, batch: Batch) -> Value:
-        kind = self._types[name]
-        if kind.level is None:
-            offsets = batch[kind.points].offsets if kind.axis is Axis.POINT and kind.points is not None else None
-            return Value(self.host[buffer][: _rows(kind, batch)].clone(), offsets)
-        count = self._returned(sites_name(kind.level, "count"))
+        """Hand over the outputs of a batch that is done; the device's stream must be current."""
+        known, self._outputs = self._outputs, {}
         items = next(iter(batch.values())).items
-        with torch.cuda.stream(self._device.download):
-            data = self.here[buffer][:count].cpu()
-            offsets = self.here[sites_name(kind.level, "offsets")][: items + 1].cpu().long()
-            return Value(data, offsets, self.here[sites_name(kind.level, "coordinates")][:count].cpu())
+        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in known}
+        for there in sites.values():
+            for buffer, data in there.items():
+                copy(data, self.here[buffer], self._device.fetch)
+        if sites:
+            self._device.fetch.synchronize()
+        return {
+            name: _of_sites(*sites[name].values()) if name in sites else _known(self._types[name], known[name], batch)
+            for name in self._results
+        }
+
+    def _room_for_sites(self, name: str, items: int) -> dict[str, Tensor]:
+        """Where an output of sites goes, by buffer: data, offsets and coordinates."""
+        level = self._types[name].level
+        assert level is not None
+        count = int(self._status[sites_name(level, "count")][0])
+        rows = {
+            self._results[name]: count,
+            sites_name(level, "offsets"): items + 1,
+            sites_name(level, "coordinates"): count,
+        }
+        return {buffer: self._pinned_rows(buffer, number) for buffer, number in rows.items()}
 
     def close(self) -> None:
-        """Give the memory back, whoever still holds a batch of it."""
+        """Give the memory back, whoever still holds a batch of it; what is under way ends first."""
+        with suppress(RuntimeError):  # of a device that works no longer, and so writes nowhere
+            self._sent.synchronize()
+            self._back.synchronize()
         self._graph.reset()
         self.buffers, self.here, self.host = {}, {}, {}
+        self._header, self._status, self._outputs = {}, {}, {}
         self._counter = None
 
 
@@ -154,14 +187,18 @@ def _pinned(spec: BufferSpec) -> Tensor:
     return torch.zeros(spec.shape, dtype=spec.dtype, pin_memory=True)
 
 
-def _copy_rows(target: Tensor, source: Tensor, rows: int) -> None:
-    if rows:
-        target[:rows].copy_(source[:rows], non_blocking=True)
+def _known(kind: ValueType, data: Tensor, batch: Batch) -> Value:
+    """An output whose rows follow from the inputs."""
+    return Value(data, batch[kind.points].offsets if kind.axis is Axis.POINT and kind.points is not None else None)
+
+
+def _of_sites(data: Tensor, offsets: Tensor, coordinates: Tensor) -> Value:
+    return Value(data, offsets.long(), coordinates)
 
 
 def _rows(kind: ValueType, batch: Batch) -> int:
     """Rows of an output whose number follows from the inputs."""
     if kind.axis is Axis.POINT:
         assert kind.points is not None
-        return len(batch[kind.points].data)
+        return batch[kind.points].data.shape[0]
     return next(iter(batch.values())).items

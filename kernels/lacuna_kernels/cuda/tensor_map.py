@@ -3,11 +3,11 @@
 import ctypes
 from collections.abc import Sequence
 from enum import IntEnum
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from lacuna_kernels.cuda.libcuda import library
 from lacuna_kernels.errors import DeviceError
 
 _BYTES, _ALIGNMENT = 128, 64
@@ -51,7 +51,7 @@ def tensor_map(
     rank = len(sizes)
     memory = ctypes.create_string_buffer(_BYTES + _ALIGNMENT)
     address = -(-ctypes.addressof(memory) // _ALIGNMENT) * _ALIGNMENT
-    code = _driver().cuTensorMapEncodeTiled(
+    code = library().cuTensorMapEncodeTiled(
         ctypes.c_void_p(address),
         _TYPES[tensor.dtype],
         rank,
@@ -68,8 +68,3 @@ def tensor_map(
     if code:
         raise DeviceError(f"no tensor map: error {code} for sizes {sizes}, strides {strides} bytes, box {box}")
     return ctypes.string_at(address, _BYTES)
-
-
-@cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL("libcuda.so.1")

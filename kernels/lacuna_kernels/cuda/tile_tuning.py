@@ -114,7 +114,7 @@ class Convolutions:
         slot = Slot(self.device, blueprint)
         memory = torch.empty(blueprint.shared_bytes, dtype=torch.uint8, device=f"cuda:{self.device.index}")
         slot.bind(blueprint.views(memory))
-        slot.load(batch)
+        slot.load(batch, torch.cuda.current_stream())
         return slot
 
 

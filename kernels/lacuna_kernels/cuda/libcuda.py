@@ -1,0 +1,20 @@
+"""The CUDA driver's own library, for what neither torch nor PyCUDA does; its calls go to the current context."""
+
+import ctypes
+from functools import cache
+
+from lacuna_kernels.errors import DeviceError
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, loaded on first use."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def check(code: int, what: str) -> None:
+    """Raise DeviceError with the driver's reason unless a call went well."""
+    if code:
+        reason = ctypes.c_char_p()
+        library().cuGetErrorString(code, ctypes.byref(reason))
+        raise DeviceError(f"{what}: {reason.value.decode() if reason.value else code}")
