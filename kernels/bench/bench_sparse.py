@@ -19,6 +19,7 @@ from bench.gpu import need_gpu
 from lacuna_kernels import DType
 from lacuna_kernels.cuda.coordinates import (
     FREE,
+    TABLES,
     SiteBuffer,
     item_offsets,
     numbering_work,
@@ -41,7 +42,7 @@ from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, settle_voxels, voxelize
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 
@@ -127,7 +128,7 @@ class Frontend:
 
     @staticmethod
     def _room(n: int, items: int) -> SiteBuffer:
-        return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(2, table_slots(n)), ints(n, 8))
+        return SiteBuffer(ints(n, 4), ints(1), ints(items + 1), ints(TABLES, table_slots(n)), ints(n, 8))
 
     @staticmethod
     def _map(geometry: Geometry, capacity: int, stride: int = 1) -> KernelMap:
@@ -135,7 +136,7 @@ class Frontend:
 
     def voxelize(self) -> None:
         voxelize(self.device, self.cloud, self.grid, self.placement, self.levels[0], self.work[0], self.overflow)
-        settle_voxels(self.device, self.cloud, self.placement, self.levels[0], self.work[0])
+        voxels_of_points(self.device, self.cloud, self.placement, self.levels[0], self.work[0])
 
     def means(self) -> None:
         row_of_point, count, work = self.placement.voxel_of_point, self.cloud.count, self.work[1]

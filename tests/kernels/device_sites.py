@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.coordinates import (
     FREE,
+    TABLES,
     SiteBuffer,
     item_offsets,
     numbering_work,
@@ -30,7 +31,7 @@ from lacuna_kernels.cuda.kernel_map import (
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, settle_voxels, voxelize
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
@@ -109,7 +110,7 @@ def cloud_on_device(cloud: Value, spare: int = SPARE, spare_items: int = SPARE_I
 
 
 def room_for_sites(capacity: int, items: int) -> SiteBuffer:
-    table = ints(2, table_slots(capacity))
+    table = ints(TABLES, table_slots(capacity))
     return SiteBuffer(ints(capacity, 4), ints(1), ints(items + SPARE_ITEMS + 1), table, ints(capacity, 8))
 
 
@@ -126,7 +127,8 @@ def voxelized(
     placement, overflow = room_for_placement(points), flag()
     work = ints(numbering_work(points))
     voxelize(device, cloud, grid, placement, sites, work, overflow)
-    settle_voxels(device, cloud, placement, sites, work)
+    voxels_of_points(device, cloud, placement, sites, work)
+    item_offsets(device, sites)
     return placement, sites, overflow
 
 
@@ -147,7 +149,7 @@ def sites_on_device(device: Device, coordinates: Tensor, items: int) -> SiteBuff
     n = len(coordinates)
     room = ints(n + SPARE, 4)
     room[:n] = coordinates.to(PLACE)
-    given = SiteBuffer(room, counted(n), ints(items + SPARE_ITEMS + 1), ints(2, 4), ints(1, 8))
+    given = SiteBuffer(room, counted(n), ints(items + SPARE_ITEMS + 1), ints(TABLES, 4), ints(1, 8))
     return strided(device, given, ONCE, None, n + SPARE)[0]
 
 
@@ -270,7 +272,7 @@ def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
 
 def check_found(sites: SiteBuffer) -> None:
     """Every site is in the block that the table finds for it, and nothing else is in any."""
-    m, heads = int(sites.count), sites.table[0]
+    m, heads = int(sites.count), sites.heads[0].flatten()[::2]
     coordinates, cells = sites.coordinates[:m].cpu(), sites.cells.cpu()
     found = heads[heads != FREE].cpu().long()
     blocks = {tuple(place[:1] + [axis >> 1 for axis in place[1:]]) for place in coordinates.tolist()}

@@ -166,7 +166,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 751, "centerpoint": 527}
+    assert found == {"minkunet": 751, "centerpoint": 537}
 
 
 def test_tasks_are_dealt_out_to_lanes_the_longest_first() -> None:
@@ -254,7 +254,7 @@ def test_a_generative_convolution_makes_its_sites_and_leads_from_its_inputs() ->
 
     plan = drawn(parse_graph(document(cloud("intensity"), nodes, "up")))
 
-    assert {"down:sites:table", "up:sites:table", "map of up:rows"} <= set(made_in_front(plan))
+    assert {"down:sites:cells", "up:sites:cells", "map of up:rows"} <= set(made_in_front(plan))
     assert "map of up:order" in {step.name: step for step in plan.steps}["up"].use.reads
 
 

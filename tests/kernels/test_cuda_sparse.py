@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.kernel_map import forward_map, map_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
-from lacuna_kernels.cuda.voxelize import Grid, settle_voxels, site_of_points, voxelize
+from lacuna_kernels.cuda.voxelize import Grid, site_of_points, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.devoxelize import gather_rows, interpolate
@@ -160,7 +160,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     def run() -> None:
         placement, sites, overflow = buffers
         voxelize(device, room, grid, placement, sites, work[0], overflow)
-        settle_voxels(device, room, placement, sites, work[0])
+        voxels_of_points(device, room, placement, sites, work[0])
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
         forward_map(device, sites, sites, reach, kernel_map, work[2])
         sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums)

@@ -13,15 +13,18 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.types import Geometry, Triple
 
-INSERT, COUNT, NUMBER, OFFSETS = (
-    Variant("sites.cu", name) for name in ("insert_outputs", "count_firsts", "number_outputs", "item_offsets")
+INSERT, COUNT, NUMBER, ADD, OFFSETS = (
+    Variant("sites.cu", name)
+    for name in ("insert_outputs", "count_firsts", "number_outputs", "add_sites", "item_offsets")
 )
-VARIANTS = (INSERT, COUNT, NUMBER, OFFSETS)
+VARIANTS = (INSERT, COUNT, NUMBER, ADD, OFFSETS)
 
 THREADS = 256
 TILE = 4 * THREADS
 """Candidates that a block numbers."""
 FREE = -1
+TABLES, HEAD_ROWS, BUCKET = 3, 2, 4
+"""Rows of a level's table, those of them that are the heads of blocks, and entries of a bucket of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ class SiteBuffer:
     coordinates  int32 [capacity, 4], item by item
     count        int32 [1], sites in use
     offsets      int32 [items + 1], where the sites of each item begin
-    table        int32 [2, slots], slots of `table_slots(capacity)`: the heads of blocks, by which sites are found, and
-                 candidates, while sites are made
+    table        int32 [3, slots], slots of `table_slots(capacity)`: two rows are the heads of blocks, by which sites
+                 are found, the last one is of candidates, while sites are made
     cells        int32 [capacity, 8], the rows of a block's cells (src/hash.cuh)
     """
 
@@ -48,19 +51,23 @@ class SiteBuffer:
         return len(self.coordinates)
 
     @property
-    def mask(self) -> int:
-        """What a hash is cut off with."""
-        return self.table.shape[1] - 1
+    def candidates(self) -> tuple[Tensor, int]:
+        """The table of candidates, and what a hash is cut off with."""
+        return self.table[HEAD_ROWS], self.table.shape[1] - 1
 
     @property
-    def found_by(self) -> tuple[Tensor, int, Tensor, Tensor]:
+    def heads(self) -> tuple[Tensor, int]:
+        """The table of heads, and what a hash is cut off with to find a bucket."""
+        return self.table[:HEAD_ROWS], self.table.shape[1] // BUCKET - 1
+
+    @property
+    def found_by(self) -> tuple[Tensor | int, ...]:
         """What kernels find a site by."""
-        return self.table[0], self.mask, self.cells, self.coordinates
+        return (*self.heads, self.cells, self.coordinates)
 
     def made_by(self, overflow: Tensor) -> tuple[Tensor | int, ...]:
         """What kernels that number sites write: `SitesMade` of src/numbering.cuh."""
-        heads = self.table[0]
-        return (self.count, self.capacity, overflow, self.coordinates, heads, self.mask, self.cells)
+        return (self.count, self.capacity, overflow, self.coordinates)
 
 
 def table_slots(capacity: int) -> int:
@@ -124,17 +131,25 @@ def output_sites(
         (blocks(candidates, THREADS), 1, 1),
         block,
         *given,
-        *(outputs.table[1], outputs.mask, slots, outputs.cells, outputs.capacity, overflow),
+        *(*outputs.candidates, slots, outputs.cells, outputs.capacity, overflow),
     )
-    count_firsts(device, inputs.count, most, outputs.table[1], work, candidates)
+    count_firsts(device, inputs.count, most, outputs, work, candidates)
     tiles = (blocks(candidates, TILE), 1, 1)
     device.kernel(NUMBER)(tiles, block, *given, firsts, sums, *outputs.made_by(overflow))
+    add_sites(device, outputs, overflow)
 
 
-def count_firsts(device: Device, count: Tensor, most: int, table: Tensor, work: Tensor, candidates: int) -> None:
+def count_firsts(device: Device, count: Tensor, most: int, sites: SiteBuffer, work: Tensor, candidates: int) -> None:
     """Launch the finding of candidates, `most` for each of `count`, that are the first of their site."""
     slots, firsts, sums = numbering_buffers(work, candidates)
-    device.kernel(COUNT)((blocks(candidates, TILE), 1, 1), (THREADS, 1, 1), count, most, table, slots, firsts, sums)
+    given = (count, most, sites.candidates[0], slots)
+    device.kernel(COUNT)((blocks(candidates, TILE), 1, 1), (THREADS, 1, 1), *given, firsts, sums)
+
+
+def add_sites(device: Device, sites: SiteBuffer, overflow: Tensor) -> None:
+    """Launch the filling of the table of heads by numbered sites."""
+    grid, block = (blocks(sites.capacity, THREADS), 1, 1), (THREADS, 1, 1)
+    device.kernel(ADD)(grid, block, sites.coordinates, sites.count, *sites.heads, sites.cells, overflow)
 
 
 def item_offsets(device: Device, sites: SiteBuffer) -> None:

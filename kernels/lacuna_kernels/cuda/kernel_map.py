@@ -20,8 +20,9 @@ VARIANTS = (NEAR, FORWARD, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
-BLOCKS = 5
-"""Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are."""
+BLOCKS = 3
+"""Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are. More of
+them would leave no room for what is made beside them."""
 WORD_BITS = 32
 NEAR_SIZE = 3
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import (
     FREE,
+    TABLES,
     SiteBuffer,
     check_candidates,
     item_offsets,
@@ -102,21 +103,23 @@ class Front:
         return cls(means, _cleared(writer, made), at_stage[0], stages)
 
 
-def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
-    """One step for the features of a grid's sites, the sites of all levels made of it, and the maps between them."""
+def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
+    """Write two steps: the sites of a grid; then their features, the sites of all levels, and the maps between them.
+
+    place  makes the sites of the grid, and beside it tables are cleared
+    """
     device, front = writer.device, Front.of(writer, grid, means)
     own = in_lanes(front.own, [f"{name}:lane"])
     lanes = [
         in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)])
         for at, stage in enumerate(front.stages)
     ]
+    beside = [place, *([front.clear] if front.clear.makes else [])]
+    made = {key: spec for task in beside for key, spec in task.makes.items()}
+    writer.add(f"place {name}", place.reads, made, lambda b: device.at_once([partial(each.run, b) for each in beside]))
 
     def run(b: Buffers) -> None:
-        device.at_once([partial(each, b) for each in (means.run, *(lane.run for lane in own), levels)])
-
-    def levels(b: Buffers) -> None:
-        front.clear.run(b)
-        stage(0, b)
+        device.at_once([partial(stage, 0, b), *(partial(each.run, b) for each in (means, *own))])
 
     def stage(at: int, b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in front.stages[at].sites])
@@ -125,7 +128,7 @@ def write_front(writer: Writer, name: str, grid: Level, means: Task) -> None:
             after.append(partial(stage, at + 1, b))
         device.at_once(after)
 
-    tasks = [means, front.clear, *own]
+    tasks = [means, *own]
     tasks += [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
     makes = {key: spec for task in tasks for key, spec in task.makes.items()}
     reads = dict.fromkeys(key for task in tasks for key in task.reads)
@@ -294,7 +297,7 @@ def _parts_of_level(writer: Writer, level: Level) -> dict[str, BufferSpec]:
     return {
         "coordinates": BufferSpec((sites, 4), torch.int32),
         "offsets": ints(writer.room.items + 1),
-        "table": BufferSpec((2, table_slots(sites)), torch.int32),
+        "table": BufferSpec((TABLES, table_slots(sites)), torch.int32),
         "cells": BufferSpec((sites, 8), torch.int32),
     }
 

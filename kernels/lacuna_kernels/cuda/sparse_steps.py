@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
-from lacuna_kernels.cuda.coordinates import numbering_work
+from lacuna_kernels.cuda.coordinates import item_offsets, numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
@@ -34,7 +34,7 @@ from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
 from lacuna_kernels.cuda.tile_table import Group, MapKind
-from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, settle_voxels
+from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxels_of_points
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.devoxelize import Devoxelize
@@ -62,13 +62,15 @@ def voxelize(writer: Writer, layer: Layer) -> None:
 
     def reduce(b: Buffers) -> None:
         placement, sites = placement_in(b, level), sites_in(b, level)
-        settle_voxels(device, clouds(b), placement, sites, b[work])
+        voxels_of_points(device, clouds(b), placement, sites, b[work])
         y, count, first = b[layer.output], b[f"{cloud}:count"], node.reduce == "first"
         row_means(device, b[cloud], placement.voxel_of_point, count, y, sites.count, b[means], first_only=first)
+        item_offsets(device, sites)
 
-    writer.add(f"place {node.name}", given, made | {work: ints(numbering_work(points))}, place)
+    placed = Task(given, made | {work: ints(numbering_work(points))}, place)
     scratch = {means: ints(row_means_work(points, writer.room.sites(level)))}
-    write_front(writer, layer.output, level, Task([*given, *made, work], writer.output(layer) | scratch, reduce))
+    reduced = Task([*given, *placed.makes], writer.output(layer) | scratch, reduce)
+    write_front(writer, layer.output, level, placed, reduced)
 
 
 def sparse_conv(writer: Writer, layer: Layer) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.coordinates import TILE, SiteBuffer, count_firsts, item_offsets, numbering_buffers
+from lacuna_kernels.cuda.coordinates import TILE, SiteBuffer, add_sites, count_firsts, numbering_buffers
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.types import Triple
@@ -67,16 +67,16 @@ def voxelize(
 ) -> None:
     """Launch the placing of points and the numbering of voxels by their first point; as ops.voxelize has it.
 
-    Points that limits.check_request would refuse count as outside the range. `settle_voxels` makes the rest: what voxel
-    a point is in, and where items begin.
+    Points that limits.check_request would refuse count as outside the range. Not made are `placement.voxel_of_point`
+    (`voxels_of_points`) and the sites' offsets (`item_offsets`).
 
-    work      int32 [numbering_work(points)], kept for `settle_voxels`
+    work      int32 [numbering_work(points)], kept for `voxels_of_points`
     overflow  int32 [1], becomes 1 if there are more voxels than room; which of them are then made is left open, but
               no row lies at or past the room
     """
     points = len(cloud.points)
     slots, firsts, sums = numbering_buffers(work, points)
-    launch, candidates = ((blocks(points, THREADS), 1, 1), (THREADS, 1, 1)), sites.table[1]
+    launch, candidates = ((blocks(points, THREADS), 1, 1), (THREADS, 1, 1)), sites.candidates
     device.kernel(PLACE)(
         *launch,
         *(cloud.points, cloud.points.stride(0), cloud.count, cloud.offsets, len(cloud.offsets) - 1),
@@ -87,25 +87,25 @@ def voxelize(
     )
     device.kernel(INSERT)(
         *launch,
-        *(placement.voxels, cloud.count, candidates, sites.mask, slots, sites.cells, sites.capacity, overflow),
+        *(placement.voxels, cloud.count, *candidates, slots, sites.cells, sites.capacity, overflow),
     )
-    count_firsts(device, cloud.count, 1, candidates, work, points)
+    count_firsts(device, cloud.count, 1, sites, work, points)
     device.kernel(NUMBER)(
         (blocks(points, TILE), 1, 1),
         (THREADS, 1, 1),
-        *(placement.voxels, cloud.count, slots, candidates, firsts, sums, *sites.made_by(overflow)),
+        *(placement.voxels, cloud.count, slots, candidates[0], firsts, sums, *sites.made_by(overflow)),
     )
+    add_sites(device, sites, overflow)
 
 
-def settle_voxels(
+def voxels_of_points(
     device: Device, cloud: PointBuffer, placement: PlacementBuffer, sites: SiteBuffer, work: Tensor
 ) -> None:
-    """Launch what `voxelize` leaves to be done, by its `work`: `placement.voxel_of_point` and `sites.offsets`."""
+    """Launch the writing of `placement.voxel_of_point`, by what `voxelize` left in its `work` and the sites' table."""
     points = len(cloud.points)
     slots, _, _ = numbering_buffers(work, points)
     grid, block = (blocks(points, THREADS), 1, 1), (THREADS, 1, 1)
-    device.kernel(VOXELS_OF_POINTS)(grid, block, slots, cloud.count, sites.table[1], placement.voxel_of_point)
-    item_offsets(device, sites)
+    device.kernel(VOXELS_OF_POINTS)(grid, block, slots, cloud.count, sites.candidates[0], placement.voxel_of_point)
 
 
 def site_of_points(

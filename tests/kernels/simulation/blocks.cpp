@@ -31,7 +31,6 @@ static int grid_columns;  // of the grid
 #define gridDim (Place{grid_columns, machine::grid / grid_columns})
 
 static void __syncthreads() { machine::meet("block", machine::block_threads); }
-static void __threadfence() {}
 
 // What the lanes of a mask have, this one's too: all of them meet.
 template <class T>
@@ -83,8 +82,6 @@ static int __ffs(int word) { return __builtin_ffs(word); }
 static int __popc(unsigned word) { return __builtin_popcount(word); }
 static float __fsub_rn(float a, float b) { return a - b; }
 static float __fdiv_rn(float a, float b) { return a / b; }
-template <class T>
-static T __ldcg(const T* from) { return *from; }
 
 template <class T>
 static T replaced(T* at, T value) {
@@ -92,7 +89,8 @@ static T replaced(T* at, T value) {
     *at = value;
     return before;
 }
-static int atomicCAS(int* at, int expected, int value) { return *at == expected ? replaced(at, value) : *at; }
+template <class T>
+static T atomicCAS(T* at, T expected, T value) { return *at == expected ? replaced(at, value) : *at; }
 static int atomicMin(int* at, int value) { return replaced(at, std::min(*at, value)); }
 static int atomicAdd(int* at, int more) { return replaced(at, *at + more); }
 static unsigned atomicOr(unsigned* at, unsigned value) { return replaced(at, *at | value); }

@@ -25,7 +25,7 @@ __device__ inline bool is_cell(float x) { return fabsf(x) < 2147483648.0f; }
 extern "C" __global__ void __launch_bounds__(THREADS)
 devoxelize_trilinear(const Element* __restrict__ x, int x_pitch, const float* __restrict__ position,
                      const Site* __restrict__ voxels, const int* __restrict__ count, int stride_x, int stride_y,
-                     int stride_z, const int* __restrict__ heads, int mask, const int* __restrict__ cells,
+                     int stride_z, const Bucket* __restrict__ buckets, int mask, const int* __restrict__ cells,
                      const Site* __restrict__ sites, Element* __restrict__ y, int y_pitch, int channels) {
     __shared__ int rows[POINTS][8];
     __shared__ float weights[POINTS][8];
@@ -40,7 +40,7 @@ devoxelize_trilinear(const Element* __restrict__ x, int x_pitch, const float* __
         const float py = __fdiv_rn(at[1], (float)stride_y), ny = floorf(py) + (float)(corner >> 1 & 1);
         const float pz = __fdiv_rn(at[2], (float)stride_z), nz = floorf(pz) + (float)(corner & 1);
         if (is_cell(nx) && is_cell(ny) && is_cell(nz))
-            row = find_site(heads, mask, cells, sites, Site{voxels[p].item, (int)nx, (int)ny, (int)nz});
+            row = find_site(buckets, mask, cells, sites, Site{voxels[p].item, (int)nx, (int)ny, (int)nz});
         weight = (1.0f - fabsf(px - nx)) * (1.0f - fabsf(py - ny)) * (1.0f - fabsf(pz - nz));
     }
     rows[local][corner] = row;

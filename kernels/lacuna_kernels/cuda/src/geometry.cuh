@@ -39,25 +39,34 @@ __device__ inline bool inside(int cell, int axis, const Geometry& g) {
     return g.shape[axis] < 0 || (cell >= 0 && cell < g.shape[axis]);
 }
 
-// Along an axis, the cell of the nth output that an input makes, in the order of the offsets; false if it makes fewer.
+// Along an axis, the cell of the output that an input makes through the nth of the offsets that lead to one; false if there
+// is none.
 __device__ inline bool nth_output_cell(int input, int nth, int axis, const Geometry& g, int* cell) {
-    if (g.floor_sites) {
-        *cell = floor_div(input, g.stride[axis]);
-        return nth == 0;
-    }
+    const int stride = g.stride[axis];
     if (g.generative) {
-        *cell = input * g.stride[axis] - g.padding[axis] + nth * g.dilation[axis];
+        *cell = input * stride - g.padding[axis] + nth * g.dilation[axis];
         return inside(*cell, axis, g);
     }
+    if (g.floor_sites) {
+        *cell = floor_div(input, stride);
+        return true;
+    }
+    if (g.dilation[axis] == 1) {
+        const int moved = input + g.padding[axis], last = floor_div(moved, stride);
+        *cell = last - nth;
+        return moved - *cell * stride < g.size[axis] && inside(*cell, axis, g);
+    }
     for (int k = 0; k < g.size[axis]; ++k)
-        if (output_cell(input, k, axis, g, cell) && inside(*cell, axis, g) && nth-- == 0) return true;
+        if (output_cell(input, k, axis, g, cell) && nth-- == 0) return inside(*cell, axis, g);
     return false;
 }
 
-// The nth of the outputs that an input makes, of at most g.most[0] x g.most[1] x g.most[2]; false if there is none.
+// The output that an input makes through the nth of the offsets that lead to one, of at most g.most[0] x g.most[1] x
+// g.most[2]; false if there is none.
 __device__ inline bool nth_output(Site input, int nth, const Geometry& g, Site* output) {
-    const int z = nth % g.most[2], y = nth / g.most[2] % g.most[1], x = nth / g.most[2] / g.most[1];
+    const int line = floor_div(nth, g.most[2]), x = floor_div(line, g.most[1]);
     output->item = input.item;
-    return nth_output_cell(input.x, x, 0, g, &output->x) && nth_output_cell(input.y, y, 1, g, &output->y) &&
-           nth_output_cell(input.z, z, 2, g, &output->z);
+    return nth_output_cell(input.x, x, 0, g, &output->x) &&
+           nth_output_cell(input.y, line - x * g.most[1], 1, g, &output->y) &&
+           nth_output_cell(input.z, nth - line * g.most[2], 2, g, &output->z);
 }

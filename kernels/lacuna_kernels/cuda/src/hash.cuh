@@ -1,9 +1,10 @@
 // Sites and open-addressed tables. Full coordinates are compared, so any int32 values work: nothing is packed and
 // nothing can overflow.
 // While sites are made, a slot holds the first of the candidates that are equal. The table of a finished level finds
-// blocks of 2 x 2 x 2 sites instead, since whoever looks for neighbours finds them in few blocks: a slot holds the row
-// of the block's head, any one of its sites, and cells int32 [sites, 8] say, by the row of a head, which row each cell
-// of its block is, -1 for none.
+// blocks of 2 x 2 x 2 sites instead, since whoever looks for neighbours finds them in few blocks: an entry holds the row
+// of the block's head, any one of its sites, and the block's hash; cells int32 [sites, 8] say, by the row of a head,
+// which row each cell of its block is, -1 for none. Entries are in buckets of BUCKET, filled in order, that are read at
+// once, so that hardly ever a second place has to be looked at.
 #pragma once
 
 #define FREE (-1)
@@ -11,18 +12,23 @@
 // Tables are at most half full: then no run of slots comes near this limit, whatever their number.
 #define MAX_PROBES 1024
 
+#define BUCKET 4
+
 struct __align__(16) Site {
     int item, x, y, z;
 };
 
+struct Entry {
+    int head;  // FREE: there are no more in this bucket
+    unsigned hash;
+};
+
+struct __align__(16) Bucket {
+    Entry entries[BUCKET];
+};
+
 __device__ inline bool same_site(Site a, Site b) {
     return a.x == b.x && a.y == b.y && a.z == b.z && a.item == b.item;
-}
-
-// One that another block may have written in this launch: not from the first-level cache.
-__device__ inline Site read_shared_site(const Site* site) {
-    const int4 v = __ldcg(reinterpret_cast<const int4*>(site));
-    return {v.x, v.y, v.z, v.w};
 }
 
 __device__ inline unsigned hash_mix(unsigned hash, unsigned value) {  // MurmurHash3's body, by Austin Appleby
@@ -59,40 +65,46 @@ __device__ inline int insert_site(int* table, unsigned mask, Site site, int row,
 __device__ inline Site block_of(Site site) { return {site.item, site.x >> 1, site.y >> 1, site.z >> 1}; }
 __device__ inline int cell_of(Site site) { return (site.x & 1) << 2 | (site.y & 1) << 1 | (site.z & 1); }
 
-// Write a new site down, and put it into its block, by launches that do so for all sites; cells are all -1 before.
-// Returns false if the table is full.
-__device__ inline bool add_site(int* heads, unsigned mask, int* cells, Site* sites, Site site, int row) {
-    sites[row] = site;
-    __threadfence();  // before others find the row
-    const Site block = block_of(site);
-    unsigned slot = hash_site(block) & mask;
-    for (int probe = 0; probe < MAX_PROBES; ++probe, slot = (slot + 1) & mask) {
-        int head = atomicCAS(heads + slot, FREE, row);
-        if (head == FREE) head = row;
-        if (head != row) {
-            __threadfence();  // before the head's site is read
-            if (!same_site(block_of(read_shared_site(sites + head)), block)) continue;
+// Put a site of a list, whose cells are all -1 before, into its block; by a launch that does so for all of the list.
+// Returns false if the table is full. mask: of buckets.
+__device__ inline bool add_site(Bucket* buckets, unsigned mask, int* cells, const Site* sites, int row) {
+    const Site site = sites[row], block = block_of(site);
+    const unsigned hash = hash_site(block);
+    const unsigned long long free = ~0ull, own = (unsigned long long)hash << 32 | (unsigned)row;
+    unsigned at = hash & mask;
+    for (int probe = 0; probe < MAX_PROBES; ++probe, at = (at + 1) & mask) {
+        for (int i = 0; i < BUCKET; ++i) {
+            auto* place = reinterpret_cast<unsigned long long*>(&buckets[at].entries[i]);
+            const unsigned long long found = atomicCAS(place, free, own), entry = found == free ? own : found;
+            const int head = (int)(unsigned)entry;
+            if (entry >> 32 != hash || !same_site(block_of(sites[head]), block)) continue;
+            cells[8 * (size_t)head + cell_of(site)] = row;
+            return true;
         }
-        cells[8 * (size_t)head + cell_of(site)] = row;
-        return true;
     }
     return false;
 }
 
 // The head of a block in a finished table, -1 if no site lies in it.
-__device__ inline int find_block(const int* __restrict__ heads, unsigned mask, const Site* __restrict__ sites,
+__device__ inline int find_block(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites,
                                  Site block) {
-    unsigned slot = hash_site(block) & mask;
-    for (int probe = 0; probe < MAX_PROBES; ++probe, slot = (slot + 1) & mask) {
-        const int head = heads[slot];
-        if (head == FREE || same_site(block_of(sites[head]), block)) return head;
+    const unsigned hash = hash_site(block);
+    unsigned at = hash & mask;
+    for (int probe = 0; probe < MAX_PROBES; ++probe, at = (at + 1) & mask) {
+        const Bucket bucket = buckets[at];
+#pragma unroll
+        for (int i = 0; i < BUCKET; ++i) {
+            const Entry entry = bucket.entries[i];
+            if (entry.head == FREE) return FREE;
+            if (entry.hash == hash && same_site(block_of(sites[entry.head]), block)) return entry.head;
+        }
     }
     return FREE;
 }
 
 // The row of a site, -1 if it is not there.
-__device__ inline int find_site(const int* __restrict__ heads, unsigned mask, const int* __restrict__ cells,
+__device__ inline int find_site(const Bucket* __restrict__ buckets, unsigned mask, const int* __restrict__ cells,
                                 const Site* __restrict__ sites, Site site) {
-    const int head = find_block(heads, mask, sites, block_of(site));
+    const int head = find_block(buckets, mask, sites, block_of(site));
     return head < 0 ? -1 : cells[8 * (size_t)head + cell_of(site)];
 }

@@ -91,7 +91,7 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
           const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-          int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+          int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
           const int* __restrict__ cells, const Site* __restrict__ inputs) {
     constexpr int SITES = 4;
     const Geometry& g = *geometry;
@@ -109,7 +109,7 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
         const Site block = {from.item, start.x + (corner >> 2), start.y + (corner >> 1 & 1), start.z + (corner & 1)};
         const bool reached = from.x + g.size[0] > 2 * block.x && from.y + g.size[1] > 2 * block.y &&
                              from.z + g.size[2] > 2 * block.z;
-        const int head = m < n && reached ? find_block(heads, mask, inputs, block) : -1;
+        const int head = m < n && reached ? find_block(buckets, mask, inputs, block) : -1;
         const int odd = cell_of(from);
         int row[SITES];
 #pragma unroll
@@ -135,7 +135,7 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-             int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+             int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
              const int* __restrict__ cells, const Site* __restrict__ inputs) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
     const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
@@ -143,7 +143,7 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
     find_rows(outputs, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
         const Site from = reached_site({0, 0, 0, 0}, kx, ky, kz, g);
         return [=](Site output) {
-            return find_site(heads, mask, cells, inputs, {output.item, output.x * stride_x + from.x,
+            return find_site(buckets, mask, cells, inputs, {output.item, output.x * stride_x + from.x,
                                                           output.y * stride_y + from.y, output.z * stride_z + from.z});
         };
     });
@@ -154,7 +154,7 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
 extern "C" __global__ void __launch_bounds__(THREADS, 5)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
              const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-             int* __restrict__ bins, int bin_count, const int* __restrict__ heads, int mask,
+             int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
              const int* __restrict__ cells, const Site* __restrict__ coarse) {
     const Geometry& g = *geometry;
     clear(bins, bin_count);
@@ -163,7 +163,7 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
             Site from = {site.item, 0, 0, 0};
             const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
                              output_cell(site.z, kz, 2, g, &from.z);
-            return fed ? find_site(heads, mask, cells, coarse, from) : -1;
+            return fed ? find_site(buckets, mask, cells, coarse, from) : -1;
         };
     });
 }

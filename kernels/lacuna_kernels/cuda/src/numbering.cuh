@@ -14,17 +14,13 @@ struct __align__(16) Cells {
 
 __device__ inline Cells no_cells() { return {{-1, -1, -1, -1, -1, -1, -1, -1}}; }
 
-// Where the sites of a level go: their number, at most `capacity`, else the flag is raised; and what finds them.
+// Where the sites of a level go: their number, at most `capacity`, else the flag is raised.
 struct SitesMade {
     int* count;
     int capacity;
     int* overflow;
     Site* sites;
-    int *heads, mask, *cells;
 
-    __device__ void add(Site site, int row) const {
-        if (!add_site(heads, mask, cells, sites, site, row)) *overflow = 1;
-    }
     __device__ void tell(int number) const {
         *count = min(number, capacity);
         if (number > capacity) *overflow = 1;

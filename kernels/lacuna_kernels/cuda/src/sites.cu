@@ -1,6 +1,6 @@
 // Sites numbered in the order of their first candidates. These are outputs of a strided or generative convolution,
 // candidate i the (i % most)th that input site i / most makes, or the voxels of points (voxelize.cu).
-// Launched in this order: insert_outputs, count_firsts, number_outputs; then item_offsets.
+// Launched in this order: insert_outputs, count_firsts, number_outputs; then add_sites and item_offsets.
 #include "geometry.cuh"
 #include "numbering.cuh"
 
@@ -9,9 +9,13 @@ struct OutputSite {
     const Geometry* geometry;
     int most;
 
+    __device__ bool make(int candidate, Site* output) const {
+        const int row = floor_div(candidate, most);
+        return nth_output(inputs[row], candidate - row * most, *geometry, output);
+    }
     __device__ Site operator()(int candidate) const {
         Site output;
-        nth_output(inputs[candidate / most], candidate % most, *geometry, &output);
+        make(candidate, &output);
         return output;
     }
 };
@@ -28,7 +32,7 @@ insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
     const OutputSite site_of = {inputs, geometry, most};
     Site output;
     int slot = -1;
-    if (nth_output(inputs[candidate / most], candidate % most, *geometry, &output)) {
+    if (site_of.make(candidate, &output)) {
         slot = insert_site(table, mask, output, candidate, site_of);
         if (slot < 0) *overflow = 1;
     }
@@ -57,13 +61,18 @@ count_firsts(const int* __restrict__ count, int most, const int* __restrict__ ta
 extern "C" __global__ void __launch_bounds__(THREADS)
 number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
                int most, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
-               int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites, int* __restrict__ heads, int mask,
-               int* __restrict__ cells) {
-    const SitesMade made = {made_count, capacity, overflow, sites, heads, mask, cells};
+               int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites) {
     const OutputSite site_of = {inputs, geometry, most};
-    number_firsts(*count * most, firsts, sums, made, [&](int candidate, int row) {
-        if (row >= 0) made.add(site_of(candidate), row);
+    number_firsts(*count * most, firsts, sums, {made_count, capacity, overflow, sites}, [&](int candidate, int row) {
+        if (row >= 0) sites[row] = site_of(candidate);
     });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+add_sites(const Site* __restrict__ sites, const int* __restrict__ count, Bucket* __restrict__ buckets, int mask,
+          int* __restrict__ cells, int* __restrict__ overflow) {
+    const int row = blockIdx.x * THREADS + threadIdx.x;
+    if (row < *count && !add_site(buckets, mask, cells, sites, row)) *overflow = 1;
 }
 
 // offsets [items + 1]: where the sites of each item begin; sites lie item by item.

@@ -1,5 +1,6 @@
 // Points to voxels: each point's voxel, and the voxels numbered in the order of their first point.
-// Launched in this order: place_points, insert_points, count_firsts (sites.cu), number_voxels; then voxels_of_points.
+// Launched in this order: place_points, insert_points, count_firsts (sites.cu), number_voxels,
+// add_sites (sites.cu); then voxels_of_points.
 #include "geometry.cuh"
 #include "numbering.cuh"
 #include "search.cuh"
@@ -53,11 +54,9 @@ insert_points(const Site* __restrict__ voxels, const int* __restrict__ count, in
 extern "C" __global__ void __launch_bounds__(THREADS)
 number_voxels(const Site* __restrict__ voxels, const int* __restrict__ count, const int* __restrict__ slots,
               int* __restrict__ table, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
-              int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites,
-              int* __restrict__ heads, int mask, int* __restrict__ cells) {
-    const SitesMade made = {made_count, capacity, overflow, sites, heads, mask, cells};
-    number_firsts(*count, firsts, sums, made, [&](int p, int row) {
-        if (row >= 0) made.add(voxels[p], row);
+              int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites) {
+    number_firsts(*count, firsts, sums, {made_count, capacity, overflow, sites}, [&](int p, int row) {
+        if (row >= 0) sites[row] = voxels[p];
         table[slots[p]] = row;
     });
 }
@@ -72,11 +71,11 @@ voxels_of_points(const int* __restrict__ slots, const int* __restrict__ count, c
 // The site of some level, of stride (x, y, z), that holds each point, -1 where none does.
 extern "C" __global__ void __launch_bounds__(THREADS)
 site_of_points(const Site* __restrict__ voxels, const int* __restrict__ count, int stride_x, int stride_y, int stride_z,
-               const int* __restrict__ heads, int mask, const int* __restrict__ cells,
+               const Bucket* __restrict__ buckets, int mask, const int* __restrict__ cells,
                const Site* __restrict__ sites, int* __restrict__ site_of_point) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
     if (p >= *count) return;
     const Site at = voxels[p];
     const Site site = {at.item, floor_div(at.x, stride_x), floor_div(at.y, stride_y), floor_div(at.z, stride_z)};
-    site_of_point[p] = at.item < 0 ? -1 : find_site(heads, mask, cells, sites, site);
+    site_of_point[p] = at.item < 0 ? -1 : find_site(buckets, mask, cells, sites, site);
 }
