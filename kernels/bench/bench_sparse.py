@@ -32,7 +32,6 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
-    are_near,
     forward_map,
     inverse_map,
     map_work,
@@ -121,7 +120,7 @@ class Frontend:
         self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(output_work(n, 1))]
         self.work.append(ints(map_work(CUBE.volume, n, PARTS)))
         self.offsets = {
-            (g, parts): Offsets(pack_geometry(g).cuda(), offset_slots(g, parts).cuda(), are_near(g))
+            (g, parts): Offsets(g, pack_geometry(g).cuda(), offset_slots(g, parts).cuda())
             for g, parts in ((CUBE, 1), (CUBE, PARTS), (HALVING, 1))
         }
         self.overflow = ints(1)
@@ -145,7 +144,7 @@ class Frontend:
     def sites(self) -> None:
         for fine, coarse in zip(self.levels, self.levels[1:], strict=False):
             coarse.table.fill_(FREE)
-            packed = self.offsets[HALVING, 1].geometry
+            packed = self.offsets[HALVING, 1].packed
             output_sites(self.device, fine, coarse, HALVING, packed, self.work[2], self.overflow)
             item_offsets(self.device, coarse)
 

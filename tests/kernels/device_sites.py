@@ -24,7 +24,6 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
-    are_near,
     forward_map,
     inverse_map,
     map_work,
@@ -171,7 +170,7 @@ def mapped(
 
 def offsets_on_device(geometry: Geometry, parts: int = 1) -> Offsets:
     """What the maps of a convolution are made by."""
-    return Offsets(pack_geometry(geometry).to(PLACE), offset_slots(geometry, parts).to(PLACE), are_near(geometry))
+    return Offsets(geometry, pack_geometry(geometry).to(PLACE), offset_slots(geometry, parts).to(PLACE))
 
 
 def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:

@@ -13,18 +13,20 @@ from lacuna_kernels.cuda.offset_slots import key_bits
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.types import Geometry
 
-NEAR, FORWARD, INVERSE, ORDER = (
-    Variant("kernel_map.cu", name) for name in ("near_rows", "forward_rows", "inverse_rows", "order_map")
+NEAR, BLOCK, FORWARD, CELL, INVERSE, ORDER = (
+    Variant("kernel_map.cu", name)
+    for name in ("near_rows", "block_rows", "forward_rows", "cell_rows", "inverse_rows", "order_map")
 )
-VARIANTS = (NEAR, FORWARD, INVERSE, ORDER)
+VARIANTS = (NEAR, BLOCK, FORWARD, CELL, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
-BLOCKS = 3
-"""Of a multiprocessor: those that look rows up take turns, as there is room for many more rows than there are. More of
-them would leave no room for what is made beside them."""
+BLOCKS, ORDERING_BLOCKS = 3, 6
+"""Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
+rows up would leave no room for what is made beside them."""
 WORD_BITS = 32
-NEAR_SIZE = 3
+_SITE_THREADS = {NEAR: 8, BLOCK: 1, CELL: 1}
+"""How many an output has, where it is not one for each offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +66,26 @@ class KernelMap:
 class Offsets:
     """Where a convolution reads, on the device.
 
-    geometry  int32 [20], from `pack_geometry`
+    geometry  what they are of
+    packed    int32 [20], from `pack_geometry`
     slots     int32 [k, 2], from `offset_slots`
-    near      whether `are_near` says so
     """
 
-    geometry: Tensor
+    geometry: Geometry
+    packed: Tensor
     slots: Tensor
-    near: bool
 
+    @property
+    def halves(self) -> bool:
+        """Whether they are the 8 cells of the blocks by which sites are found."""
+        g = self.geometry
+        return g.kernel_size == g.stride == (2, 2, 2) and g.padding == (0, 0, 0) and g.dilation == (1, 1, 1)
 
-def are_near(geometry: Geometry) -> bool:
-    """Whether up to 3 offsets an axis lie side by side: then an output reads from at most 2 x 2 x 2 blocks of sites."""
-    return max(geometry.kernel_size) <= NEAR_SIZE and geometry.dilation == (1, 1, 1)
+    @property
+    def near(self) -> bool:
+        """Whether they lie side by side in up to 2 x 2 x 2 blocks, and are many."""
+        g = self.geometry
+        return max(g.kernel_size) <= 3 and g.dilation == (1, 1, 1) and _pitch(g.volume) == WORD_BITS
 
 
 def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[int, ...]]:
@@ -98,7 +107,9 @@ def forward_map(
 
     work  int32 [map_work(k, outputs.capacity, parts)]
     """
-    _launch(device, NEAR if offsets.near else FORWARD, inputs, outputs, offsets, result, work)
+    _launch(
+        device, BLOCK if offsets.halves else NEAR if offsets.near else FORWARD, inputs, outputs, offsets, result, work
+    )
 
 
 def inverse_map(
@@ -110,7 +121,7 @@ def inverse_map(
 
     offsets  those of the strided or generative convolution
     """
-    _launch(device, INVERSE, coarse, fine, offsets, result, work)
+    _launch(device, CELL if offsets.halves else INVERSE, coarse, fine, offsets, result, work)
 
 
 def _launch(
@@ -125,17 +136,17 @@ def _launch(
     (volume, capacity), parts = result.rows.shape, result.parts
     pitch, bins = _pitch(volume), key_bins(key_bits(volume), parts)
     rows, ordering = work.tensor_split([capacity * pitch])
-    at_work, block = device.limits.multiprocessors * BLOCKS, (THREADS, 1, 1)
+    threads, block = capacity * _SITE_THREADS.get(find, min(pitch, WORD_BITS)), (THREADS, 1, 1)
     device.kernel(find)(
-        (min(at_work, blocks(capacity * min(pitch, WORD_BITS), THREADS)), 1, 1),
+        (min(device.limits.multiprocessors * BLOCKS, blocks(threads, THREADS)), 1, 1),
         block,
-        *(outputs.coordinates, outputs.count, offsets.geometry, offsets.slots, parts),
+        *(outputs.coordinates, outputs.count, offsets.packed, offsets.slots, parts),
         *(rows, pitch, result.keys, ordering, bins, *inputs.found_by),
     )
     order_by_keys(device, result.keys, outputs.count, result.order, result.ones, bins, ordering)
     _, groups, words = result.present.shape
     device.kernel(ORDER)(
-        (groups, words if parts == 1 else parts, 1),
+        (min(device.limits.multiprocessors * ORDERING_BLOCKS, groups), words if parts == 1 else parts, 1),
         block,
         *(rows, pitch, offsets.slots, volume, parts, outputs.count, result.order, result.ones),
         *(result.rows, capacity, result.present),

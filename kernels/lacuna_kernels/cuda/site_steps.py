@@ -23,7 +23,6 @@ from lacuna_kernels.cuda.coordinates import (
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
-    are_near,
     forward_map,
     inverse_map,
     map_shapes,
@@ -119,7 +118,7 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
     writer.add(f"place {name}", place.reads, made, lambda b: device.at_once([partial(each.run, b) for each in beside]))
 
     def run(b: Buffers) -> None:
-        device.at_once([partial(stage, 0, b), *(partial(each.run, b) for each in (means, *own))])
+        device.at_once([*(partial(each.run, b) for each in (means, *own)), partial(stage, 0, b)])
 
     def stage(at: int, b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in front.stages[at].sites])
@@ -235,7 +234,7 @@ def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out
     make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g, max(level_out.stride)))
     writer.map_parts[name] = parts
     slots = held.make(("slots", g, parts), lambda: held.upload(offset_slots(g, parts), torch.int32))
-    offsets = Offsets(_geometry(writer, g, None), slots, are_near(g))
+    offsets = Offsets(g, _geometry(writer, g, None), slots)
 
     def run(b: Buffers) -> None:
         sites = sites_in(b, level_in), sites_in(b, level_out)

@@ -31,15 +31,10 @@ __device__ inline bool same_site(Site a, Site b) {
     return a.x == b.x && a.y == b.y && a.z == b.z && a.item == b.item;
 }
 
-__device__ inline unsigned hash_mix(unsigned hash, unsigned value) {  // MurmurHash3's body, by Austin Appleby
-    value *= 0xcc9e2d51u;
-    value = __funnelshift_l(value, value, 15) * 0x1b873593u;
-    hash ^= value;
-    return __funnelshift_l(hash, hash, 13) * 5u + 0xe6546b64u;
-}
-
+// Odd factors, then the end of MurmurHash3, by Austin Appleby.
 __device__ inline unsigned hash_site(Site site) {
-    unsigned hash = hash_mix(hash_mix(hash_mix(hash_mix(0u, site.item), site.x), site.y), site.z);
+    unsigned hash = (unsigned)site.item * 0x9e3779b1u + (unsigned)site.x * 0x85ebca77u + (unsigned)site.y * 0xc2b2ae3du +
+                    (unsigned)site.z * 0x27d4eb2fu;
     hash = (hash ^ (hash >> 16)) * 0x85ebca6bu;
     hash = (hash ^ (hash >> 13)) * 0xc2b2ae35u;
     return hash ^ (hash >> 16);
@@ -85,21 +80,31 @@ __device__ inline bool add_site(Bucket* buckets, unsigned mask, int* cells, cons
     return false;
 }
 
-// The head of a block in a finished table, -1 if no site lies in it.
-__device__ inline int find_block(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites,
-                                 Site block) {
-    const unsigned hash = hash_site(block);
+// The head of a block in a finished table, -1 if no site lies in it: an entry after another.
+__device__ inline int look_for_block(const Bucket* __restrict__ buckets, unsigned mask,
+                                           const Site* __restrict__ sites, Site block, unsigned hash) {
     unsigned at = hash & mask;
     for (int probe = 0; probe < MAX_PROBES; ++probe, at = (at + 1) & mask) {
-        const Bucket bucket = buckets[at];
-#pragma unroll
         for (int i = 0; i < BUCKET; ++i) {
-            const Entry entry = bucket.entries[i];
+            const Entry entry = buckets[at].entries[i];
             if (entry.head == FREE) return FREE;
             if (entry.hash == hash && same_site(block_of(sites[entry.head]), block)) return entry.head;
         }
     }
     return FREE;
+}
+
+// The same, at once if it is in the first bucket.
+__device__ inline int find_block(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites,
+                                 Site block) {
+    const unsigned hash = hash_site(block);
+    const Bucket bucket = buckets[hash & mask];
+    int head = FREE;
+#pragma unroll
+    for (int i = 0; i < BUCKET; ++i)
+        if (bucket.entries[i].hash == hash) head = bucket.entries[i].head;
+    const bool sure = head == FREE ? bucket.entries[BUCKET - 1].head == FREE : same_site(block_of(sites[head]), block);
+    return sure ? head : look_for_block(buckets, mask, sites, block, hash);
 }
 
 // The row of a site, -1 if it is not there.

@@ -4,7 +4,8 @@
 // The offsets may be in parts, as many each, with an order of their own: order int32 [parts, capacity]. Rows without any
 // offset of a part come first in its order, and but for the last part, which is for all rows, nothing is written of
 // tiles of them.
-// Launched in this order: near_rows, forward_rows or inverse_rows; [key_order.cu]; order_map.
+// Launched in this order: forward_rows, inverse_rows, or what does the same for some kernels faster; [key_order.cu];
+// order_map.
 #include "geometry.cuh"
 #include "gray.cuh"
 #include "map_places.cuh"
@@ -21,7 +22,7 @@ struct Slot {
 // The part of a slot.
 __device__ inline int part_of(int slot, int volume, int parts) { return parts == 1 ? 0 : slot * parts / volume; }
 
-__device__ inline bool has_part(int key, int part) { return key >> 8 * part & 0xff; }
+__device__ inline bool has_part(unsigned word, int part) { return word >> 8 * part & 0xff; }
 
 // What rows are sorted by: where their bits come in the Gray code, if there are parts the 8 of each.
 __device__ inline int key_of(unsigned word, int parts) {
@@ -40,22 +41,14 @@ struct Found {
 
     __device__ Slot slot(int at) const { return at < volume ? slots[at] : Slot{0, -1}; }
     __device__ int* of(int row) const { return rows + (size_t)row * pitch; }
+    // Whether somebody reads what a slot of a part leads to, if a row sets the bits of this word.
+    __device__ bool reads(int at, int part, unsigned word) const {
+        return parts == 1 || (at < volume && (part == parts - 1 || has_part(word, part)));
+    }
 };
 
 __device__ inline void clear(int* __restrict__ bins, int number) {
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < number; i += gridDim.x * THREADS) bins[i] = 0;
-}
-
-// Lanes side by side, `across` of them, put what slot `lane` of an output row reads down, and the row's key: word says
-// which bits this lane's slots set. m is -1 for no row.
-__device__ inline void put_down(const Found& found, int m, int across, int row, unsigned word) {
-    const int lane = threadIdx.x % across, part = part_of(lane, found.volume, found.parts);
-    for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
-    if (m < 0) return;
-    const int key = key_of(word, found.parts);
-    const bool read = found.parts == 1 || (lane < found.volume && (part == found.parts - 1 || has_part(key, part)));
-    if (read) found.of(m)[lane] = row;
-    if (lane == 0) found.keys[m] = key;
 }
 
 __device__ inline unsigned bit_of(Slot slot, int row) { return row >= 0 && slot.bit >= 0 ? 1u << slot.bit : 0; }
@@ -71,6 +64,7 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
     };
     const auto way = way_at(lane);  // the same for all sites, if a lane has one offset
     const Slot slot = found.slot(lane);
+    const int part = part_of(lane, found.volume, found.parts);
     for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
         const int m = first + threadIdx.x / across;
         const Site site = m < count ? outputs[m] : Site{};
@@ -81,53 +75,114 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
             if (m < count) found.of(m)[at] = more;
             word |= bit_of(found.slot(at), more);
         }
-        put_down(found, m < count ? m : -1, across, row, word);
+        for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
+        if (m >= count) continue;
+        if (found.reads(lane, part, word)) found.of(m)[lane] = row;
+        if (lane == 0) found.keys[m] = key_of(word, found.parts);
     }
 }
 
-// Of kernels of up to 3 offsets an axis, side by side: an output reads from at most 2 x 2 x 2 blocks of inputs. A lane
-// looks for one of these blocks, so that a warp has SITES outputs; then a lane has an offset, as in find_rows.
-// input = output*stride - padding + k; submanifold maps too, where outputs are the inputs.
+// Where an offset leads to from the first input that an output reads, by which of its coordinates are odd: among the
+// 2 x 2 x 2 blocks from that one on, and the block's cells, by 8 bits.
+struct Steps {
+    unsigned even, odd;  // by x
+
+    __device__ Steps(int x, int y, int z) : even(0), odd(0) {
+        for (int at = 0; at < 4; ++at) {
+            even |= step(x, y + (at >> 1), z + (at & 1)) << 8 * at;
+            odd |= step(x + 1, y + (at >> 1), z + (at & 1)) << 8 * at;
+        }
+    }
+    __device__ static unsigned step(int x, int y, int z) {
+        return ((x >> 1) << 2 | (y >> 1) << 1 | z >> 1) << 3 | (x & 1) << 2 | (y & 1) << 1 | (z & 1);
+    }
+    __device__ unsigned from(int cell) const { return (cell >> 2 ? odd : even) >> 8 * (cell & 3) & 0xff; }
+};
+
+// forward_rows of kernels of up to 3 offsets an axis, side by side, up to 32 in all: an output reads from at most
+// 2 x 2 x 2 blocks of inputs. A lane looks for one of these blocks, so that a warp has SITES outputs at a time; then, one
+// output after the other, a lane has an offset.
+#define SITES 4
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
           const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
           int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
           const int* __restrict__ cells, const Site* __restrict__ inputs) {
-    constexpr int SITES = 4;
     const Geometry& g = *geometry;
     const Found found = {slots, volume_of(g), parts, rows, pitch, keys};
-    const int n = *count, lane = threadIdx.x % 32, corner = lane % 8, across = pitch, own = lane % across;
-    const Slot slot = found.slot(own);
-    const int kx = slot.offset / (g.size[1] * g.size[2]), ky = slot.offset / g.size[2] % g.size[1];
-    const int kz = slot.offset % g.size[2];
+    const int n = *count, lane = threadIdx.x % 32, corner = lane % 8, part = part_of(lane, found.volume, parts);
+    const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
+    const int padding_x = g.padding[0], padding_y = g.padding[1], padding_z = g.padding[2];
+    const int size_x = g.size[0], size_y = g.size[1], size_z = g.size[2];
+    const Slot slot = found.slot(lane);
+    const Steps steps(slot.offset / (size_y * size_z), slot.offset / size_z % size_y, slot.offset % size_z);
     clear(bins, bin_count);
-    const int at_once = WARPS * SITES, warp = threadIdx.x / 32;
-    for (int first = blockIdx.x * at_once + warp * SITES; first < n; first += gridDim.x * at_once) {
-        const int m = first + lane / 8;
-        const Site site = outputs[min(m, n - 1)], from = reached_site(site, 0, 0, 0, g);
-        const Site start = block_of(from);
-        const Site block = {from.item, start.x + (corner >> 2), start.y + (corner >> 1 & 1), start.z + (corner & 1)};
-        const bool reached = from.x + g.size[0] > 2 * block.x && from.y + g.size[1] > 2 * block.y &&
-                             from.z + g.size[2] > 2 * block.z;
-        const int head = m < n && reached ? find_block(buckets, mask, inputs, block) : -1;
-        const int odd = cell_of(from);
+    for (int first = (blockIdx.x * WARPS + threadIdx.x / 32) * SITES; first < n; first += gridDim.x * WARPS * SITES) {
+        const Site site = outputs[min(first + lane / 8, n - 1)];
+        const Site from = {site.item, site.x * stride_x - padding_x, site.y * stride_y - padding_y,
+                           site.z * stride_z - padding_z};
+        const Site block = {from.item, (from.x >> 1) + (corner >> 2), (from.y >> 1) + (corner >> 1 & 1),
+                            (from.z >> 1) + (corner & 1)};
+        const bool reached = from.x + size_x > 2 * block.x && from.y + size_y > 2 * block.y && from.z + size_z > 2 * block.z;
+        const int head = reached ? find_block(buckets, mask, inputs, block) : -1, cell = cell_of(from);
         int row[SITES];
 #pragma unroll
-        for (int turn = 0; turn < SITES; ++turn) {
-            if (turn >= across / 8) break;
-            const int from_lane = 8 * (turn * (32 / across) + lane / across);
-            const int parity = __shfl_sync(FULL_WARP, odd, from_lane);
-            const int x = (parity >> 2) + kx, y = (parity >> 1 & 1) + ky, z = (parity & 1) + kz;
-            const int block_at = (x >> 1) << 2 | (y >> 1) << 1 | z >> 1, cell = (x & 1) << 2 | (y & 1) << 1 | (z & 1);
-            const int there = __shfl_sync(FULL_WARP, head, from_lane + block_at);
-            row[turn] = own < found.volume && there >= 0 ? cells[8 * (size_t)there + cell] : -1;
+        for (int i = 0; i < SITES; ++i) {
+            const unsigned step = steps.from(__shfl_sync(FULL_WARP, cell, 8 * i));
+            const int there = __shfl_sync(FULL_WARP, head, 8 * i + (step >> 3));
+            row[i] = lane < found.volume && there >= 0 ? cells[8 * (size_t)there + (step & 7)] : -1;
         }
+        unsigned own = 0;
 #pragma unroll
-        for (int turn = 0; turn < SITES; ++turn) {
-            if (turn >= across / 8) break;
-            const int to = first + turn * (32 / across) + lane / across;
-            put_down(found, to < n ? to : -1, across, row[turn], bit_of(slot, row[turn]));
+        for (int i = 0; i < SITES; ++i) {
+            const unsigned word = __reduce_or_sync(FULL_WARP, bit_of(slot, row[i]));
+            if (lane == i) own = word;
+            if (first + i < n && found.reads(lane, part, word)) found.of(first + i)[lane] = row[i];
         }
+        if (lane < min(SITES, n - first)) keys[first + lane] = key_of(own, parts);
+    }
+}
+
+// A thread puts down what an output reads through a kernel of 8 offsets; row_at(offset) tells.
+template <class RowAt>
+__device__ inline void put_down(const Found& found, int m, RowAt row_at) {
+    int row[8];
+    unsigned word = 0;
+#pragma unroll
+    for (int at = 0; at < 8; ++at) {
+        row[at] = row_at(found.slots[at].offset);
+        word |= bit_of(found.slots[at], row[at]);
+    }
+    int4* to = reinterpret_cast<int4*>(found.of(m));
+    to[0] = {row[0], row[1], row[2], row[3]}, to[1] = {row[4], row[5], row[6], row[7]};
+    found.keys[m] = key_of(word, 1);
+}
+
+// forward_rows of a kernel of 2^3 by strides of 2: what an output reads is a block.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+block_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__,
+           const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, int* __restrict__ keys,
+           int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+           const int* __restrict__ cells, const Site* __restrict__ inputs) {
+    clear(bins, bin_count);
+    for (int m = blockIdx.x * THREADS + threadIdx.x; m < *count; m += gridDim.x * THREADS) {
+        const int head = find_block(buckets, mask, inputs, outputs[m]);
+        put_down({slots, 8, 1, rows, pitch, keys}, m,
+                 [=](int offset) { return head < 0 ? -1 : cells[8 * (size_t)head + offset]; });
+    }
+}
+
+// inverse_rows of such a kernel: a fine site reads from the one coarse site whose block it lies in.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+cell_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__,
+          const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, int* __restrict__ keys,
+          int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+          const int* __restrict__ cells, const Site* __restrict__ coarse) {
+    clear(bins, bin_count);
+    for (int m = blockIdx.x * THREADS + threadIdx.x; m < *count; m += gridDim.x * THREADS) {
+        const Site site = fine[m];
+        const int row = find_site(buckets, mask, cells, coarse, block_of(site)), cell = cell_of(site);
+        put_down({slots, 8, 1, rows, pitch, keys}, m, [=](int offset) { return offset == cell ? row : -1; });
     }
 }
 
@@ -168,40 +223,41 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
     });
 }
 
-// A block puts GROUP rows in their places, for the offsets of a part, or for up to 32 of all, and makes the word of
-// `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word k / 32.
-// ones [parts], if there are several: the place of the first row that has any of a part's offsets.
+// Blocks put GROUP rows in their places at a time, for the offsets of a part, or for up to 32 of all, and make the word
+// of `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word
+// k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
 extern "C" __global__ void __launch_bounds__(THREADS, 6)
 order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
           const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
           int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
     __shared__ int found[32][GROUP + 1];  // by slot
     __shared__ unsigned word;
-    const int n = *count, start = blockIdx.x * GROUP, part = parts > 1 ? blockIdx.y : 0;
-    const int slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
+    const int n = *count, part = parts > 1 ? blockIdx.y : 0, slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
     const int size = parts > 1 ? volume / parts : min(32, volume - slot);
     const int one = part < parts - 1 ? ones[part] : 0;  // before it no row has any
-    if (start >= n || start + GROUP <= one / MOST_ROWS * MOST_ROWS) return;
-    if (threadIdx.x == 0) word = 0;
-    __syncthreads();
-    const int across = size > 16 ? 32 : 16, lane = threadIdx.x % across;
+    const int across = size > 16 ? 32 : size > 8 ? 16 : 8, lane = threadIdx.x % across;
+    const int groups = (capacity + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
     order += (size_t)part * capacity;
+    for (int group = first + blockIdx.x; group * GROUP < n; group += gridDim.x) {
+        const int start = group * GROUP;
+        if (threadIdx.x == 0) word = 0;
 #pragma unroll 4
-    for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
-        const int m = start + i < n ? order[start + i] : -1;
-        const bool some = m >= 0 && start + i >= one && lane < size;
-        found[lane][i] = some ? rows[(size_t)m * pitch + slot + lane] : -1;
+        for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
+            const int m = start + i < n ? order[start + i] : -1;
+            const bool some = m >= 0 && start + i >= one && lane < size;
+            found[lane][i] = some ? rows[(size_t)m * pitch + slot + lane] : -1;
+        }
+        __syncthreads();
+        unsigned any = 0;
+        for (int at = threadIdx.x; at < size * GROUP; at += THREADS) {
+            const int s = at / GROUP, i = at % GROUP, offset = slots[slot + s].offset, row = found[s][i];
+            if (start + i < n) map[(size_t)offset * capacity + start + i] = row;
+            if (row >= 0) any |= 1u << offset % 32;
+        }
+        any = __reduce_or_sync(FULL_WARP, any);
+        if (threadIdx.x % 32 == 0 && any) atomicOr(&word, any);
+        __syncthreads();
+        const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * gridDim.y + blockIdx.y;
+        if (threadIdx.x == 0) present[at] = word;
     }
-    __syncthreads();
-    unsigned any = 0;
-    for (int at = threadIdx.x; at < size * GROUP; at += THREADS) {
-        const int s = at / GROUP, i = at % GROUP, offset = slots[slot + s].offset, row = found[s][i];
-        if (start + i < n) map[(size_t)offset * capacity + start + i] = row;
-        if (row >= 0) any |= 1u << offset % 32;
-    }
-    any = __reduce_or_sync(FULL_WARP, any);
-    if (threadIdx.x % 32 == 0 && any) atomicOr(&word, any);
-    __syncthreads();
-    const size_t at = parts > 1 ? (size_t)part * gridDim.x + blockIdx.x : (size_t)blockIdx.x * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) present[at] = word;
 }
