@@ -166,7 +166,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 751, "centerpoint": 537}
+    assert found == {"minkunet": 751, "centerpoint": 512}
 
 
 def test_tasks_are_dealt_out_to_lanes_the_longest_first() -> None:
@@ -226,8 +226,28 @@ def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch:
 
 
 def made_in_front(plan: Blueprint) -> dict[str, BufferSpec]:
-    """What the step of the grid's features makes."""
-    return {step.name: step for step in plan.steps}["grid"].use.writes
+    """What the steps of the grid's features and of the levels beside them make."""
+    return {
+        name: spec
+        for step in plan.steps
+        if step.name in ("grid", "levels of grid")
+        for name, spec in step.use.writes.items()
+    }
+
+
+def test_levels_are_made_beside_the_convolutions_of_the_grid() -> None:
+    plan = drawn(minkunet(5, width=0.25))
+
+    names = [step.name for step in plan.steps]
+    begin, end = names.index("levels of grid"), names.index("end of levels of grid")
+    own = [plan.steps[at] for at in range(begin + 1, end)]
+    first = plan.steps[end + 1]
+    made = plan.steps[begin].use.writes.keys()
+
+    assert [step.name for step in own] == ["grid", "stem1_relu", "stem2_relu"]
+    assert all(made.isdisjoint(step.use.reads) for step in own)
+    assert not made.isdisjoint(first.use.reads)
+    assert made <= set(plan.steps[end].use.reads)  # nothing else may lie there before
 
 
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:

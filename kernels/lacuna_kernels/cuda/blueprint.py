@@ -164,6 +164,7 @@ def _write(writer: Writer, graph: Graph, layers: Sequence[Layer], coming: Vector
             linear_runs.write(writer, part)
         else:
             lowering(graph, part.node)(writer, part)
+    writer.join()
     return inputs
 
 

@@ -58,6 +58,7 @@ class Device:
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
         self._sides: dict[int, list[torch.cuda.Stream]] = {}
+        self._besides: dict[int, torch.cuda.Stream] = {}
         self._counters = TileCounters()
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
@@ -100,6 +101,24 @@ class Device:
         finally:
             for side in streams[1:]:
                 main.wait_stream(side)
+
+    def start_beside(self, launch: Callable[[], None]) -> None:
+        """Make launches after what was launched on the current stream, beside what will be until `end_beside`.
+
+        None of their kernels may take tiles from a counter, either.
+        """
+        main = torch.cuda.current_stream(self.index)
+        if main.cuda_stream not in self._besides:
+            self._besides[main.cuda_stream] = self.new_stream()
+        beside = self._besides[main.cuda_stream]
+        beside.wait_stream(main)
+        with torch.cuda.stream(beside):
+            launch()
+
+    def end_beside(self) -> None:
+        """Let what is launched from now on come after the launches beside."""
+        main = torch.cuda.current_stream(self.index)
+        main.wait_stream(self._besides[main.cuda_stream])
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
@@ -168,6 +187,7 @@ class Device:
             self._cluster_modules.clear()
             self._streams.clear()
             self._sides.clear()
+            self._besides.clear()
         finally:
             self._context.pop()
 

@@ -67,12 +67,14 @@ class Front:
     means   the features of its sites
     clear   the tables of all levels that are made of it
     own     kernel maps between its sites
-    stages  sites that are made of the grid's, all at once, then those that are made of others, one after the other
+    levels  all that are made of it
+    stages  their sites: those that are made of the grid's, all at once, then those of others, one after the other
     """
 
     means: Task
     clear: Task
     own: Sequence[Task]
+    levels: Sequence[Level]
     stages: Sequence[Stage]
 
     @classmethod
@@ -99,11 +101,13 @@ class Front:
             Stage([_sites(writer, level) for level in stage], [*(_offsets(writer, level) for level in stage), *after])
             for stage, after in zip(levels[1:], at_stage[1:], strict=True)
         ]
-        return cls(means, _cleared(writer, made), at_stage[0], stages)
+        return cls(means, _cleared(writer, made), at_stage[0], made, stages)
 
 
 def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
-    """Write two steps: the sites of a grid; then their features, the sites of all levels, and the maps between them.
+    """Write the steps that make the sites of a grid; those of all levels, and maps; and features and maps of the grid.
+
+    The levels are made beside what reads nothing but the grid: the first convolutions.
 
     place  makes the sites of the grid, and beside it tables are cleared
     """
@@ -113,12 +117,6 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
         in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)])
         for at, stage in enumerate(front.stages)
     ]
-    beside = [place, *([front.clear] if front.clear.makes else [])]
-    made = {key: spec for task in beside for key, spec in task.makes.items()}
-    writer.add(f"place {name}", place.reads, made, lambda b: device.at_once([partial(each.run, b) for each in beside]))
-
-    def run(b: Buffers) -> None:
-        device.at_once([*(partial(each.run, b) for each in (means, *own)), partial(stage, 0, b)])
 
     def stage(at: int, b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in front.stages[at].sites])
@@ -127,11 +125,28 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
             after.append(partial(stage, at + 1, b))
         device.at_once(after)
 
-    tasks = [means, *own]
-    tasks += [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
-    makes = {key: spec for task in tasks for key, spec in task.makes.items()}
-    reads = dict.fromkeys(key for task in tasks for key in task.reads)
-    writer.add(name, [key for key in reads if key not in makes], makes, run)
+    _add(writer, f"place {name}", [place, front.clear])
+    levels = [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
+    if levels:
+        counts = [sites_name(level, "count") for level in front.levels]
+        writer.add_beside(f"levels of {name}", _read(levels), _made(levels), counts, partial(stage, 0))
+    _add(writer, name, [means, *own])
+
+
+def _add(writer: Writer, name: str, tasks: Sequence[Task]) -> None:
+    """A step of tasks that are done at once."""
+    device, some = writer.device, [task for task in tasks if task.makes]
+    writer.add(name, _read(some), _made(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
+
+
+def _made(tasks: Sequence[Task]) -> dict[str, BufferSpec]:
+    return {key: spec for task in tasks for key, spec in task.makes.items()}
+
+
+def _read(tasks: Sequence[Task]) -> list[str]:
+    """What tasks read that none of them makes."""
+    made = _made(tasks)
+    return [key for key in dict.fromkeys(key for task in tasks for key in task.reads) if key not in made]
 
 
 def in_lanes(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
@@ -152,8 +167,7 @@ def _lane(tasks: Sequence[Task], work: str) -> Task:
         for task in tasks:
             task.run({**b, WORK: b[work][: task.work]})
 
-    makes = {key: spec for task in tasks for key, spec in task.makes.items()} | {work: ints(length)}
-    return Task([key for task in tasks for key in task.reads], makes, run)
+    return Task([key for task in tasks for key in task.reads], _made(tasks) | {work: ints(length)}, run)
 
 
 def source_of(level: Level) -> tuple[Level, Geometry]:

@@ -101,7 +101,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     x, residual, shortcut = _sources(writer, layer)
     weight, bias = packed(writer, layer, tile), writer.weights.bias(layer)
     count, likely = sites_name(level, "count"), _likely_rows(writer, level)
-    settled = not writer.once(f"convolution of {level.grid}")  # the step before the first one makes all maps
+    settled = not writer.once(f"convolution of {level.grid}")  # the first one may begin beside what makes its map
     parts = 1 if key is None else writer.map_parts[key]
     sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
     if parts > 1:

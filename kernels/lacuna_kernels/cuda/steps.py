@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import TypeVar
 
@@ -71,6 +72,15 @@ class Weights:
         return on_device
 
 
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """A step that runs beside others: its buffers, and what may be read only once it has ended."""
+
+    name: str
+    writes: Sequence[str]
+    tells: set[str]
+
+
 class Writer:
     """Writes the steps of one plan, layer by layer; knows the element type of every buffer.
 
@@ -98,9 +108,26 @@ class Writer:
         self.dtypes: dict[str, torch.dtype] = {}
         self.made: set[str] = set()
         self.done: set[str] = set()
+        self._beside: _Beside | None = None
+
+    def add_beside(
+        self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], counts: Sequence[str], run: Run
+    ) -> None:
+        """Append a step that runs beside those after it, up to the first that reads what it writes, or its counts."""
+        self.join()
+        self.add(name, reads, writes, lambda b: self.device.start_beside(partial(run, b)))
+        self._beside = _Beside(name, list(writes), {*writes, *counts})
+
+    def join(self) -> None:
+        """Append the end of the step that runs beside others, if there is one: until then what it writes is alive."""
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            self.add(f"end of {beside.name}", beside.writes, {}, lambda b: self.device.end_beside())
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
+        if self._beside is not None and not self._beside.tells.isdisjoint(reads):
+            self.join()
         self.dtypes.update({key: spec.dtype for key, spec in writes.items()})
         wholes = {
             self.parts[key].whole: self.spec(self.parts[key].whole, self.dtypes[key])
