@@ -7,9 +7,11 @@ and as clusters run one after another, a block that waits for what another of th
 
 import ctypes
 import hashlib
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.launch import Argument, Dim3
 from lacuna_kernels.cuda.tensor_map import Promotion, Swizzle
 
+KERNEL_NAME = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)\(')
 SIMULATION = Path(__file__).parent / "simulation"
 
 
@@ -66,7 +69,7 @@ def tensor_map(
 class SimulatedDevice:
     """In place of a Device: as many multiprocessors as a test wants, and one order of events for each seed.
 
-    plain  whether its kernels take nothing of Hopper, not even what simulation/hopper.cuh has of all GPUs
+    plain  whether its kernels take nothing of Hopper: then those of a source are compiled together
     """
 
     def __init__(self, folder: Path, multiprocessors: int, seed: int, *, plain: bool = False) -> None:
@@ -75,25 +78,27 @@ class SimulatedDevice:
         self.tile_counter = 0
 
     def kernel(self, variant: Variant) -> "SimulatedKernel":
-        library = self.folder / f"{hashlib.sha256(str(variant).encode()).hexdigest()[:16]}.so"
+        built = variant if self.program == "launch.cpp" else replace(variant, function="all")
+        library = self.folder / f"{hashlib.sha256(str(built).encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            compile_for_the_cpu(variant, self.program, library)
-        return SimulatedKernel(ctypes.CDLL(str(library)), variant, self.seed)
+            compile_for_the_cpu(built, self.program, library)
+        return SimulatedKernel(ctypes.CDLL(str(library)), variant, self.seed, whole=built == variant)
 
 
 class SimulatedKernel:
     """A kernel of a SimulatedDevice."""
 
-    def __init__(self, library: ctypes.CDLL, variant: Variant, seed: int) -> None:
-        library.launch.restype = ctypes.c_char_p
-        self._library, self._variant, self._seed = library, variant, seed
+    def __init__(self, library: ctypes.CDLL, variant: Variant, seed: int, *, whole: bool) -> None:
+        self._launch = library["launch" if whole else f"launch_{variant.function}"]
+        self._launch.restype = ctypes.c_char_p
+        self._variant, self._seed = variant, seed
 
     def __call__(self, grid: Dim3, block: Dim3, *args: Argument) -> None:
         values = [_value(arg) for arg in args]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         cluster, shared_bytes = dict(self._variant.constants).get("TEAM", 1), self._variant.dynamic_shared_bytes
         late_products = self._seed % 2
-        failure = self._library.launch(*grid[:2], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
+        failure = self._launch(*grid[:2], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
         assert failure is None, failure.decode()
 
 
@@ -106,7 +111,9 @@ def compile_for_the_cpu(variant: Variant, program: str, library: Path) -> None:
     for source in (SOURCES / variant.source, *SOURCES.glob("*.cuh"), *SIMULATION.iterdir()):  # the last of a name stays
         (folder / source.name).write_text(source.read_text())
     defines = [f"-D{name}={value}" for name, value in variant.constants]
+    names = KERNEL_NAME.findall((SOURCES / variant.source).read_text())
     defines += [f"-DKERNEL={variant.function}", f'-DSOURCE="{variant.source}"']
+    defines += [f"-DKERNELS={' '.join(f'X({name})' for name in names)}"]
     options = ["-x", "c++", "-std=c++17", "-O1", "-shared", "-Xcompiler=-fPIC,-w"]
     command = [str(nvcc), *options, *defines, "-o", str(folder / library.name), str(folder / program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -51,8 +51,8 @@ class Late:
         monkeypatch.setattr(copies, "_enqueue", self.copy)
         monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.data_ptr() in self.pinned)
         streams = dict.fromkeys(("stream", "upload", "download", "fetch"), stream)
-        counting = {"new_tile_counter": lambda: None, "counting_by": lambda counter: nullcontext()}
-        self.device = cast(Device, SimpleNamespace(index=0, **streams, **counting))
+        free = {"counting_by": lambda counter: nullcontext(), "on_thread": lambda stream: nullcontext()}
+        self.device = cast(Device, SimpleNamespace(index=0, new_tile_counter=lambda: None, **streams, **free))
 
     def made(self, make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def remembered(
@@ -72,7 +72,7 @@ class Late:
             assert all(owner() is not None for owner in ends), "the device goes where nobody keeps memory for it"
             ctypes.memmove(target, source, size)
 
-        self.todo.append(go)
+        (self.todo if self.tape is None else self.tape).append(go)
 
     def owners(self, address: int) -> Iterator[weakref.ref[torch.Tensor]]:
         """Whose memory it is, of what was made for the device and for copies."""

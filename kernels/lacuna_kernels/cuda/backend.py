@@ -53,7 +53,7 @@ class Builder:
 
     def _on_device(self, job: Callable[[], T]) -> T:
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with self._device.on_thread(self._stream), torch.no_grad(), device_errors("building a plan"), exact:
+        with self._device.launching(self._stream), torch.no_grad(), device_errors("building a plan"), exact:
             return job()
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class CudaProgram:
     def finish(self, running: Running) -> Result | Overflow:
         """Take a batch's outputs off the device."""
         running.wait()
-        with self._lock, self._device.on_thread(self._device.stream):
+        with self._lock:
             return running.finish()
 
     def profile(self) -> list[tuple[str, float]]:

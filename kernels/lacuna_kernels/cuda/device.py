@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Compiler, Variant
 from lacuna_kernels.cuda.launch import Argument, Dim3, Function, Module, Shape
+from lacuna_kernels.cuda.libcuda import current_context, make_current
 from lacuna_kernels.cuda.tile_counters import TileCounter, TileCounters
 from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
@@ -67,6 +68,7 @@ class Device:
         shared_bytes = driver.Device(index).get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self.limits = DeviceLimits(int(self.properties.multi_processor_count), int(shared_bytes), architecture)
         self._context.push()
+        self._handle = current_context()
         try:
             self.stream, self.upload, self.download, self.fetch = (self.new_stream() for _ in range(4))
         except BaseException:
@@ -122,13 +124,21 @@ class Device:
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        """Make the device current on any thread, with a stream.
+        """Make the device, and a stream of it, current on any thread.
 
-        Torch alone would not do for the driver's own calls: on a new thread its device is 0 already, without a context.
+        Torch does not always make its context current on a thread that has none; PyCUDA wants it on a stack of its own
+        where kernels are launched, which `launching` does.
         """
+        make_current(self._handle)
+        with torch.cuda.stream(stream):
+            yield
+
+    @contextmanager
+    def launching(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """The same on a thread that launches kernels."""
         self._context.push()
         try:
-            with torch.cuda.device(self.index), torch.cuda.stream(stream):
+            with torch.cuda.stream(stream):
                 yield
         finally:
             self._context.pop()

@@ -41,7 +41,7 @@ class Plan:
     def start(self, batch: Batch) -> Running:
         """Send a batch to the device and start it; the oldest batch is finished first if too many are in flight.
 
-        The device's stream must be current, as for whatever finishes a batch.
+        The device's stream must be current.
         """
         seat = self._seats[0]
         if seat.running is not None:

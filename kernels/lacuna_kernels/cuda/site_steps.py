@@ -120,10 +120,8 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
 
     def stage(at: int, b: Buffers) -> None:
         device.at_once([partial(task.run, b) for task in front.stages[at].sites])
-        after = [partial(lane.run, b) for lane in lanes[at]]
-        if at + 1 < len(front.stages):
-            after.append(partial(stage, at + 1, b))
-        device.at_once(after)
+        longest = [partial(stage, at + 1, b)] if at + 1 < len(front.stages) else []  # first, so that it begins first
+        device.at_once([*longest, *(partial(lane.run, b) for lane in lanes[at])])
 
     _add(writer, f"place {name}", [place, front.clear])
     levels = [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]

@@ -59,9 +59,13 @@ class Slot:
         self.buffers = {**shared, **self.here, **header, **status}
 
     def _record(self, steps: Sequence[Step]) -> None:
+        """The launches, between the small copies that are of the same size for every batch."""
+        stream = torch.cuda.current_stream()
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
+            copy(self.here[HEADER], self.host[HEADER], stream)
             _run(steps, self.buffers)
+            copy(self.host[STATUS], self.here[STATUS], stream)
         except BaseException:
             with suppress(RuntimeError):
                 self._graph.capture_end()
@@ -74,8 +78,10 @@ class Slot:
         The device's stream must be current, and the batch's memory stay as it is until the outputs are back.
         """
         device = self._device
-        self.load(batch, device.upload)
-        self._outputs = {  # here, where the upload hides it, and where its failure leaves nothing half done
+        self._send_inputs(batch, device.upload)
+        self._sent.record(device.upload)
+        self._fill_header(batch)  # beside the upload, like the next
+        self._outputs = {  # before the launch, so that its failure leaves nothing half done
             name: self._pinned_rows(buffer, _rows(self._types[name], batch))
             for name, buffer in self._results.items()
             if buffer not in self._blueprint.unstaged
@@ -85,15 +91,18 @@ class Slot:
         self._graph.replay()
         self._ended.record(device.stream)
         device.download.wait_event(self._ended)
-        copy(self.host[STATUS], self.here[STATUS], device.download)
         for name, data in self._outputs.items():
             copy(data, self.here[self._results[name]], device.download)
         self._back.record(device.download)
 
     def load(self, batch: Batch, stream: torch.cuda.Stream) -> None:
-        """Copy a batch over: what is pinned as it lies, the rest by way of the slot's own pinned memory."""
+        """Copy a batch and its header over, for steps that are run without the graph."""
+        self._send_inputs(batch, stream)
         self._fill_header(batch)
         copy(self.here[HEADER], self.host[HEADER], stream)
+
+    def _send_inputs(self, batch: Batch, stream: torch.cuda.Stream) -> None:
+        """What is pinned as it lies, the rest by way of the slot's own pinned memory."""
         for name, value in batch.items():
             here = self.here[name]
             data = value.data.contiguous()
@@ -102,7 +111,6 @@ class Slot:
                 copy(here, data, stream)
             else:
                 copy_staged(here, data, self.host[name], stream)
-        self._sent.record(stream)
 
     def _fill_header(self, batch: Batch) -> None:
         parts = self._header
@@ -137,19 +145,25 @@ class Slot:
         return bool(self._status[OVERFLOW][0])
 
     def receive(self, batch: Batch) -> dict[str, Value]:
-        """Hand over the outputs of a batch that is done; the device's stream must be current."""
+        """Hand over the outputs of a batch that is done."""
         known, self._outputs = self._outputs, {}
-        items = next(iter(batch.values())).items
-        sites = {name: self._room_for_sites(name, items) for name in self._results if name not in known}
-        for there in sites.values():
-            for buffer, data in there.items():
-                copy(data, self.here[buffer], self._device.fetch)
-        if sites:
-            self._device.fetch.synchronize()
+        sites = self._fetched(batch) if len(known) < len(self._results) else {}
         return {
-            name: _of_sites(*sites[name].values()) if name in sites else _known(self._types[name], known[name], batch)
+            name: sites[name] if name in sites else _known(self._types[name], known[name], batch)
             for name in self._results
         }
+
+    def _fetched(self, batch: Batch) -> dict[str, Value]:
+        """The outputs of sites."""
+        device, items = self._device, next(iter(batch.values())).items
+        with device.on_thread(device.stream):
+            names = [name for name, buffer in self._results.items() if buffer in self._blueprint.unstaged]
+            rooms = {name: self._room_for_sites(name, items) for name in names}
+            for room in rooms.values():
+                for buffer, data in room.items():
+                    copy(data, self.here[buffer], device.fetch)
+            device.fetch.synchronize()
+        return {name: _of_sites(*room.values()) for name, room in rooms.items()}
 
     def _room_for_sites(self, name: str, items: int) -> dict[str, Tensor]:
         """Where an output of sites goes, by buffer: data, offsets and coordinates."""

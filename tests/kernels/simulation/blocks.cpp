@@ -1,4 +1,5 @@
-// Runs a kernel, -D KERNEL=its name -D SOURCE="its file", on the CPU, if it takes nothing of Hopper: block after block.
+// Runs the kernels of a source, -D KERNELS="X(name) ..." -D SOURCE="its file", on the CPU, if they take nothing of Hopper:
+// block after block.
 #include <vector_types.h>
 
 #include <algorithm>
@@ -97,9 +98,8 @@ static unsigned atomicOr(unsigned* at, unsigned value) { return replaced(at, *at
 
 #include SOURCE
 
-// As that of launch.cpp.
-extern "C" const char* launch(int grid, int grid_y, int threads, int, int, int, int seed, void** given) {
-    machine::kernel = arguments::bound(KERNEL, given);
+static const char* run(machine::Action kernel, int grid, int grid_y, int threads, int seed) {
+    machine::kernel = kernel;
     machine::grid = grid * grid_y, machine::block_threads = threads, grid_columns = grid;
     machine::failure.clear();
     std::mt19937 random(seed);
@@ -113,3 +113,10 @@ extern "C" const char* launch(int grid, int grid_y, int threads, int, int, int, 
     }
     return machine::failure.empty() ? nullptr : machine::failure.c_str();
 }
+
+// launch_name as launch of launch.cpp, for each.
+#define X(name)                                                                                                      \
+    extern "C" const char* launch_##name(int grid, int grid_y, int threads, int, int, int, int seed, void** given) { \
+        return run(arguments::bound(name, given), grid, grid_y, threads, seed);                                      \
+    }
+KERNELS

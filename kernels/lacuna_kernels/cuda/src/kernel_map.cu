@@ -226,7 +226,7 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
 // Blocks put GROUP rows in their places at a time, for the offsets of a part, or for up to 32 of all, and make the word
 // of `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word
 // k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
-extern "C" __global__ void __launch_bounds__(THREADS, 6)
+extern "C" __global__ void __launch_bounds__(THREADS, 5)
 order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
           const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
           int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
@@ -241,7 +241,7 @@ order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slot
     for (int group = first + blockIdx.x; group * GROUP < n; group += gridDim.x) {
         const int start = group * GROUP;
         if (threadIdx.x == 0) word = 0;
-#pragma unroll 4
+#pragma unroll 8
         for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
             const int m = start + i < n ? order[start + i] : -1;
             const bool some = m >= 0 && start + i >= one && lane < size;
