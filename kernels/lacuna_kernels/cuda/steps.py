@@ -77,7 +77,7 @@ class _Beside:
     """A step that runs beside others: its buffers, and what may be read only once it has ended."""
 
     name: str
-    writes: Sequence[str]
+    touches: Sequence[str]
     tells: set[str]
 
 
@@ -116,13 +116,13 @@ class Writer:
         """Append a step that runs beside those after it, up to the first that reads what it writes, or its counts."""
         self.join()
         self.add(name, reads, writes, lambda b: self.device.start_beside(partial(run, b)))
-        self._beside = _Beside(name, list(writes), {*writes, *counts})
+        self._beside = _Beside(name, [*reads, *writes], {*writes, *counts})
 
     def join(self) -> None:
-        """Append the end of the step that runs beside others, if there is one: until then what it writes is alive."""
+        """Append the end of the step that runs beside others, if there is one: until then all it touches is alive."""
         beside, self._beside = self._beside, None
         if beside is not None:
-            self.add(f"end of {beside.name}", beside.writes, {}, lambda b: self.device.end_beside())
+            self.add(f"end of {beside.name}", beside.touches, {}, lambda b: self.device.end_beside())
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
