@@ -132,7 +132,7 @@ def stage(graph: Graph, step: str) -> str:
     """What a step is for, which has the name of the last node that was fused into it."""
     node = graph.by_name.get(step)
     if node is None:
-        return "voxels" if step.startswith("place ") else "sites and maps" if "levels of " in step else "others"
+        return "voxels" if step.startswith("place ") else "sites and maps" if step.startswith("beside ") else "others"
     return _OPS.get(node.op) or _AXES.get(graph.types[step].axis, "others")
 
 

@@ -226,28 +226,24 @@ def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch:
 
 
 def made_in_front(plan: Blueprint) -> dict[str, BufferSpec]:
-    """What the steps of the grid's features and of the levels beside them make."""
-    return {
-        name: spec
-        for step in plan.steps
-        if step.name in ("grid", "levels of grid")
-        for name, spec in step.use.writes.items()
-    }
+    """What the step of the grid's features makes, and what is beside it."""
+    return {step.name: step for step in plan.steps}["grid"].use.writes
 
 
 def test_levels_are_made_beside_the_convolutions_of_the_grid() -> None:
     plan = drawn(minkunet(5, width=0.25))
 
     names = [step.name for step in plan.steps]
-    begin, end = names.index("levels of grid"), names.index("end of levels of grid")
-    own = [plan.steps[at] for at in range(begin + 1, end)]
-    first = plan.steps[end + 1]
-    made = plan.steps[begin].use.writes.keys()
+    begin, end = names.index("grid"), names.index("beside grid")
+    made = {name for name in plan.steps[begin].use.writes if "stem" not in name and "grid" not in name.split(":")[0]}
+    touched = set(plan.steps[end].use.reads)
 
-    assert [step.name for step in own] == ["grid", "stem1_relu", "stem2_relu"]
-    assert all(made.isdisjoint(step.use.reads) for step in own)
-    assert not made.isdisjoint(first.use.reads)
-    assert made | set(plan.steps[begin].use.reads) <= set(plan.steps[end].use.reads)  # nothing else lies there before
+    assert names[begin + 1 : end] == ["stem1_relu", "stem2_relu"]
+    assert any(name.startswith("map from down1 to down1") for name in made)
+    assert made <= touched  # nothing else may lie there before the end
+    assert "grid:sites:cells" in touched
+    assert all(made.isdisjoint(step.use.reads) for step in plan.steps[begin + 1 : end])
+    assert not made.isdisjoint(plan.steps[end + 1].use.reads)
 
 
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:

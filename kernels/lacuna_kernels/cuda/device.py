@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ class DeviceLimits:
         return self.architecture == "sm_90"
 
 
+@dataclass(slots=True)
+class _Sides:
+    """Streams beside another, the first of which are taken by calls of `at_once` that have not returned."""
+
+    streams: list[torch.cuda.Stream] = field(default_factory=list)
+    taken: int = 0
+
+
 class Device:
     """A GPU opened on the calling thread. Torch's memory and PyCUDA's kernels live in the same primary context.
 
@@ -58,7 +66,7 @@ class Device:
         self._cluster_modules: dict[str, Module] = {}
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
-        self._sides: dict[int, list[torch.cuda.Stream]] = {}
+        self._sides: dict[int, _Sides] = {}
         self._besides: dict[int, torch.cuda.Stream] = {}
         self._counters = TileCounters()
         self._lock = threading.RLock()
@@ -85,15 +93,18 @@ class Device:
     def at_once(self, launches: Sequence[Callable[[], None]]) -> None:
         """Make launches that do not depend on one another on streams of their own, which join the current one again.
 
-        None of their kernels may take tiles from a counter, as those of one stream share one.
+        They may call this again, for streams that are in nobody's way. None of their kernels may take tiles from a
+        counter, as those of one stream share one.
         """
         if not launches:
             return
         main = torch.cuda.current_stream(self.index)
-        sides = self._sides.setdefault(main.cuda_stream, [])  # of one thread, like the stream itself
-        while len(sides) < len(launches) - 1:
-            sides.append(self.new_stream())
-        streams = (main, *sides[: len(launches) - 1])
+        sides = self._sides.setdefault(main.cuda_stream, _Sides())  # of one thread, like the stream itself
+        taken = sides.taken
+        while len(sides.streams) < taken + len(launches) - 1:
+            sides.streams.append(self.new_stream())
+        streams = (main, *sides.streams[taken : taken + len(launches) - 1])
+        sides.taken += len(launches) - 1
         for side in streams[1:]:
             side.wait_stream(main)
         try:
@@ -101,11 +112,12 @@ class Device:
                 with torch.cuda.stream(stream):
                     launch()
         finally:
+            sides.taken = taken
             for side in streams[1:]:
                 main.wait_stream(side)
 
-    def start_beside(self, launch: Callable[[], None]) -> None:
-        """Make launches after what was launched on the current stream, beside what will be until `end_beside`.
+    def start_beside(self, launch: Callable[[], None], others: Callable[[], None]) -> None:
+        """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
 
         None of their kernels may take tiles from a counter, either.
         """
@@ -114,6 +126,7 @@ class Device:
             self._besides[main.cuda_stream] = self.new_stream()
         beside = self._besides[main.cuda_stream]
         beside.wait_stream(main)
+        others()
         with torch.cuda.stream(beside):
             launch()
 

@@ -12,6 +12,8 @@ VARIANTS = (COUNT, SCAN, PLACE)
 PART_BITS = 8
 """Of a key that has several parts."""
 _THREADS, _WIDE = 256, 1024
+_BLOCKS = 2
+"""Of a multiprocessor."""
 
 
 def key_bins(bits: int, parts: int) -> int:
@@ -37,7 +39,8 @@ def order_by_keys(
     """
     parts, length = order.shape
     counts, starts, ranks = work.tensor_split([bins, 2 * bins])
-    grid, block = (blocks(length, _THREADS), 1, 1), (_THREADS, 1, 1)
+    most = device.limits.multiprocessors * _BLOCKS
+    grid, block = (min(most, blocks(length, _THREADS)), 1, 1), (_THREADS, 1, 1)
     device.kernel(COUNT)(grid, block, keys, count, parts, length, counts, ranks)
     device.kernel(SCAN)((blocks(bins, 4 * _WIDE), 1, 1), (_WIDE, 1, 1), counts, bins, starts)
     device.kernel(PLACE)(grid, block, keys, count, parts, length, starts, ranks, order, ones)

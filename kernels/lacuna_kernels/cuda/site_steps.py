@@ -20,6 +20,7 @@ from lacuna_kernels.cuda.coordinates import (
     pack_geometry,
     table_slots,
 )
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
@@ -29,7 +30,7 @@ from lacuna_kernels.cuda.kernel_map import (
     map_work,
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
-from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Writer, sites_name
+from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Work, Writer, sites_name
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
@@ -123,18 +124,19 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
         longest = [partial(stage, at + 1, b)] if at + 1 < len(front.stages) else []  # first, so that it begins first
         device.at_once([*longest, *(partial(lane.run, b) for lane in lanes[at])])
 
-    _add(writer, f"place {name}", [place, front.clear])
+    placed, now = _at_once(device, [place, front.clear]), _at_once(device, [means, *own])
+    writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
     levels = [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
     if levels:
         counts = [sites_name(level, "count") for level in front.levels]
-        writer.add_beside(f"levels of {name}", _read(levels), _made(levels), counts, partial(stage, 0))
-    _add(writer, name, [means, *own])
+        writer.add_with(name, now, Work(_read(levels), _made(levels), partial(stage, 0)), counts)
+    else:
+        writer.add(name, now.reads, now.writes, now.run)
 
 
-def _add(writer: Writer, name: str, tasks: Sequence[Task]) -> None:
-    """A step of tasks that are done at once."""
-    device, some = writer.device, [task for task in tasks if task.makes]
-    writer.add(name, _read(some), _made(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
+def _at_once(device: Device, tasks: Sequence[Task]) -> Work:
+    some = [task for task in tasks if task.makes]
+    return Work(_read(some), _made(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
 
 
 def _made(tasks: Sequence[Task]) -> dict[str, BufferSpec]:

@@ -11,7 +11,7 @@ VARIANTS = (COUNT, MOVE)
 
 THREADS = 256
 TILE = 8 * THREADS
-DIGIT_BITS = 8
+DIGIT_BITS = 9
 FEW_TILES = 128
 """So many are added up by every block, which takes less than the three launches of a scan."""
 
@@ -33,12 +33,13 @@ def sort(device: Device, keys: Tensor, count: Tensor, bits: int, work: Tensor) -
     *pairs, counts, sums = work.tensor_split([*(i * length for i in range(1, 5)), 4 * length + (tiles << DIGIT_BITS)])
     grid, block, scanned = (tiles, 1, 1), (THREADS, 1, 1), int(tiles > FEW_TILES)
     order: Tensor | None = None
-    for turn, shift in enumerate(range(0, bits, DIGIT_BITS)):
+    digit = blocks(bits, blocks(bits, DIGIT_BITS))  # as few passes as may be, of about as many bits each
+    for turn, shift in enumerate(range(0, bits, digit)):
         keys_out, order_out = pairs[turn % 2 * 2], pairs[turn % 2 * 2 + 1]
-        device.kernel(COUNT)(grid, block, keys, count, shift, scanned, counts)
+        device.kernel(COUNT)(grid, block, keys, count, shift, digit, scanned, counts)
         if scanned:
             exclusive_scan(device, counts, counts, None, sums)
-        device.kernel(MOVE)(grid, block, keys, order, count, shift, scanned, counts, keys_out, order_out)
+        device.kernel(MOVE)(grid, block, keys, order, count, shift, digit, scanned, counts, keys_out, order_out)
         keys, order = keys_out, order_out
     assert order is not None
     return keys, order

@@ -73,8 +73,17 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Launches, what they read and what they write."""
+
+    reads: Sequence[str]
+    writes: Mapping[str, BufferSpec]
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
 class _Beside:
-    """A step that runs beside others: its buffers, and what may be read only once it has ended."""
+    """What runs beside steps: buffers that it touches, and what may be read only once it has ended."""
 
     name: str
     touches: Sequence[str]
@@ -110,19 +119,22 @@ class Writer:
         self.done: set[str] = set()
         self._beside: _Beside | None = None
 
-    def add_beside(
-        self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], counts: Sequence[str], run: Run
-    ) -> None:
-        """Append a step that runs beside those after it, up to the first that reads what it writes, or its counts."""
+    def add_with(self, name: str, now: Work, beside: Work, counts: Sequence[str]) -> None:
+        """Append a step, and what runs beside it and those after it, up to the first that reads what that writes.
+
+        counts  what is told by launches beside without being written in this sense
+        """
         self.join()
-        self.add(name, reads, writes, lambda b: self.device.start_beside(partial(run, b)))
-        self._beside = _Beside(name, [*reads, *writes], {*writes, *counts})
+        both, device = {**now.writes, **beside.writes}, self.device
+        reads = [key for key in dict.fromkeys((*now.reads, *beside.reads)) if key not in both]
+        self.add(name, reads, both, lambda b: device.start_beside(partial(beside.run, b), partial(now.run, b)))
+        self._beside = _Beside(name, [*beside.reads, *beside.writes], {*beside.writes, *counts})
 
     def join(self) -> None:
-        """Append the end of the step that runs beside others, if there is one: until then all it touches is alive."""
+        """Append the end of what runs beside others, if there is anything: until then all it touches is alive."""
         beside, self._beside = self._beside, None
         if beside is not None:
-            self.add(f"end of {beside.name}", beside.touches, {}, lambda b: self.device.end_beside())
+            self.add(f"beside {beside.name}", beside.touches, {}, lambda b: self.device.end_beside())
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""

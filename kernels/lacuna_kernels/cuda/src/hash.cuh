@@ -94,17 +94,35 @@ __device__ inline int look_for_block(const Bucket* __restrict__ buckets, unsigne
     return FREE;
 }
 
-// The same, at once if it is in the first bucket.
+// The same step by step, so that several can be under way: mostly the block is in its first bucket or nowhere.
+struct BlockSearch {
+    Site block, found;
+    unsigned hash;
+    Bucket bucket;
+    int head;
+
+    __device__ void start(const Bucket* __restrict__ buckets, unsigned mask, Site wanted) {
+        block = wanted, hash = hash_site(block), bucket = buckets[hash & mask];
+    }
+    __device__ void look(const Site* __restrict__ sites) {
+        head = FREE;
+#pragma unroll
+        for (int i = 0; i < BUCKET; ++i)
+            if (bucket.entries[i].hash == hash) head = bucket.entries[i].head;
+        found = sites[max(head, 0)];
+    }
+    __device__ int end(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites) const {
+        const bool sure = head == FREE ? bucket.entries[BUCKET - 1].head == FREE : same_site(block_of(found), block);
+        return sure ? head : look_for_block(buckets, mask, sites, block, hash);
+    }
+};
+
 __device__ inline int find_block(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites,
                                  Site block) {
-    const unsigned hash = hash_site(block);
-    const Bucket bucket = buckets[hash & mask];
-    int head = FREE;
-#pragma unroll
-    for (int i = 0; i < BUCKET; ++i)
-        if (bucket.entries[i].hash == hash) head = bucket.entries[i].head;
-    const bool sure = head == FREE ? bucket.entries[BUCKET - 1].head == FREE : same_site(block_of(sites[head]), block);
-    return sure ? head : look_for_block(buckets, mask, sites, block, hash);
+    BlockSearch search;
+    search.start(buckets, mask, block);
+    search.look(sites);
+    return search.end(buckets, mask, sites);
 }
 
 // The row of a site, -1 if it is not there.

@@ -100,10 +100,11 @@ struct Steps {
 };
 
 // forward_rows of kernels of up to 3 offsets an axis, side by side, up to 32 in all: an output reads from at most
-// 2 x 2 x 2 blocks of inputs. A lane looks for one of these blocks, so that a warp has SITES outputs at a time; then, one
-// output after the other, a lane has an offset.
-#define SITES 4
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+// 2 x 2 x 2 blocks of inputs. A lane looks for one of these blocks for each of SEARCHES outputs, so that a warp has SITES
+// of them at a time; then, one output after the other, a lane has an offset.
+#define SEARCHES 2
+#define SITES (4 * SEARCHES)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
           const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
           int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
@@ -118,18 +119,29 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
     const Steps steps(slot.offset / (size_y * size_z), slot.offset / size_z % size_y, slot.offset % size_z);
     clear(bins, bin_count);
     for (int first = (blockIdx.x * WARPS + threadIdx.x / 32) * SITES; first < n; first += gridDim.x * WARPS * SITES) {
-        const Site site = outputs[min(first + lane / 8, n - 1)];
-        const Site from = {site.item, site.x * stride_x - padding_x, site.y * stride_y - padding_y,
-                           site.z * stride_z - padding_z};
-        const Site block = {from.item, (from.x >> 1) + (corner >> 2), (from.y >> 1) + (corner >> 1 & 1),
-                            (from.z >> 1) + (corner & 1)};
-        const bool reached = from.x + size_x > 2 * block.x && from.y + size_y > 2 * block.y && from.z + size_z > 2 * block.z;
-        const int head = reached ? find_block(buckets, mask, inputs, block) : -1, cell = cell_of(from);
+        BlockSearch search[SEARCHES];
+        bool reached[SEARCHES];
+        int head[SEARCHES], cell[SEARCHES];
+#pragma unroll
+        for (int i = 0; i < SEARCHES; ++i) {
+            const Site site = outputs[min(first + 4 * i + lane / 8, n - 1)];
+            const Site from = {site.item, site.x * stride_x - padding_x, site.y * stride_y - padding_y,
+                               site.z * stride_z - padding_z};
+            const Site block = {from.item, (from.x >> 1) + (corner >> 2), (from.y >> 1) + (corner >> 1 & 1),
+                                (from.z >> 1) + (corner & 1)};
+            reached[i] = from.x + size_x > 2 * block.x && from.y + size_y > 2 * block.y && from.z + size_z > 2 * block.z;
+            cell[i] = cell_of(from);
+            search[i].start(buckets, mask, block);
+        }
+#pragma unroll
+        for (int i = 0; i < SEARCHES; ++i) search[i].look(inputs);
+#pragma unroll
+        for (int i = 0; i < SEARCHES; ++i) head[i] = reached[i] ? search[i].end(buckets, mask, inputs) : -1;
         int row[SITES];
 #pragma unroll
         for (int i = 0; i < SITES; ++i) {
-            const unsigned step = steps.from(__shfl_sync(FULL_WARP, cell, 8 * i));
-            const int there = __shfl_sync(FULL_WARP, head, 8 * i + (step >> 3));
+            const unsigned step = steps.from(__shfl_sync(FULL_WARP, cell[i / 4], 8 * (i % 4)));
+            const int there = __shfl_sync(FULL_WARP, head[i / 4], 8 * (i % 4) + (step >> 3));
             row[i] = lane < found.volume && there >= 0 ? cells[8 * (size_t)there + (step & 7)] : -1;
         }
         unsigned own = 0;

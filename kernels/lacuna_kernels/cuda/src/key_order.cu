@@ -1,4 +1,5 @@
-// Rows in the order of small keys, by counting: equal keys are side by side, in whatever order they come.
+// Rows in the order of small keys, by counting: equal keys are side by side, in whatever order they come. Blocks take
+// turns, as there is room for many more rows than there are.
 // A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own.
 // Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows.
 #include "scan.cuh"
@@ -16,18 +17,18 @@ __device__ inline int bin_of(int key, int part, int parts) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 count_keys(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length, int* __restrict__ counts,
            int* __restrict__ ranks) {
-    const int row = blockIdx.x * THREADS + threadIdx.x, lane = threadIdx.x % 32, n = *count;
-    if (row - lane >= n) return;
-    const unsigned here = __ballot_sync(FULL_WARP, row < n);
-    if (row >= n) return;
-    for (int part = 0; part < parts; ++part) {
-        const int bin = bin_of(keys[row], part, parts);
-        const unsigned equal = __match_any_sync(here, bin);
-        const int first = __ffs(equal) - 1;
-        int before = 0;
-        if (lane == first) before = atomicAdd(counts + bin, __popc(equal));
-        before = __shfl_sync(equal, before, first);
-        ranks[(size_t)part * length + row] = before + __popc(equal & ((1u << lane) - 1));
+    const int n = *count, lane = threadIdx.x % 32;
+    for (int row = blockIdx.x * THREADS + threadIdx.x; row - lane < n; row += gridDim.x * THREADS) {
+        const unsigned here = __ballot_sync(FULL_WARP, row < n);
+        for (int part = 0; part < parts && row < n; ++part) {
+            const int bin = bin_of(keys[row], part, parts);
+            const unsigned equal = __match_any_sync(here, bin);
+            const int first = __ffs(equal) - 1;
+            int before = 0;
+            if (lane == first) before = atomicAdd(counts + bin, __popc(equal));
+            before = __shfl_sync(equal, before, first);
+            ranks[(size_t)part * length + row] = before + __popc(equal & ((1u << lane) - 1));
+        }
     }
 }
 
@@ -54,11 +55,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 place_rows(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length,
            const int* __restrict__ starts, const int* __restrict__ ranks, int* __restrict__ order,
            int* __restrict__ ones) {
-    const int row = blockIdx.x * THREADS + threadIdx.x, n = *count;
-    if (parts > 1 && row < parts) ones[row] = starts[row << 8 | 1] - row * n;
-    if (row >= n) return;
-    for (int part = 0; part < parts; ++part) {
-        const size_t mine = (size_t)part * length;
-        order[mine + starts[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
+    const int first = blockIdx.x * THREADS + threadIdx.x, n = *count;
+    if (parts > 1 && first < parts) ones[first] = starts[first << 8 | 1] - first * n;
+    for (int row = first; row < n; row += gridDim.x * THREADS) {
+        for (int part = 0; part < parts; ++part) {
+            const size_t mine = (size_t)part * length;
+            order[mine + starts[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
+        }
     }
 }
