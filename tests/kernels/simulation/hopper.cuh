@@ -210,6 +210,7 @@ inline void publish_shared() {}
 inline void is_overwritten(float& sum) { sum = NAN; }
 inline void is_changed(float&) {}
 inline int hidden(int number) { return number; }
+inline const char* hidden(const char* address) { return address; }
 template <int REGISTERS, int START>
 inline void take_registers() {}
 

@@ -173,6 +173,10 @@ __device__ __forceinline__ int hidden(int number) {
     asm volatile("" : "+r"(number));
     return number;
 }
+__device__ __forceinline__ const char* hidden(const char* address) {
+    asm volatile("" : "+l"(address));
+    return address;
+}
 
 // Which of the block's warps this is, the same for all its threads to the compiler, too: what follows from it takes no
 // registers of theirs. For whole warps together.

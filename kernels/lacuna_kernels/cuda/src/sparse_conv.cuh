@@ -106,7 +106,9 @@ struct Source {
 
 // The offsets of a part that any place of a tile has, in rising order, as a thread walks through them; after those of
 // the last part comes the shortcut, if there is one, as offset `volume`.
-struct OffsetWalk {
+// BY_WARPS: whole warps walk together, of TILE_M places, and to the compiler, too, all their lanes have the same.
+template <bool BY_WARPS>
+struct AnyOffsetWalk {
     const KernelMap& map;
     int part, place, places;  // first place of the tile; places past the tile or past those in use start here
     bool shortcut;
@@ -116,8 +118,15 @@ struct OffsetWalk {
     __device__ unsigned bits(int index) const {
         if (!map.present) return 1;
         unsigned any = 0;
-        for (int group = place / GROUP; group * GROUP < places; ++group) any |= map.present_of(part, group, index);
-        return any;
+        if constexpr (BY_WARPS) {
+#pragma unroll  // all words are under way at once
+            for (int group = 0; group < TILE_M / GROUP; ++group)
+                if (place + group * GROUP < places) any |= map.present_of(part, place / GROUP + group, index);
+            return __shfl_sync(EVERY_LANE, int(any), 0);
+        } else {
+            for (int group = place / GROUP; group * GROUP < places; ++group) any |= map.present_of(part, group, index);
+            return any;
+        }
     }
 
     __device__ bool ends_in_shortcut() const { return shortcut && map.is_last(part); }
@@ -153,6 +162,8 @@ struct OffsetWalk {
         return rows ? rows[place] : place;
     }
 };
+using OffsetWalk = AnyOffsetWalk<false>;
+using WarpOffsetWalk = AnyOffsetWalk<true>;
 
 // Do something with four sums at a time, the others moving up, as registers cannot be indexed in a loop.
 template <int COUNT, class Do>

@@ -15,6 +15,9 @@ constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROW
 constexpr int BARRIERS = 1024, TILE_AT = 960;  // bytes before the stages; where of these the block's tile is
 constexpr int OFFSETS = 8, CHUNKS = 3;  // offsets whose rows are copied together; chunks of them in shared memory
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
+static_assert(BRINGERS % 64 == 0, "each of the two panels has whole warps");
+static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
+static_assert(TILE_M % GROUP == 0, "tiles are of whole groups");
 static_assert(16 * STAGES + 8 * CHUNKS <= TILE_AT, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
 
@@ -34,31 +37,47 @@ struct Stages {
 
 __device__ __forceinline__ int panels_of(const Source& source) { return (source.ci + PANEL_K - 1) / PANEL_K; }
 
-// A thread that gathers: a piece of every ROWS_APART-th row, of every other panel. Neighbours have neighbouring pieces
-// of two panels, which mostly lie side by side.
+// A thread that gathers: a piece of every ROWS_APART-th row, of every other panel; half the warps have the even ones, so
+// that all but a thread's rows is the same for its warp, to the compiler, too.
 struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
-    OffsetWalk ahead, walk;  // where rows are copied, and where they are used
+    WarpOffsetWalk ahead, walk;  // where rows are copied, and where they are used
     int thread, total, base;  // offsets of the tile, and of all before, in whole chunks
     int found = 0, here = 0;  // offsets whose rows are copied, and have come
 
+    static __device__ __forceinline__ int half() { return (warp_of_block() - MULTIPLIERS / 32) / (BRINGERS / 64); }
     __device__ __forceinline__ int piece() const { return thread % PANEL_PIECES; }
-    __device__ __forceinline__ int half() const { return thread / PANEL_PIECES % 2; }
-    __device__ __forceinline__ int row() const { return thread / (2 * PANEL_PIECES); }
+    __device__ __forceinline__ int row() const { return thread % (BRINGERS / 2) / PANEL_PIECES; }
 
-    // Have the rows of the next offsets copied.
+    // Whether each place leads to itself.
+    __device__ __forceinline__ bool is_same(int offset) const {
+        return offset == walk.map.volume ? !walk.map.order : !walk.map.map;
+    }
+
+    // Have the rows of the next offsets copied, those of a thread side by side.
     __device__ __forceinline__ void look_up() {
-        const int chunk = base + found;
+        const KernelMap& map = ahead.map;
+        const int chunk = (base + found) / OFFSETS % CHUNKS, stop = min(total, found + OFFSETS);
+        const int* mapped = map.map + ahead.place + thread;
+        const int* itself = map.order + (size_t)ahead.part * map.capacity + ahead.place + thread;
+        uint32_t to = stages.rows(chunk * OFFSETS) + (thread % ROWS_APART * GATHERS + thread / ROWS_APART) * 4;
 #pragma unroll 1
-        for (int stop = min(total, found + OFFSETS); found < stop; ++found) {
-            const float* from = reinterpret_cast<const float*>(ahead.rows_of(ahead.next()));  // words
+        for (; found < stop; ++found) {
+            const int offset = ahead.next();
+            const bool last = offset == map.volume;
+            const int* from = last ? itself : mapped + uint64_t(uint32_t(offset)) * uint32_t(map.capacity);
+            const bool some = last ? map.order != nullptr : map.map != nullptr;
 #pragma unroll
-            for (int at = thread; at < TILE_M; at += BRINGERS)
-                copy_4_bytes(stages.rows(base + found) + at * 4, from + ahead.place + at,
-                             from && ahead.place + at < ahead.places);
+            for (int i = 0; i < (TILE_M + BRINGERS - 1) / BRINGERS; ++i) {
+                const int at = thread + i * BRINGERS;
+                if (at < TILE_M || TILE_M % BRINGERS == 0)
+                    copy_4_bytes(to + i * (BRINGERS / ROWS_APART * 4), reinterpret_cast<const float*>(from + i * BRINGERS),
+                                 some && ahead.place + at < ahead.places);
+            }
+            to += TILE_M * 4;
         }
-        arrive_after_copies(stages.looked_up(chunk / OFFSETS % CHUNKS));
+        arrive_after_copies(stages.looked_up(chunk));
     }
 
     // Wait for the rows of all offsets before `stop`.
@@ -75,56 +94,76 @@ struct Bringer {
         return {last ? shortcut.rows : input.rows, last ? shortcut.pitch : input.pitch, last ? shortcut.ci : input.ci};
     }
 
-    // Where the thread's pieces of an offset's first panel are, in pieces from the first row: none lies 2^31 on.
-    __device__ __forceinline__ void find_pieces(int (&pieces)[GATHERS], int index, int offset) {
-        const bool same = !walk.rows_of(offset);
-        const int apart = source_of(index).pitch / PIECE;
+    // Where the thread's rows of an offset begin, in pieces from the first row: none lies 2^31 on. In what is returned,
+    // bit GATHERS - 1 - i tells that the i-th is not there.
+    __device__ __forceinline__ unsigned find_pieces(uint32_t (&pieces)[GATHERS], int index, int offset) {
+        const bool same = is_same(offset);
+        const uint32_t apart = source_of(index).pitch / PIECE, rows = stages.rows(base + index) + row() * (GATHERS * 4);
         wait_for_rows(index + 1);
+        unsigned absent = 0;
 #pragma unroll
-        for (int i = 0; i < GATHERS; ++i) {
-            const int at = row() + i * ROWS_APART, place = walk.place + at;
-            const int row = same ? place : int(__float_as_uint(read_float(stages.rows(base + index) + at * 4)));
-            pieces[i] = place < walk.places && row >= 0 ? row * apart + piece() : -1;
+        for (int i = 0; i < GATHERS; i += 4) {
+            const int place = walk.place + row() + i * ROWS_APART;
+            uint4 four = make_uint4(place, place + ROWS_APART, place + 2 * ROWS_APART, place + 3 * ROWS_APART);
+            if (!same) four = read_16_bytes(rows + i * 4);
+            const int each[4] = {int(four.x), int(four.y), int(four.z), int(four.w)};
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                pieces[i + n] = max(each[n], 0) * apart;
+                absent = absent << 1 | uint32_t(each[n]) >> 31;
+            }
         }
+        return absent;
     }
 
-    __device__ __forceinline__ void gather(int index, const int (&pieces)[GATHERS], int panel, int stage) const {
-        const uint32_t to = stages.a(stage) + half() * A_PANEL + row() * ROW_BYTES + (piece() ^ row() / 2 % 4) * 16;
-        const Source source = source_of(index);
-        const uint4* from = reinterpret_cast<const uint4*>(source.rows) + panel * PANEL_PIECES;
-        const bool inside = index < total && panel * PANEL_K + piece() * PIECE < source.ci;
+    // In the same bits, which of the thread's places are past the last.
+    __device__ __forceinline__ unsigned past() const {
+        unsigned past = 0;
 #pragma unroll
-        for (int i = 0; i < GATHERS; ++i) {
-            const bool there = inside && pieces[i] >= 0;
-            copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + max(pieces[i], 0), there);
-        }
-        arrive_after_copies(stages.full(stage));
+        for (int i = 0; i < GATHERS; ++i) past = past << 1 | (walk.place + row() + i * ROWS_APART >= walk.places);
+        return past;
     }
 
     // `weight` is that of the tile's channels, of the first panel of the first offset; the next panel is `apart` on.
     // Past the last panel there are none but zeros, times any weights.
     __device__ __forceinline__ void bring(const char* weight, size_t apart, int steps, Ring& ring) {
-        int index = 0, panel = half(), found_of = -1, offset = total ? walk.next() : 0;
-        int pieces[GATHERS];
+        const int half = this->half(), width = panels_of(input);
+        const uint32_t own = half * A_PANEL + row() * ROW_BYTES + (piece() ^ row() / 2 % 4) * 16;
+        const unsigned past = this->past();
+        int index = 0, panel = half, found_of = -1, offset = total ? walk.next() : 0;
+        int ci = source_of(0).ci;  // of the offset
+        uint32_t pieces[GATHERS] = {};
+        unsigned absent = 0;
         if (total) look_up();
         if (found < total) look_up();
         wait_for_kernels_before();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            while (index < total && panel >= panels_of(source_of(index))) {
-                panel -= panels_of(source_of(index));
-                if (++index < total) offset = walk.next();
+            while (index < total && panel * PANEL_K >= ci) {
+                panel -= (ci + PANEL_K - 1) / PANEL_K;
+                if (++index >= total) break;
+                offset = walk.next(), ci = source_of(index).ci;
             }
             if (index / OFFSETS * OFFSETS + 2 * OFFSETS > found && found < total) look_up();
-            if (index != found_of && index < total) find_pieces(pieces, index, offset), found_of = index;
+            if (index != found_of && index < total)
+                absent = find_pieces(pieces, index, offset) | past, found_of = index;
+            const uint32_t full = stages.full(ring.stage);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
-            if (row() == 0 && piece() == 0) {
-                const size_t from = index < total ? (size_t)offset * panels_of(input) + panel : 0;
-                const uint32_t full = stages.full(ring.stage);
+            if (thread % (BRINGERS / 2) == 0) {
+                const size_t from = index < total ? (size_t)offset * width + panel : 0;
                 barrier_expect(full, B_PANEL);
-                copy_in(stages.b(ring.stage) + half() * B_PANEL, weight + from * apart, B_PANEL, full);
+                copy_in(stages.b(ring.stage) + half * B_PANEL, weight + from * apart, B_PANEL, full);
             }
-            gather(index, pieces, panel, ring.stage);
+            const unsigned none = index < total && panel * PANEL_K + piece() * PIECE < ci ? absent : ~0u;
+            const uint32_t to = stages.a(ring.stage) + own;
+            const Element* rows = index < total ? source_of(index).rows : input.rows;
+            const char* from = reinterpret_cast<const char*>(rows) + panel * ROW_BYTES + piece() * 16;
+            from = hidden(from);  // else what is the same for the warp is added again for each piece
+#pragma unroll
+            for (int i = 0; i < GATHERS; ++i)  // hidden, else each bit is shifted to where it is 16
+                copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + uint64_t(pieces[i]) * 16,
+                              !hidden(none & 1u << (GATHERS - 1 - i)));
+            arrive_after_copies(full);
             panel += 2;
             ring.next(STAGES);
         }

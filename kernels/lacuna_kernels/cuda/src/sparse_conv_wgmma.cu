@@ -60,6 +60,14 @@ struct Work {
 
     __device__ __forceinline__ Tile tile() const { return SPLIT ? stages.tile() : own; }
 
+    // By whole warps, whose lanes all have the same, to the compiler, too.
+    __device__ __forceinline__ Tile tile_of_warp() const {
+        if (!SPLIT) return own;
+        const Tile read = tile();
+        return {__shfl_sync(EVERY_LANE, read.part, 0), __shfl_sync(EVERY_LANE, read.place, 0),
+                __shfl_sync(EVERY_LANE, read.column, 0)};
+    }
+
     // By one thread, before all meet.
     __device__ __forceinline__ void take() const { stages.tile() = tiles.at(progress->take()); }
 
@@ -82,28 +90,28 @@ struct Work {
         __syncthreads();
     }
 
-    __device__ __forceinline__ OffsetWalk walk() const {
-        const Tile tile = this->tile();
+    __device__ __forceinline__ WarpOffsetWalk walk() const {
+        const Tile tile = tile_of_warp();
         return {map, tile.part, tile.place, min(tiles.rows, tile.place + TILE_M), beside.rows != nullptr};
     }
 
     // At least one, of zeros if need be: the assembler makes products wait for one another if there may be none.
-    __device__ __forceinline__ int steps(const OffsetWalk& walk, int offsets) const {
+    __device__ __forceinline__ int steps(const WarpOffsetWalk& walk, int offsets) const {
         return max(1, (walk.steps(offsets, panels_of(input), panels_of(beside)) + 1) / 2);
     }
 
     __device__ __forceinline__ void bring() {
-        const OffsetWalk offsets = walk();
+        const WarpOffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
         Bringer{stages, input, beside, offsets, offsets, thread, total, looked_up}.bring(
-            weight + (size_t)(tile().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, steps, ring);
+            weight + (size_t)(tile_of_warp().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, steps, ring);
         looked_up += (total + OFFSETS - 1) / OFFSETS * OFFSETS;
     }
 
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
         const int warp = warp_of_block(), group = warp / 4;
-        const OffsetWalk offsets = walk();
+        const WarpOffsetWalk offsets = walk();
         const int steps = this->steps(offsets, offsets.total());
         const Rows mine(map, offsets.part, offsets.place + warp * 16, offsets.places, tile().column);
         float sums[TILE_N / 2] = {};
