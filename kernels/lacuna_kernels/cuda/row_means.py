@@ -51,7 +51,7 @@ def row_means(
     bits = capacity.bit_length()  # -1 has more, and comes last
     keys, order = sort(device, row_of_point, count, bits, work[: sort_work(points)])
     starts = work[sort_work(points) :]
-    device.kernel(STARTS)((blocks(capacity + 1, THREADS), 1, 1), (THREADS, 1, 1), keys, count, rows, starts)
+    device.kernel(STARTS)((blocks(points + 1, THREADS), 1, 1), (THREADS, 1, 1), keys, count, rows, starts)
     block = row_block(channels)
     device.kernel(_row_means("row_mean", x.dtype, y.dtype))(
         (blocks(capacity, block[1]), 1, 1),

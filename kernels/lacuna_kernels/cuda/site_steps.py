@@ -1,7 +1,7 @@
 """Steps that make sites and kernel maps, and how other steps find them among the buffers of a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 
@@ -102,6 +102,7 @@ class Front:
             Stage([_sites(writer, level) for level in stage], [*(_offsets(writer, level) for level in stage), *after])
             for stage, after in zip(levels[1:], at_stage[1:], strict=True)
         ]
+        stages[0] = replace(stages[0], then=[_offsets(writer, grid), *stages[0].then])
         return cls(means, _cleared(writer, made), at_stage[0], made, stages)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
-from lacuna_kernels.cuda.coordinates import item_offsets, numbering_work
+from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
@@ -52,6 +52,7 @@ def voxelize(writer: Writer, layer: Layer) -> None:
     grid, points = Grid(node.origin, node.voxel_size_m, node.cells), writer.room.points
     given = [cloud, f"{cloud}:count", f"{cloud}:offsets"]
     made = placement_specs(level, points) | site_specs(writer, level)
+    del made[sites_name(level, "offsets")]  # which nobody waits for: beside the first convolutions
     work, means = f"{node.name}:work", f"{node.name}:means"
 
     def clouds(b: Buffers) -> PointBuffer:
@@ -65,7 +66,6 @@ def voxelize(writer: Writer, layer: Layer) -> None:
         voxels_of_points(device, clouds(b), placement, sites, b[work])
         y, count, first = b[layer.output], b[f"{cloud}:count"], node.reduce == "first"
         row_means(device, b[cloud], placement.voxel_of_point, count, y, sites.count, b[means], first_only=first)
-        item_offsets(device, sites)
 
     placed = Task(given, made | {work: ints(numbering_work(points))}, place)
     scratch = {means: ints(row_means_work(points, writer.room.sites(level)))}

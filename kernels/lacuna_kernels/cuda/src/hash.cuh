@@ -68,9 +68,14 @@ __device__ inline bool add_site(Bucket* buckets, unsigned mask, int* cells, cons
     const unsigned long long free = ~0ull, own = (unsigned long long)hash << 32 | (unsigned)row;
     unsigned at = hash & mask;
     for (int probe = 0; probe < MAX_PROBES; ++probe, at = (at + 1) & mask) {
+        auto* bucket = reinterpret_cast<unsigned long long*>(&buckets[at]);
+        const ulonglong2 two[] = {reinterpret_cast<ulonglong2*>(bucket)[0], reinterpret_cast<ulonglong2*>(bucket)[1]};
+        const unsigned long long seen[BUCKET] = {two[0].x, two[0].y, two[1].x, two[1].y};
+#pragma unroll
         for (int i = 0; i < BUCKET; ++i) {
-            auto* place = reinterpret_cast<unsigned long long*>(&buckets[at].entries[i]);
-            const unsigned long long found = atomicCAS(place, free, own), entry = found == free ? own : found;
+            unsigned long long entry = seen[i];
+            if (entry == free) entry = atomicCAS(bucket + i, free, own);
+            if (entry == free) entry = own;
             const int head = (int)(unsigned)entry;
             if (entry >> 32 != hash || !same_site(block_of(sites[head]), block)) continue;
             cells[8 * (size_t)head + cell_of(site)] = row;

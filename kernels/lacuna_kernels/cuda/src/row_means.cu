@@ -1,6 +1,5 @@
 // Means over the points of each row, once the points are sorted by row: row_starts, then row_mean.
 #include "element.cuh"
-#include "search.cuh"
 
 #ifndef ELEMENT_IN
 #define ELEMENT_IN float
@@ -12,11 +11,12 @@
 // starts [rows + 1]: where the points of each row begin among the sorted keys. A key of -1 belongs to no row; it is the
 // largest unsigned number, and so sorts last.
 extern "C" __global__ void __launch_bounds__(THREADS)
-row_starts(const int* __restrict__ keys, const int* __restrict__ count, const int* __restrict__ rows,
+row_starts(const unsigned* __restrict__ keys, const int* __restrict__ count, const int* __restrict__ rows,
            int* __restrict__ starts) {
-    const int row = blockIdx.x * THREADS + threadIdx.x;
-    if (row > *rows) return;
-    starts[row] = first_at_least(*count, (unsigned)row, [=](int i) { return (unsigned)keys[i]; });
+    const int place = blockIdx.x * THREADS + threadIdx.x, n = *count;
+    if (place > n) return;
+    const unsigned all = *rows, last = place < n ? min(keys[place], all) : all;
+    for (unsigned row = place ? min(keys[place - 1], all) + 1 : 0; row <= last; ++row) starts[row] = place;
 }
 
 // y[row] = mean over its points, added in their order, or its first point alone; zeros for a row without points.
