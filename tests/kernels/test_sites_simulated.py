@@ -30,7 +30,7 @@ from tests.kernels.device_sites import (
 from tests.kernels.simulated import SimulatedDevice
 
 ITEMS = 4
-SITES = [random_sites((60, 1, 0, 40), 3), random_sites((0, 0, 0, 0), 3), random_sites((300,), 60, centre=-7)]
+SITES = [random_sites((60, 1, 0, 40), 3), random_sites((0, 0, 0, 0), 3), random_sites((200,), 60, centre=-7)]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def device(tmp_path_factory, monkeypatch, request):
 @pytest.mark.parametrize("case", [case for case in CLOUDS if case.name != "far away"], ids=str)
 def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
     cloud = case.value()
-    cloud = Value(cloud.data[:600], cloud.offsets.clamp(max=600))
+    cloud = Value(cloud.data[:300], cloud.offsets.clamp(max=300))
     expected, where = voxelized_by_reference(grid, cloud)
     n, m = len(cloud.data), len(expected.data)
 
@@ -63,7 +63,7 @@ def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
 @pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)
 def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, geometry, shape):
     level = Level("made", geometry.stride, shape, "grid", geometry=geometry)
-    for coordinates in SITES:
+    for coordinates in SITES if shape is None else SITES[:1]:
         expected = active_sites(coordinates, level)
 
         inputs = sites_on_device(device, coordinates, ITEMS)
