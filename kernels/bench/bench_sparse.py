@@ -21,7 +21,6 @@ from lacuna_kernels.cuda.coordinates import (
     FREE,
     TABLES,
     SiteBuffer,
-    item_offsets,
     numbering_work,
     output_sites,
     output_work,
@@ -146,7 +145,6 @@ class Frontend:
             coarse.table.fill_(FREE)
             packed = self.offsets[HALVING, 1].packed
             output_sites(self.device, fine, coarse, HALVING, packed, self.work[2], self.overflow)
-            item_offsets(self.device, coarse)
 
     def make_maps(self) -> None:
         for level, sites in enumerate(self.levels):

@@ -13,7 +13,6 @@ from lacuna_kernels.cuda.coordinates import (
     FREE,
     TABLES,
     SiteBuffer,
-    item_offsets,
     numbering_work,
     output_sites,
     output_work,
@@ -127,7 +126,6 @@ def voxelized(
     work = ints(numbering_work(points))
     voxelize(device, cloud, grid, placement, sites, work, overflow)
     voxels_of_points(device, cloud, placement, sites, work)
-    item_offsets(device, sites)
     return placement, sites, overflow
 
 
@@ -139,7 +137,6 @@ def strided(
     work = ints(output_work(inputs.capacity, prod(geometry.fan_out)))
     sites.table.fill_(FREE)
     output_sites(device, inputs, sites, geometry, pack_geometry(geometry, shape).to(PLACE), work, overflow)
-    item_offsets(device, sites)
     return sites, overflow
 
 

@@ -13,11 +13,10 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.types import Geometry, Triple
 
-INSERT, COUNT, NUMBER, ADD, OFFSETS = (
-    Variant("sites.cu", name)
-    for name in ("insert_outputs", "count_firsts", "number_outputs", "add_sites", "item_offsets")
+INSERT, COUNT, NUMBER, ADD = (
+    Variant("sites.cu", name) for name in ("insert_outputs", "count_firsts", "number_outputs", "add_sites")
 )
-VARIANTS = (INSERT, COUNT, NUMBER, ADD, OFFSETS)
+VARIANTS = (INSERT, COUNT, NUMBER, ADD)
 
 THREADS = 256
 TILE = 4 * THREADS
@@ -116,7 +115,7 @@ def output_sites(
 ) -> None:
     """Launch the making of the output sites of a strided or generative convolution, as ops.sparse_conv.active_sites.
 
-    Their table must be cleared, and their offsets are not made (`item_offsets`).
+    Their table must be cleared.
 
     packed    int32 [20] on the device, from `pack_geometry`; see `check_candidates`
     work      int32 [output_work(inputs.capacity, most outputs of an input)]
@@ -147,12 +146,7 @@ def count_firsts(device: Device, count: Tensor, most: int, sites: SiteBuffer, wo
 
 
 def add_sites(device: Device, sites: SiteBuffer, overflow: Tensor) -> None:
-    """Launch the filling of the table of heads by numbered sites."""
-    grid, block = (blocks(sites.capacity, THREADS), 1, 1), (THREADS, 1, 1)
-    device.kernel(ADD)(grid, block, sites.coordinates, sites.count, *sites.heads, sites.cells, overflow)
-
-
-def item_offsets(device: Device, sites: SiteBuffer) -> None:
-    """Launch the writing down of the first site of every item."""
-    items, grid = len(sites.offsets) - 1, (blocks(sites.capacity + 1, THREADS), 1, 1)
-    device.kernel(OFFSETS)(grid, (THREADS, 1, 1), sites.coordinates, sites.count, items, sites.offsets)
+    """Launch the filling of the table of heads by numbered sites, and the writing of their offsets."""
+    grid, block = (blocks(sites.capacity + 1, THREADS), 1, 1), (THREADS, 1, 1)
+    places = sites.cells, len(sites.offsets) - 1, sites.offsets
+    device.kernel(ADD)(grid, block, sites.coordinates, sites.count, *sites.heads, *places, overflow)

@@ -11,7 +11,7 @@ VARIANTS = (COUNT, SCAN, PLACE)
 
 PART_BITS = 8
 """Of a key that has several parts."""
-_THREADS, _WIDE = 256, 1024
+_THREADS, _WIDE, _FEW_BINS = 256, 1024, 768
 _BLOCKS = 2
 """Of a multiprocessor."""
 
@@ -42,5 +42,7 @@ def order_by_keys(
     most = device.limits.multiprocessors * _BLOCKS
     grid, block = (min(most, blocks(length, _THREADS)), 1, 1), (_THREADS, 1, 1)
     device.kernel(COUNT)(grid, block, keys, count, parts, length, counts, ranks)
-    device.kernel(SCAN)((blocks(bins, 4 * _WIDE), 1, 1), (_WIDE, 1, 1), counts, bins, starts)
-    device.kernel(PLACE)(grid, block, keys, count, parts, length, starts, ranks, order, ones)
+    if bins > _FEW_BINS:
+        device.kernel(SCAN)((blocks(bins, 4 * _WIDE), 1, 1), (_WIDE, 1, 1), counts, bins, starts)
+    first = starts if bins > _FEW_BINS else counts
+    device.kernel(PLACE)(grid, block, keys, count, parts, length, first, bins, ranks, order, ones)

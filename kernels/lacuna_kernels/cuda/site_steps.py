@@ -1,7 +1,7 @@
 """Steps that make sites and kernel maps, and how other steps find them among the buffers of a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -14,7 +14,6 @@ from lacuna_kernels.cuda.coordinates import (
     TABLES,
     SiteBuffer,
     check_candidates,
-    item_offsets,
     output_sites,
     output_work,
     pack_geometry,
@@ -55,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Sites that are made at once, and then what leads from or to them: kernel maps, and where items begin."""
+    """Sites that are made at once, and then the kernel maps that lead from or to them."""
 
     sites: Sequence[Task]
     then: Sequence[Task]
@@ -99,10 +98,9 @@ class Front:
         made = [level for stage in levels[1:] for level in stage]
         at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
         stages = [
-            Stage([_sites(writer, level) for level in stage], [*(_offsets(writer, level) for level in stage), *after])
+            Stage([_sites(writer, level) for level in stage], after)
             for stage, after in zip(levels[1:], at_stage[1:], strict=True)
         ]
-        stages[0] = replace(stages[0], then=[_offsets(writer, grid), *stages[0].then])
         return cls(means, _cleared(writer, made), at_stage[0], made, stages)
 
 
@@ -206,7 +204,7 @@ def _sites(writer: Writer, level: Level) -> Task:
         output_sites(device, sites_in(b, source), sites_in(b, level), g, packed, b[work], b[OVERFLOW])
 
     specs = _parts_of_level(writer, level)
-    made = {sites_name(level, what): specs[what] for what in ("coordinates", "cells")}
+    made = {sites_name(level, what): specs[what] for what in ("coordinates", "cells", "offsets")}
     reads = [sites_name(level, "table"), *_found_by(source)]
     return Task(reads, made | {work: ints(output_work(room, prod(g.fan_out)))}, run)
 
@@ -220,13 +218,6 @@ def _cleared(writer: Writer, levels: Sequence[Level]) -> Task:
             b[table].fill_(FREE)
 
     return Task([], tables, run)
-
-
-def _offsets(writer: Writer, level: Level) -> Task:
-    """Where the sites of each item begin."""
-    device, name = writer.device, sites_name(level, "offsets")
-    reads = [sites_name(level, "coordinates")]
-    return Task(reads, {name: ints(writer.room.items + 1)}, lambda b: item_offsets(device, sites_in(b, level)))
 
 
 def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:

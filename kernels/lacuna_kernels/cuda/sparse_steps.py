@@ -52,7 +52,6 @@ def voxelize(writer: Writer, layer: Layer) -> None:
     grid, points = Grid(node.origin, node.voxel_size_m, node.cells), writer.room.points
     given = [cloud, f"{cloud}:count", f"{cloud}:offsets"]
     made = placement_specs(level, points) | site_specs(writer, level)
-    del made[sites_name(level, "offsets")]  # which nobody waits for: beside the first convolutions
     work, means = f"{node.name}:work", f"{node.name}:means"
 
     def clouds(b: Buffers) -> PointBuffer:

@@ -67,8 +67,8 @@ def voxelize(
 ) -> None:
     """Launch the placing of points and the numbering of voxels by their first point; as ops.voxelize has it.
 
-    Points that limits.check_request would refuse count as outside the range. Not made are `placement.voxel_of_point`
-    (`voxels_of_points`) and the sites' offsets (`item_offsets`).
+    Points that limits.check_request would refuse count as outside the range. `placement.voxel_of_point` is left to
+    `voxels_of_points`.
 
     work      int32 [numbering_work(points)], kept for `voxels_of_points`
     overflow  int32 [1], becomes 1 if there are more voxels than room; which of them are then made is left open, but

@@ -70,6 +70,8 @@ static unsigned __ballot_sync(unsigned mask, bool value) {
     for (int lane = 0; lane < 32; ++lane) word |= unsigned(all[lane]) << lane;
     return word;
 }
+static bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
+static void __syncwarp() { of_lanes(~0u, 0); }
 static unsigned __reduce_or_sync(unsigned mask, unsigned value) {
     unsigned word = 0;
     for (const unsigned other : of_lanes(mask, value)) word |= other;

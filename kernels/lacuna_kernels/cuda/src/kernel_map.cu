@@ -235,41 +235,40 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
     });
 }
 
-// Blocks put GROUP rows in their places at a time, for the offsets of a part, or for up to 32 of all, and make the word
-// of `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word
-// k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
-extern "C" __global__ void __launch_bounds__(THREADS, 5)
+// Warps put GROUP rows in their places at a time, for the offsets of a part, or for up to 32 of all, and make the word of
+// `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word k / 32.
+// ones [parts], if there are several: the place of the first row that has any of a part's offsets.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
           const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
           int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
-    __shared__ int found[32][GROUP + 1];  // by slot
-    __shared__ unsigned word;
+    __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
     const int n = *count, part = parts > 1 ? blockIdx.y : 0, slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
     const int size = parts > 1 ? volume / parts : min(32, volume - slot);
     const int one = part < parts - 1 ? ones[part] : 0;  // before it no row has any
-    const int across = size > 16 ? 32 : size > 8 ? 16 : 8, lane = threadIdx.x % across;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = size > 16 ? 32 : size > 8 ? 16 : 8;
     const int groups = (capacity + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
+    auto& found = found_of[warp];
     order += (size_t)part * capacity;
-    for (int group = first + blockIdx.x; group * GROUP < n; group += gridDim.x) {
-        const int start = group * GROUP;
-        if (threadIdx.x == 0) word = 0;
-#pragma unroll 8
-        for (int i = threadIdx.x / across; i < GROUP; i += THREADS / across) {
-            const int m = start + i < n ? order[start + i] : -1;
-            const bool some = m >= 0 && start + i >= one && lane < size;
-            found[lane][i] = some ? rows[(size_t)m * pitch + slot + lane] : -1;
+    for (int group = first + blockIdx.x * WARPS + warp; group * GROUP < n; group += gridDim.x * WARPS) {
+        unsigned word = 0;
+        for (int start = group * GROUP; start < min(n, (group + 1) * GROUP); start += 32) {
+            const int own = start + lane < n ? order[start + lane] : -1;
+#pragma unroll 16
+            for (int i = 0; i < across; ++i) {
+                const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
+                const bool some = m >= 0 && start + place >= one && lane % across < size;
+                found[lane % across][place] = some ? rows[(size_t)m * pitch + slot + lane % across] : -1;
+            }
+            __syncwarp();
+            for (int s = 0; s < size; ++s) {
+                const int offset = slots[slot + s].offset, row = found[s][lane];
+                if (start + lane < n) map[(size_t)offset * capacity + start + lane] = row;
+                if (__any_sync(FULL_WARP, row >= 0)) word |= 1u << offset % 32;
+            }
+            __syncwarp();
         }
-        __syncthreads();
-        unsigned any = 0;
-        for (int at = threadIdx.x; at < size * GROUP; at += THREADS) {
-            const int s = at / GROUP, i = at % GROUP, offset = slots[slot + s].offset, row = found[s][i];
-            if (start + i < n) map[(size_t)offset * capacity + start + i] = row;
-            if (row >= 0) any |= 1u << offset % 32;
-        }
-        any = __reduce_or_sync(FULL_WARP, any);
-        if (threadIdx.x % 32 == 0 && any) atomicOr(&word, any);
-        __syncthreads();
         const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * gridDim.y + blockIdx.y;
-        if (threadIdx.x == 0) present[at] = word;
+        if (lane == 0) present[at] = word;
     }
 }

@@ -1,12 +1,14 @@
 // Rows in the order of small keys, by counting: equal keys are side by side, in whatever order they come. Blocks take
 // turns, as there is room for many more rows than there are.
 // A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own.
-// Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows.
+// Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows; of few bins
+// place_rows makes the running sum itself.
 #include "scan.cuh"
 
 #define THREADS 256
 #define WIDE 1024
 #define BINS (4 * WIDE)  // of a block
+#define FEW_BINS 768
 
 // The bin of a key: those of one part follow those of another.
 __device__ inline int bin_of(int key, int part, int parts) {
@@ -49,18 +51,29 @@ scan_bins(const int4* __restrict__ counts, int bins, int4* __restrict__ starts) 
     if (4 * at < bins) starts[at] = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
 }
 
-// order int32 [parts, length]: which row is at each place. ones [parts], if there are several: where the first row is
-// whose part of the key is not 0.
+// starts: the running sum of counts, or of few bins the counts. order int32 [parts, length]: which row is at each place.
+// ones [parts], if there are several: where the first row is whose part of the key is not 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
 place_rows(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length,
-           const int* __restrict__ starts, const int* __restrict__ ranks, int* __restrict__ order,
+           const int* __restrict__ starts, int bins, const int* __restrict__ ranks, int* __restrict__ order,
            int* __restrict__ ones) {
+    __shared__ int few[FEW_BINS];
     const int first = blockIdx.x * THREADS + threadIdx.x, n = *count;
-    if (parts > 1 && first < parts) ones[first] = starts[first << 8 | 1] - first * n;
+    if (blockIdx.x && blockIdx.x * THREADS >= n) return;
+    if (bins <= FEW_BINS) {
+        int before = 0, all;
+        for (int bin = threadIdx.x; bin < FEW_BINS; bin += THREADS) {
+            few[bin] = before + block_exclusive_sum<THREADS>(bin < bins ? starts[bin] : 0, &all);
+            before += all;
+        }
+        __syncthreads();
+    }
+    const int* start_of = bins <= FEW_BINS ? few : starts;
+    if (parts > 1 && first < parts) ones[first] = start_of[first << 8 | 1] - first * n;
     for (int row = first; row < n; row += gridDim.x * THREADS) {
         for (int part = 0; part < parts; ++part) {
             const size_t mine = (size_t)part * length;
-            order[mine + starts[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
+            order[mine + start_of[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
         }
     }
 }

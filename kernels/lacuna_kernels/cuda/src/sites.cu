@@ -1,6 +1,6 @@
 // Sites numbered in the order of their first candidates. These are outputs of a strided or generative convolution,
 // candidate i the (i % most)th that input site i / most makes, or the voxels of points (voxelize.cu).
-// Launched in this order: insert_outputs, count_firsts, number_outputs; then add_sites and item_offsets.
+// Launched in this order: insert_outputs, count_firsts, number_outputs, add_sites.
 #include "geometry.cuh"
 #include "numbering.cuh"
 
@@ -68,18 +68,14 @@ number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
     });
 }
 
+// Puts sites into their blocks, and writes down in offsets [items + 1] where those of each item begin: they lie item by
+// item.
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_sites(const Site* __restrict__ sites, const int* __restrict__ count, Bucket* __restrict__ buckets, int mask,
-          int* __restrict__ cells, int* __restrict__ overflow) {
-    const int row = blockIdx.x * THREADS + threadIdx.x;
-    if (row < *count && !add_site(buckets, mask, cells, sites, row)) *overflow = 1;
-}
-
-// offsets [items + 1]: where the sites of each item begin; sites lie item by item.
-extern "C" __global__ void __launch_bounds__(THREADS)
-item_offsets(const Site* __restrict__ sites, const int* __restrict__ count, int items, int* __restrict__ offsets) {
+          int* __restrict__ cells, int items, int* __restrict__ offsets, int* __restrict__ overflow) {
     const int row = blockIdx.x * THREADS + threadIdx.x, n = *count;
     if (row > n) return;
     const int last = row < n ? sites[row].item : items;
     for (int item = row ? sites[row - 1].item + 1 : 0; item <= last; ++item) offsets[item] = row;
+    if (row < n && !add_site(buckets, mask, cells, sites, row)) *overflow = 1;
 }
