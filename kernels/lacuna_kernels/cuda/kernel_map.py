@@ -24,7 +24,7 @@ THREADS = 256
 BLOCKS, ORDERING_BLOCKS = 3, 4
 """Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
 rows up would leave no room for what is made beside them."""
-WORD_BITS = WARP = 32
+WORD_BITS = 32
 _SITE_THREADS = {NEAR: 8, BLOCK: 1, CELL: 1}
 """How many an output has, where it is not one for each offset."""
 
@@ -147,7 +147,7 @@ def _launch(
     _, groups, words = result.present.shape
     most = device.limits.multiprocessors * ORDERING_BLOCKS
     device.kernel(ORDER)(
-        (min(most, blocks(groups, THREADS // WARP)), words if parts == 1 else parts, 1),
+        (min(most, blocks(groups, THREADS // GROUP)), words if parts == 1 else parts, 1),
         block,
         *(rows, pitch, offsets.slots, volume, parts, outputs.count, result.order, result.ones),
         *(result.rows, capacity, result.present),

@@ -235,14 +235,16 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
     });
 }
 
-// Warps put GROUP rows in their places at a time, for the offsets of a part, or for up to 32 of all, and make the word of
-// `present` that says which of these any of them has: uint32 [parts, capacity / GROUP, words], bit k % 32 of word k / 32.
-// ones [parts], if there are several: the place of the first row that has any of a part's offsets.
+// A warp puts 32 rows in their places at a time, for the offsets of a part, or for up to 32 of all, and with its neighbour
+// makes the word of `present` that says which of these any of GROUP rows has: uint32 [parts, capacity / GROUP, words], bit
+// k % 32 of word k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
           const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
           int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
+    constexpr int GROUPS = WARPS / 2;
     __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
+    __shared__ unsigned words[WARPS];
     const int n = *count, part = parts > 1 ? blockIdx.y : 0, slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
     const int size = parts > 1 ? volume / parts : min(32, volume - slot);
     const int one = part < parts - 1 ? ones[part] : 0;  // before it no row has any
@@ -250,10 +252,11 @@ order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slot
     const int groups = (capacity + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
     auto& found = found_of[warp];
     order += (size_t)part * capacity;
-    for (int group = first + blockIdx.x * WARPS + warp; group * GROUP < n; group += gridDim.x * WARPS) {
+    for (int next = first + blockIdx.x * GROUPS; next * GROUP < n; next += gridDim.x * GROUPS) {
+        const int group = next + warp / 2, start = group * GROUP + warp % 2 * 32;
+        const int own = start + lane < n ? order[start + lane] : -1;
         unsigned word = 0;
-        for (int start = group * GROUP; start < min(n, (group + 1) * GROUP); start += 32) {
-            const int own = start + lane < n ? order[start + lane] : -1;
+        if (start < n) {
 #pragma unroll 16
             for (int i = 0; i < across; ++i) {
                 const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
@@ -266,9 +269,11 @@ order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slot
                 if (start + lane < n) map[(size_t)offset * capacity + start + lane] = row;
                 if (__any_sync(FULL_WARP, row >= 0)) word |= 1u << offset % 32;
             }
-            __syncwarp();
         }
+        if (lane == 0) words[warp] = word;
+        __syncthreads();
         const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * gridDim.y + blockIdx.y;
-        if (lane == 0) present[at] = word;
+        if (lane == 0 && warp % 2 == 0 && start < n) present[at] = words[warp] | words[warp + 1];
+        __syncthreads();
     }
 }
