@@ -22,7 +22,7 @@ __device__ inline bool is_cell(float x) { return fabsf(x) < 2147483648.0f; }
 
 // position [points, 3] in voxels; voxels [points] give a point's item, -1 for a point outside; a site sits at its
 // integer corner, in steps of the level's stride. First 8 threads look the corners of a point up, then all interpolate.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 devoxelize_trilinear(const Element* __restrict__ x, int x_pitch, const float* __restrict__ position,
                      const Site* __restrict__ voxels, const int* __restrict__ count, int stride_x, int stride_y,
                      int stride_z, const Bucket* __restrict__ buckets, int mask, const int* __restrict__ cells,

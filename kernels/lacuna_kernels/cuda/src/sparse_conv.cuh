@@ -188,11 +188,14 @@ struct Output {
     int residual_pitch, y_pitch, channels, activation;
     float negative_slope;
 
-    __device__ float begin(int row, int column) const {
-        if (column >= channels) return 0.0f;
-        const float sum = bias ? bias[column] : 0.0f;
-        return residual ? sum + to_float(residual[(size_t)row * residual_pitch + column]) : sum;
+    __device__ float bias_of(int column) const { return bias && column < channels ? bias[column] : 0.0f; }
+
+    __device__ float add_residual(float sum, int row, int column) const {
+        if (!residual || column >= channels) return sum;
+        return sum + to_float(residual[(size_t)row * residual_pitch + column]);
     }
+
+    __device__ float begin(int row, int column) const { return add_residual(bias_of(column), row, column); }
 
     __device__ void write(float sum, int row, int column) const {
         if (column < channels)
@@ -215,7 +218,8 @@ struct Output {
     }
 };
 
-// Where the sums of parts before the last lie until they are added: fp32 [parts - 1, capacity, pitch], of whole tiles.
+// Where the sums of parts before the last lie until they are added: fp32 [parts - 1, capacity, pitch], of whole tiles,
+// whose columns have an order of the kernel's own.
 struct PartSums {
     float* start;
     int pitch, capacity;
@@ -242,7 +246,6 @@ template <int WIDTH>
 struct WarpRows {
     static constexpr int PITCH = WIDTH + PIECE;  // in shared memory, so that 8 rows share no banks
     static constexpr int ELEMENTS = 16 * PITCH;
-    static constexpr int AT_ONCE = WIDTH / 16;  // pairs that are read at a time, as registers allow
 
     int row;  // of y, of place lane % 16; negative past the last
     int column;
@@ -255,37 +258,63 @@ struct WarpRows {
         if (map.parts > 1 && map.is_last(part) && row >= 0) parts_before = map.parts_before(row);
     }
 
-    __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
-        const int lane = threadIdx.x % 32, from = column + lane % 4 * 2;
-        const int rows[2] = {__shfl_sync(EVERY_LANE, row, lane / 4), __shfl_sync(EVERY_LANE, row, lane / 4 + 8)};
-        if (output.channels % 2 || !is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
+    __device__ __forceinline__ int first_column() const { return column + threadIdx.x % 4 * 2; }  // of the lane
+
+    __device__ __forceinline__ void begin_with_bias(const Output& output, float (&sums)[WIDTH / 2]) const {
+        const int from = first_column();
+        if (output.channels % 2) {
             in_turns(sums, [&](int group, float (&four)[4]) {
 #pragma unroll
-                for (int n = 0; n < 4; ++n)
-                    four[n] = rows[n / 2] < 0 ? 0.0f : output.begin(rows[n / 2], from + group * 8 + n % 2);
+                for (int n = 0; n < 4; ++n) four[n] = output.bias_of(from + group * 8 + n % 2);
             });
             return;
         }
 #pragma unroll
         for (int n = 0; n < WIDTH / 2; n += 4) {
-            if (n % 32 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
             const int at = from + n / 4 * 8;
-            const bool here = at < output.channels;
-            const float2 bias = here && output.bias ? *reinterpret_cast<const float2*>(output.bias + at) : float2{};
+            const bool here = at < output.channels && output.bias;
+            const float2 bias = here ? *reinterpret_cast<const float2*>(output.bias + at) : float2{};
+            sums[n] = sums[n + 2] = bias.x, sums[n + 1] = sums[n + 3] = bias.y;
+        }
+    }
+
+    __device__ __forceinline__ void add_residual(const Output& output, float (&sums)[WIDTH / 2]) const {
+        if (!output.residual) return;
+        const int from = first_column(), rows[2] = {row_of_half(row, 0), row_of_half(row, 1)};
+        if (!is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
+            in_turns(sums, [&](int group, float (&four)[4]) {
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                sums[n + 2 * h] = bias.x, sums[n + 2 * h + 1] = bias.y;
-                if (!output.residual || !here || rows[h] < 0) continue;
-                const Element* residual = output.residual + (size_t)rows[h] * output.residual_pitch + at;
-                const Pair pair = *reinterpret_cast<const Pair*>(residual);
-                sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
+                for (int n = 0; n < 4; ++n)
+                    if (rows[n / 2] >= 0) four[n] = output.add_residual(four[n], rows[n / 2], from + group * 8 + n % 2);
+            });
+            return;
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const Element* residual = output.residual + (size_t)max(rows[h], 0) * output.residual_pitch + from;
+#pragma unroll
+            for (int n = 0; n < WIDTH / 8; ++n) {
+                if (n % 8 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
+                if (from + n * 8 >= output.channels || rows[h] < 0) continue;
+                const Pair pair = *reinterpret_cast<const Pair*>(residual + n * 8);
+                sums[4 * n + 2 * h] += to_float(pair.values[0]), sums[4 * n + 2 * h + 1] += to_float(pair.values[1]);
             }
         }
+    }
+
+    __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
+        begin_with_bias(output, sums);
+        add_residual(output, sums);
     }
 
     // The rows that this lane has sums of; negative past the last.
     __device__ __forceinline__ int row_of_half(int row, int h) const {
         return __shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4 + 8 * h);
+    }
+
+    // Of 16 channels a lane keeps its four side by side, which are one read; the next are four further on.
+    __device__ __forceinline__ float4* parts_of_lane(const PartSums& parts, int part, int row) const {
+        return reinterpret_cast<float4*>(parts.at(part, row, column + threadIdx.x % 4 * 4));
     }
 
     // Keeps the sums of a part before the last.
@@ -294,10 +323,12 @@ struct WarpRows {
         for (int h = 0; h < 2; ++h) {
             const int m = row_of_half(row, h);
             if (m < 0) continue;
-            float* to = parts.at(part, m, column + threadIdx.x % 4 * 2);
+            float4* to = parts_of_lane(parts, part, m);
 #pragma unroll
-            for (int n = 0; n < WIDTH / 8; ++n)
-                *reinterpret_cast<float2*>(to + n * 8) = make_float2(sums[4 * n + 2 * h], sums[4 * n + 2 * h + 1]);
+            for (int n = 0; n < WIDTH / 16; ++n) {
+                const float* from = sums + 8 * n + 2 * h;
+                to[n * 4] = make_float4(from[0], from[1], from[4], from[5]);
+            }
         }
     }
 
@@ -312,18 +343,14 @@ struct WarpRows {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int m = row_of_half(has, h);
-                const float* from = parts.at(part, max(m, 0), column + threadIdx.x % 4 * 2);
+                const float4* from = parts_of_lane(parts, part, max(m, 0));
+                float4 fours[WIDTH / 16];  // all under way before the first is added
 #pragma unroll
-                for (int start = 0; start < WIDTH / 8; start += AT_ONCE) {
-                    float2 pairs[AT_ONCE];  // all under way before the first is added
+                for (int n = 0; n < WIDTH / 16; ++n) fours[n] = m < 0 ? float4{} : from[n * 4];
 #pragma unroll
-                    for (int n = 0; n < AT_ONCE; ++n)
-                        pairs[n] = m < 0 ? float2{} : *reinterpret_cast<const float2*>(from + (start + n) * 8);
-#pragma unroll
-                    for (int n = 0; n < AT_ONCE; ++n) {
-                        sums[4 * (start + n) + 2 * h] += pairs[n].x;
-                        sums[4 * (start + n) + 2 * h + 1] += pairs[n].y;
-                    }
+                for (int n = 0; n < WIDTH / 16; ++n) {
+                    float* to = sums + 8 * n + 2 * h;
+                    to[0] += fours[n].x, to[1] += fours[n].y, to[4] += fours[n].z, to[5] += fours[n].w;
                 }
             }
         }

@@ -14,6 +14,9 @@ constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE 
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int BARRIERS = 1024, TILE_AT = 960;  // bytes before the stages; where of these the block's tile is
 constexpr int OFFSETS = 8, CHUNKS = 3;  // offsets whose rows are copied together; chunks of them in shared memory
+// A tile's first chunk has FIRST, after EMPTY places: with few, tiles of parts, which are short, begin sooner. Layers of
+// few channels would soon wait for the next chunk.
+constexpr int FIRST = SPLIT ? 2 : OFFSETS, EMPTY = OFFSETS - FIRST;
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(BRINGERS % 64 == 0, "each of the two panels has whole warps");
 static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
@@ -28,7 +31,7 @@ struct Stages {
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
     __device__ __forceinline__ uint32_t looked_up(int chunk) const { return shared + 16 * STAGES + 8 * chunk; }
     __device__ __forceinline__ Tile& tile() const { return *static_cast<Tile*>(shared_pointer(shared + TILE_AT)); }
-    __device__ __forceinline__ uint32_t rows(int index) const {  // of an offset of the tile
+    __device__ __forceinline__ uint32_t rows(int index) const {  // of an offset, by its place in the chunks
         return shared + BARRIERS + STAGES * STAGE + index % (CHUNKS * OFFSETS) * (TILE_M * 4);
     }
     __device__ __forceinline__ uint32_t a(int stage) const { return shared + BARRIERS + stage * STAGE; }
@@ -43,8 +46,9 @@ struct Bringer {
     const Stages& stages;
     const Source &input, &shortcut;
     WarpOffsetWalk ahead, walk;  // where rows are copied, and where they are used
-    int thread, total, base;  // offsets of the tile, and of all before, in whole chunks
-    int found = 0, here = 0;  // offsets whose rows are copied, and have come
+    int thread;
+    int first, end;                   // places of the tile's offsets in the chunks, which go on from tile to tile
+    int found = first, here = first;  // rows are copied, and have come, of all before
 
     static __device__ __forceinline__ int half() { return (warp_of_block() - MULTIPLIERS / 32) / (BRINGERS / 64); }
     __device__ __forceinline__ int piece() const { return thread % PANEL_PIECES; }
@@ -55,13 +59,15 @@ struct Bringer {
         return offset == walk.map.volume ? !walk.map.order : !walk.map.map;
     }
 
+    static __device__ __forceinline__ int next_chunk(int index) { return index / OFFSETS * OFFSETS + OFFSETS; }
+
     // Have the rows of the next offsets copied, those of a thread side by side.
     __device__ __forceinline__ void look_up() {
         const KernelMap& map = ahead.map;
-        const int chunk = (base + found) / OFFSETS % CHUNKS, stop = min(total, found + OFFSETS);
+        const int chunk = found / OFFSETS % CHUNKS, stop = min(end, next_chunk(found));
         const int* mapped = map.map + ahead.place + thread;
         const int* itself = map.order + (size_t)ahead.part * map.capacity + ahead.place + thread;
-        uint32_t to = stages.rows(chunk * OFFSETS) + (thread % ROWS_APART * GATHERS + thread / ROWS_APART) * 4;
+        uint32_t to = stages.rows(found) + (thread % ROWS_APART * GATHERS + thread / ROWS_APART) * 4;
 #pragma unroll 1
         for (; found < stop; ++found) {
             const int offset = ahead.next();
@@ -82,36 +88,51 @@ struct Bringer {
 
     // Wait for the rows of all offsets before `stop`.
     __device__ __forceinline__ void wait_for_rows(int stop) {
-        for (; here < stop; here += OFFSETS) {
-            const int chunk = (base + here) / OFFSETS;
+        for (; here < stop; here = next_chunk(here)) {
+            const int chunk = here / OFFSETS;
             barrier_wait(stages.looked_up(chunk % CHUNKS), chunk / CHUNKS & 1);
         }
     }
 
     // Field by field: of a whole one the address would be taken.
     __device__ __forceinline__ Source source_of(int index) const {
-        const bool last = index == total - 1 && walk.ends_in_shortcut();
+        const bool last = index == end - 1 && walk.ends_in_shortcut();
         return {last ? shortcut.rows : input.rows, last ? shortcut.pitch : input.pitch, last ? shortcut.ci : input.ci};
     }
 
-    // Where the thread's rows of an offset begin, in pieces from the first row: none lies 2^31 on. In what is returned,
-    // bit GATHERS - 1 - i tells that the i-th is not there.
-    __device__ __forceinline__ unsigned find_pieces(uint32_t (&pieces)[GATHERS], int index, int offset) {
+    // The thread's rows of an offset, from the map itself.
+    __device__ __forceinline__ void read_rows(uint32_t (&rows)[GATHERS], int offset) const {
+        const int* from = walk.rows_of(offset);
+#pragma unroll
+        for (int i = 0; i < GATHERS; ++i) {
+            const int place = walk.place + row() + i * ROWS_APART;
+            rows[i] = from && place < walk.places ? from[place] : place;
+        }
+    }
+
+    // The same, once they have been copied.
+    __device__ __forceinline__ void read_copied_rows(uint32_t (&rows)[GATHERS], int index, int offset) {
         const bool same = is_same(offset);
-        const uint32_t apart = source_of(index).pitch / PIECE, rows = stages.rows(base + index) + row() * (GATHERS * 4);
+        const uint32_t from = stages.rows(index) + row() * (GATHERS * 4);
         wait_for_rows(index + 1);
-        unsigned absent = 0;
 #pragma unroll
         for (int i = 0; i < GATHERS; i += 4) {
             const int place = walk.place + row() + i * ROWS_APART;
             uint4 four = make_uint4(place, place + ROWS_APART, place + 2 * ROWS_APART, place + 3 * ROWS_APART);
-            if (!same) four = read_16_bytes(rows + i * 4);
-            const int each[4] = {int(four.x), int(four.y), int(four.z), int(four.w)};
+            if (!same) four = read_16_bytes(from + i * 4);
+            rows[i] = four.x, rows[i + 1] = four.y, rows[i + 2] = four.z, rows[i + 3] = four.w;
+        }
+    }
+
+    // Rows become where they begin, in pieces from the first row: none lies 2^31 on. In what is returned, bit
+    // GATHERS - 1 - i tells that the i-th is not there.
+    __device__ __forceinline__ unsigned to_pieces(uint32_t (&rows)[GATHERS], int index) const {
+        const uint32_t apart = source_of(index).pitch / PIECE;
+        unsigned absent = 0;
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                pieces[i + n] = max(each[n], 0) * apart;
-                absent = absent << 1 | uint32_t(each[n]) >> 31;
-            }
+        for (int i = 0; i < GATHERS; ++i) {
+            absent = absent << 1 | rows[i] >> 31;
+            rows[i] = max(int(rows[i]), 0) * apart;
         }
         return absent;
     }
@@ -130,33 +151,38 @@ struct Bringer {
         const int half = this->half(), width = panels_of(input);
         const uint32_t own = half * A_PANEL + row() * ROW_BYTES + (piece() ^ row() / 2 % 4) * 16;
         const unsigned past = this->past();
-        int index = 0, panel = half, found_of = -1, offset = total ? walk.next() : 0;
-        int ci = source_of(0).ci;  // of the offset
+        int index = first, panel = half, found_of = -1, offset = first < end ? walk.next() : 0;
+        int ci = source_of(first).ci;  // of the offset
         uint32_t pieces[GATHERS] = {};
         unsigned absent = 0;
-        if (total) look_up();
-        if (found < total) look_up();
+        const bool from_map = SPLIT && first < end && panel * PANEL_K < ci;
+        if (from_map) read_rows(pieces, offset);  // under way while others are looked up
+        if (found < end) look_up();
+        if (!SPLIT && found < end) look_up();
+        if (from_map) absent = to_pieces(pieces, index) | past, found_of = index;
         wait_for_kernels_before();
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            while (index < total && panel * PANEL_K >= ci) {
+            while (index < end && panel * PANEL_K >= ci) {
                 panel -= (ci + PANEL_K - 1) / PANEL_K;
-                if (++index >= total) break;
+                if (++index >= end) break;
                 offset = walk.next(), ci = source_of(index).ci;
             }
-            if (index / OFFSETS * OFFSETS + 2 * OFFSETS > found && found < total) look_up();
-            if (index != found_of && index < total)
-                absent = find_pieces(pieces, index, offset) | past, found_of = index;
+            if (step && found < min(end, next_chunk(index) + OFFSETS)) look_up();
+            if (index != found_of && index < end) {
+                read_copied_rows(pieces, index, offset);
+                absent = to_pieces(pieces, index) | past, found_of = index;
+            }
             const uint32_t full = stages.full(ring.stage);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             if (thread % (BRINGERS / 2) == 0) {
-                const size_t from = index < total ? (size_t)offset * width + panel : 0;
+                const size_t from = index < end ? (size_t)offset * width + panel : 0;
                 barrier_expect(full, B_PANEL);
                 copy_in(stages.b(ring.stage) + half * B_PANEL, weight + from * apart, B_PANEL, full);
             }
-            const unsigned none = index < total && panel * PANEL_K + piece() * PIECE < ci ? absent : ~0u;
+            const unsigned none = index < end && panel * PANEL_K + piece() * PIECE < ci ? absent : ~0u;
             const uint32_t to = stages.a(ring.stage) + own;
-            const Element* rows = index < total ? source_of(index).rows : input.rows;
+            const Element* rows = index < end ? source_of(index).rows : input.rows;
             const char* from = reinterpret_cast<const char*>(rows) + panel * ROW_BYTES + piece() * 16;
             from = hidden(from);  // else what is the same for the warp is added again for each piece
 #pragma unroll
@@ -167,6 +193,6 @@ struct Bringer {
             panel += 2;
             ring.next(STAGES);
         }
-        wait_for_rows(total);
+        wait_for_rows(end);
     }
 };

@@ -25,7 +25,8 @@
 
 #include "sparse_conv_panels.cuh"
 
-constexpr int EVEN = 65536 / (THREADS * BLOCKS) / 8 * 8;  // registers of a thread, if all have equally many
+constexpr int RESIDENT = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 64 registers that five leave
+constexpr int EVEN = 65536 / (THREADS * RESIDENT) / 8 * 8;  // registers of a thread, if all have equally many
 constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Rows = WarpRows<TILE_N>;
@@ -55,7 +56,7 @@ struct Work {
     Progress* progress;
     int index = blockIdx.x;
     Tile own = SPLIT ? Tile{} : tiles.at(index);  // all threads find it out, unless one takes it for them
-    int looked_up = 0;                            // offsets of all tiles before, in whole chunks
+    int looked_up = 0;                            // where the next tile's chunks begin
     Ring ring;
 
     __device__ __forceinline__ Tile tile() const { return SPLIT ? stages.tile() : own; }
@@ -104,20 +105,24 @@ struct Work {
         const WarpOffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
-        Bringer{stages, input, beside, offsets, offsets, thread, total, looked_up}.bring(
+        const int first = looked_up + EMPTY, end = first + total;
+        Bringer{stages, input, beside, offsets, offsets, thread, first, end}.bring(
             weight + (size_t)(tile_of_warp().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, steps, ring);
-        looked_up += (total + OFFSETS - 1) / OFFSETS * OFFSETS;
+        if (total) looked_up = Bringer::next_chunk(end - 1);
     }
 
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
         const int warp = warp_of_block(), group = warp / 4;
         const WarpOffsetWalk offsets = walk();
-        const int steps = this->steps(offsets, offsets.total());
         const Rows mine(map, offsets.part, offsets.place + warp * 16, offsets.places, tile().column);
+        const bool last = map.is_last(offsets.part);
         float sums[TILE_N / 2] = {};
+        if (SPLIT && last) mine.begin_with_bias(y, sums);  // under way while offsets are counted
+        const int steps = this->steps(offsets, offsets.total());
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (map.is_last(offsets.part)) mine.begin(y, sums);
+        if (!SPLIT) mine.begin_with_bias(y, sums);
+        if (last) mine.add_residual(y, sums);
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
@@ -140,7 +145,7 @@ struct Work {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                   int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
                   const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
