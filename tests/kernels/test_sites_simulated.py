@@ -30,6 +30,8 @@ from tests.kernels.device_sites import (
 from tests.kernels.simulated import SimulatedDevice
 
 ITEMS = 4
+UNLUCKY = (0, -1162, 340, 88)
+"""A site whose block's hash is that of an entry that is free."""
 SITES = [random_sites((60, 1, 0, 40), 3), random_sites((0, 0, 0, 0), 3), random_sites((200,), 60, centre=-7)]
 
 
@@ -120,3 +122,12 @@ def test_maps_that_lead_back_are_those_of_the_reference(device, geometry: Geomet
     else:
         back = reference.inverse_map(forward, len(coordinates))
         check_map(mapped(device, outputs, given, geometry, backward=True), back, geometry)
+
+
+def test_blocks_with_the_hash_of_free_entries_are_found(device):
+    corner = torch.tensor(UNLUCKY, dtype=torch.int32)
+    cells = torch.cartesian_prod(*[torch.arange(2, dtype=torch.int32)] * 3)
+    coordinates = corner + torch.nn.functional.pad(cells, (1, 0))
+    sites = sites_on_device(device, coordinates, ITEMS)
+
+    check_map(mapped(device, sites, sites, CUBE), reference.kernel_map(coordinates, coordinates, CUBE), CUBE)

@@ -105,6 +105,10 @@ class FakeSlot:
         self.buffers: dict[str, Any] = {"ran": [], OVERFLOW: torch.tensor([int(overflow)])}
         self.closed = False
 
+    def run(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            step.run(self.buffers)
+
     def close(self) -> None:
         self.buffers, self.closed = {}, True
 

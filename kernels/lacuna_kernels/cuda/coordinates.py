@@ -65,7 +65,7 @@ class SiteBuffer:
         return (*self.heads, self.cells, self.coordinates)
 
     def made_by(self, overflow: Tensor) -> tuple[Tensor | int, ...]:
-        """What kernels that number sites write: `SitesMade` of src/numbering.cuh."""
+        """What kernels that number sites write: `Room` of src/numbering.cuh, and the sites."""
         return (self.count, self.capacity, overflow, self.coordinates)
 
 
@@ -100,7 +100,7 @@ def numbering_buffers(work: Tensor, candidates: int) -> Sequence[Tensor]:
 
 def check_candidates(inputs: int, volume: int) -> None:
     """Raise Unsupported if inputs times offsets cannot be counted in 32 bits."""
-    if inputs * volume > torch.iinfo(torch.int32).max:
+    if inputs * volume > torch.iinfo(torch.int32).max - TILE:  # whole tiles are counted
         raise Unsupported(f"{inputs} sites times {volume} kernel offsets are more than 2^31")
 
 

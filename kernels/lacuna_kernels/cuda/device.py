@@ -119,7 +119,7 @@ class Device:
     def start_beside(self, launch: Callable[[], None], others: Callable[[], None]) -> None:
         """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
 
-        None of their kernels may take tiles from a counter, either.
+        None of the kernels of `launch` may take tiles from a counter, either.
         """
         main = torch.cuda.current_stream(self.index)
         if main.cuda_stream not in self._besides:
@@ -131,13 +131,15 @@ class Device:
             launch()
 
     def end_beside(self) -> None:
-        """Let what is launched from now on come after the launches beside."""
+        """Let what is launched from now on come after the launches beside, if there are any."""
         main = torch.cuda.current_stream(self.index)
-        main.wait_stream(self._besides[main.cuda_stream])
+        beside = self._besides.get(main.cuda_stream)
+        if beside is not None:
+            main.wait_stream(beside)
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        """Make the device, and a stream of it, current on any thread.
+        """Make the device, and a stream of it, current on any thread, which may stay on the device afterwards.
 
         Torch does not always make its context current on a thread that has none; PyCUDA wants it on a stack of its own
         where kernels are launched, which `launching` does.

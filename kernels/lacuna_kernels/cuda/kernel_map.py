@@ -25,7 +25,7 @@ BLOCKS, ORDERING_BLOCKS = 3, 4
 """Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
 rows up would leave no room for what is made beside them."""
 WORD_BITS = 32
-_SITE_THREADS = {NEAR: 8, BLOCK: 1, CELL: 1}
+_SITE_THREADS = {NEAR: 4, BLOCK: 1, CELL: 1}
 """How many an output has, where it is not one for each offset."""
 
 

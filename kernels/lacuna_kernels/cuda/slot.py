@@ -44,7 +44,7 @@ class Slot:
         """Run the steps once, so that all is loaded, then record them; on the current stream, on an empty batch."""
         self.bind(shared)
         stream = torch.cuda.current_stream()
-        _run(steps, self.buffers)
+        self.run(steps)
         stream.synchronize()
         self._counter = self._device.new_tile_counter()
         with self._device.counting_by(self._counter):
@@ -58,13 +58,23 @@ class Slot:
         status = self._blueprint.status.views(self.here[STATUS])
         self.buffers = {**shared, **self.here, **header, **status}
 
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run steps on the current stream; if one fails, what runs beside them still comes before what follows."""
+        try:
+            for step in steps:
+                step.run(self.buffers)
+        except BaseException:
+            with suppress(RuntimeError):
+                self._device.end_beside()
+            raise
+
     def _record(self, steps: Sequence[Step]) -> None:
         """The launches, between the small copies that are of the same size for every batch."""
         stream = torch.cuda.current_stream()
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
             copy(self.here[HEADER], self.host[HEADER], stream)
-            _run(steps, self.buffers)
+            self.run(steps)
             copy(self.host[STATUS], self.here[STATUS], stream)
         except BaseException:
             with suppress(RuntimeError):
@@ -186,11 +196,6 @@ class Slot:
         self.buffers, self.here, self.host = {}, {}, {}
         self._header, self._status, self._outputs = {}, {}, {}
         self._counter = None
-
-
-def _run(steps: Sequence[Step], buffers: Mapping[str, Tensor]) -> None:
-    for step in steps:
-        step.run(buffers)
 
 
 def _event() -> torch.cuda.Event:

@@ -100,13 +100,15 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     x, residual, shortcut = _sources(writer, layer)
     weight, bias = packed(writer, layer, tile), writer.weights.bias(layer)
     count, likely = sites_name(level, "count"), _likely_rows(writer, level)
-    settled = not writer.once(f"convolution of {level.grid}")  # the first one may begin beside what makes its map
+    given = [name for name in (x, residual, shortcut) if name is not None]
+    reads = [*given, *([] if key is None else kernel_map_buffers(key))]
+    first, joined = writer.once(f"convolution of {level.grid}"), writer.join_before(reads)
+    settled = not (first or joined)  # those come right after what makes their map
     parts = 1 if key is None else writer.map_parts[key]
     sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
     if parts > 1:
         scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), torch.float32)
-        held = writer.weights
-        progress = held.make((layer.output, "progress"), lambda: held.upload(torch.zeros(PROGRESS), torch.int32))
+        progress = writer.weights.upload(torch.zeros(PROGRESS), torch.int32)  # of this plan: another may run meanwhile
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)
@@ -124,9 +126,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
             progress=progress,
         )
 
-    given = [name for name in (x, residual, shortcut) if name is not None]
-    map_reads = [] if key is None else kernel_map_buffers(key)
-    writer.add(layer.output, [*given, *map_reads], writer.output(layer) | scratch, run)
+    writer.add(layer.output, reads, writer.output(layer) | scratch, run)
 
 
 def _sources(writer: Writer, layer: Layer) -> tuple[str, str | None, str | None]:

@@ -136,10 +136,16 @@ class Writer:
         if beside is not None:
             self.add(f"beside {beside.name}", beside.touches, {}, lambda b: self.device.end_beside())
 
+    def join_before(self, reads: Sequence[str]) -> bool:
+        """Append that end if any of these is of what runs beside; returns whether it was."""
+        needed = self._beside is not None and not self._beside.tells.isdisjoint(reads)
+        if needed:
+            self.join()
+        return needed
+
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
-        if self._beside is not None and not self._beside.tells.isdisjoint(reads):
-            self.join()
+        self.join_before(reads)
         self.dtypes.update({key: spec.dtype for key, spec in writes.items()})
         wholes = {
             self.parts[key].whole: self.spec(self.parts[key].whole, self.dtypes[key])

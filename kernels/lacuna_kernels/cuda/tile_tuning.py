@@ -84,8 +84,7 @@ class Convolutions:
         """
         blueprint = self._drawn(room, TileTable())
         with closing(self._loaded(blueprint, batch)) as slot:
-            for step in blueprint.steps:
-                step.run(slot.buffers)
+            slot.run(blueprint.steps)
             overflowed = bool(slot.buffers[OVERFLOW])
         if not overflowed:
             return Scan(room, batch, blueprint.convolutions)
@@ -101,10 +100,11 @@ class Convolutions:
             blueprint = self._drawn(scan.room, table)
             with closing(self._loaded(blueprint, scan.batch)) as slot:
                 for step in blueprint.steps:
-                    step.run(slot.buffers)
+                    slot.run([step])
                     group = blueprint.convolutions.get(step.name)
                     tile = None if group is None else table.best(group)
                     if group is not None and tile is not None:
+                        self.device.end_beside()  # nothing else is to run while it is measured
                         yield Trial(group, tile, partial(_launch, step, slot), others[step.name])
 
     def _drawn(self, room: Capacity, tiles: TileTable) -> Blueprint:
@@ -120,7 +120,7 @@ class Convolutions:
 
 def _launch(step: Step, slot: Slot) -> None:
     """Run a step; a trial that somebody still has keeps no buffers alive once the slot is closed."""
-    step.run(slot.buffers)
+    slot.run([step])
 
 
 def turns(groups: Iterable[Group], limits: DeviceLimits) -> Iterator[TileTable]:

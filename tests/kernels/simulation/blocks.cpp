@@ -78,9 +78,6 @@ static unsigned __reduce_or_sync(unsigned mask, unsigned value) {
     return word;
 }
 
-static unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
-    return shift % 32 ? high << shift % 32 | low >> (32 - shift % 32) : high;
-}
 static int __ffs(int word) { return __builtin_ffs(word); }
 static int __popc(unsigned word) { return __builtin_popcount(word); }
 static float __fsub_rn(float a, float b) { return a - b; }

@@ -86,8 +86,8 @@ __device__ inline bool add_site(Bucket* buckets, unsigned mask, int* cells, cons
 }
 
 // The head of a block in a finished table, -1 if no site lies in it: an entry after another.
-__device__ inline int look_for_block(const Bucket* __restrict__ buckets, unsigned mask,
-                                           const Site* __restrict__ sites, Site block, unsigned hash) {
+__device__ inline int look_for_block(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites,
+                                     Site block, unsigned hash) {
     unsigned at = hash & mask;
     for (int probe = 0; probe < MAX_PROBES; ++probe, at = (at + 1) & mask) {
         for (int i = 0; i < BUCKET; ++i) {
@@ -112,7 +112,7 @@ struct BlockSearch {
     __device__ void look(const Site* __restrict__ sites) {
         head = FREE;
 #pragma unroll
-        for (int i = 0; i < BUCKET; ++i)
+        for (int i = BUCKET - 1; i >= 0; --i)  // the first is taken, as free ones have a hash, too
             if (bucket.entries[i].hash == hash) head = bucket.entries[i].head;
         found = sites[max(head, 0)];
     }

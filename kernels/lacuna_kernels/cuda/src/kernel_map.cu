@@ -210,8 +210,9 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
     find_rows(outputs, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
         const Site from = reached_site({0, 0, 0, 0}, kx, ky, kz, g);
         return [=](Site output) {
-            return find_site(buckets, mask, cells, inputs, {output.item, output.x * stride_x + from.x,
-                                                          output.y * stride_y + from.y, output.z * stride_z + from.z});
+            return find_site(buckets, mask, cells, inputs,
+                             {output.item, output.x * stride_x + from.x, output.y * stride_y + from.y,
+                              output.z * stride_z + from.z});
         };
     });
 }

@@ -14,12 +14,11 @@ struct __align__(16) Cells {
 
 __device__ inline Cells no_cells() { return {{-1, -1, -1, -1, -1, -1, -1, -1}}; }
 
-// Where the sites of a level go: their number, at most `capacity`, else the flag is raised.
-struct SitesMade {
+// The room for the sites of a level: their number is told, at most `capacity`, else the flag is raised.
+struct Room {
     int* count;
     int capacity;
     int* overflow;
-    Site* sites;
 
     __device__ void tell(int number) const {
         *count = min(number, capacity);
@@ -31,7 +30,7 @@ struct SitesMade {
 // firsts, sums: as count_firsts makes them (sites.cu).
 template <class Visit>
 __device__ inline void number_firsts(int n, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
-                                     const SitesMade& made, Visit visit) {
+                                     const Room& room, Visit visit) {
     __shared__ unsigned words[TILE / 32];
     __shared__ int before_word[TILE / 32];
     const int tiles = max(1, (n + TILE - 1) / TILE), start = blockIdx.x * TILE;
@@ -44,13 +43,13 @@ __device__ inline void number_firsts(int n, const unsigned* __restrict__ firsts,
     block_exclusive_sum<THREADS>(earlier, &before);
     const int here = block_exclusive_sum<THREADS>(__popc(word), &all);
     if (threadIdx.x < TILE / 32) words[threadIdx.x] = word, before_word[threadIdx.x] = before + here;
-    if (threadIdx.x == 0 && blockIdx.x == tiles - 1) made.tell(before + all);
+    if (threadIdx.x == 0 && blockIdx.x == tiles - 1) room.tell(before + all);
     __syncthreads();
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
         const int at = turn * THREADS + threadIdx.x, lane = threadIdx.x % 32;
         const unsigned word = words[at / 32];
         const int row = before_word[at / 32] + __popc(word & ((1u << lane) - 1));
-        if (word >> lane & 1) visit(start + at, row < made.capacity ? row : -1);
+        if (word >> lane & 1) visit(start + at, row < room.capacity ? row : -1);
     }
 }

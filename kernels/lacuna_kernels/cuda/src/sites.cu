@@ -63,7 +63,7 @@ number_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
                int most, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
                int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites) {
     const OutputSite site_of = {inputs, geometry, most};
-    number_firsts(*count * most, firsts, sums, {made_count, capacity, overflow, sites}, [&](int candidate, int row) {
+    number_firsts(*count * most, firsts, sums, {made_count, capacity, overflow}, [&](int candidate, int row) {
         if (row >= 0) sites[row] = site_of(candidate);
     });
 }

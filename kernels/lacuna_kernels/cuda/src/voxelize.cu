@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 number_voxels(const Site* __restrict__ voxels, const int* __restrict__ count, const int* __restrict__ slots,
               int* __restrict__ table, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
               int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites) {
-    number_firsts(*count, firsts, sums, {made_count, capacity, overflow, sites}, [&](int p, int row) {
+    number_firsts(*count, firsts, sums, {made_count, capacity, overflow}, [&](int p, int row) {
         if (row >= 0) sites[row] = voxels[p];
         table[slots[p]] = row;
     });

@@ -1,0 +1,32 @@
+"""What sources define and launches count on has the same value in both."""
+
+import re
+
+from lacuna_kernels.cuda import coordinates, kernel_map, key_order
+from lacuna_kernels.cuda.compiler import SOURCES
+
+
+def defined(source: str) -> dict[str, int]:
+    return {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)", (SOURCES / source).read_text())}
+
+
+def test_bins_that_are_few_are_added_up_where_they_are_read() -> None:
+    assert defined("key_order.cu")["FEW_BINS"] == key_order._FEW_BINS
+
+
+def test_a_block_numbers_so_many_candidates() -> None:
+    said = defined("numbering.cuh")
+
+    assert said["THREADS"] * said["TURNS"] == coordinates.TILE
+
+
+def test_buckets_have_so_many_entries() -> None:
+    assert defined("hash.cuh")["BUCKET"] == coordinates.BUCKET
+
+
+def test_so_many_threads_look_up_a_site() -> None:
+    assert 32 // (4 * defined("kernel_map.cu")["SEARCHES"]) == kernel_map._SITE_THREADS[kernel_map.NEAR]
+
+
+def test_places_are_grouped_alike() -> None:
+    assert defined("map_places.cuh")["GROUP"] == kernel_map.GROUP
