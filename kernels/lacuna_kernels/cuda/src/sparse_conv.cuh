@@ -188,14 +188,19 @@ struct Output {
     int residual_pitch, y_pitch, channels, activation;
     float negative_slope;
 
+    __device__ float begin(int row, int column) const {
+        if (column >= channels) return 0.0f;
+        const float sum = bias ? bias[column] : 0.0f;
+        return residual ? sum + to_float(residual[(size_t)row * residual_pitch + column]) : sum;
+    }
+
+    // `begin` in two steps.
     __device__ float bias_of(int column) const { return bias && column < channels ? bias[column] : 0.0f; }
 
     __device__ float add_residual(float sum, int row, int column) const {
         if (!residual || column >= channels) return sum;
         return sum + to_float(residual[(size_t)row * residual_pitch + column]);
     }
-
-    __device__ float begin(int row, int column) const { return add_residual(bias_of(column), row, column); }
 
     __device__ void write(float sum, int row, int column) const {
         if (column < channels)
@@ -258,8 +263,37 @@ struct WarpRows {
         if (map.parts > 1 && map.is_last(part) && row >= 0) parts_before = map.parts_before(row);
     }
 
+    __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
+        const int lane = threadIdx.x % 32, from = column + lane % 4 * 2;
+        const int rows[2] = {__shfl_sync(EVERY_LANE, row, lane / 4), __shfl_sync(EVERY_LANE, row, lane / 4 + 8)};
+        if (output.channels % 2 || !is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
+            in_turns(sums, [&](int group, float (&four)[4]) {
+#pragma unroll
+                for (int n = 0; n < 4; ++n)
+                    four[n] = rows[n / 2] < 0 ? 0.0f : output.begin(rows[n / 2], from + group * 8 + n % 2);
+            });
+            return;
+        }
+#pragma unroll
+        for (int n = 0; n < WIDTH / 2; n += 4) {
+            if (n % 32 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
+            const int at = from + n / 4 * 8;
+            const bool here = at < output.channels;
+            const float2 bias = here && output.bias ? *reinterpret_cast<const float2*>(output.bias + at) : float2{};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                sums[n + 2 * h] = bias.x, sums[n + 2 * h + 1] = bias.y;
+                if (!output.residual || !here || rows[h] < 0) continue;
+                const Element* residual = output.residual + (size_t)rows[h] * output.residual_pitch + at;
+                const Pair pair = *reinterpret_cast<const Pair*>(residual);
+                sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
+            }
+        }
+    }
+
     __device__ __forceinline__ int first_column() const { return column + threadIdx.x % 4 * 2; }  // of the lane
 
+    // `begin` in two steps, for those who read the bias before the residual is there.
     __device__ __forceinline__ void begin_with_bias(const Output& output, float (&sums)[WIDTH / 2]) const {
         const int from = first_column();
         if (output.channels % 2) {
@@ -300,11 +334,6 @@ struct WarpRows {
                 sums[4 * n + 2 * h] += to_float(pair.values[0]), sums[4 * n + 2 * h + 1] += to_float(pair.values[1]);
             }
         }
-    }
-
-    __device__ __forceinline__ void begin(const Output& output, float (&sums)[WIDTH / 2]) const {
-        begin_with_bias(output, sums);
-        add_residual(output, sums);
     }
 
     // The rows that this lane has sums of; negative past the last.

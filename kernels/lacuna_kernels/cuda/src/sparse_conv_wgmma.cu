@@ -121,8 +121,10 @@ struct Work {
         const int steps = this->steps(offsets, offsets.total());
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (!SPLIT) mine.begin_with_bias(y, sums);
-        if (last) mine.add_residual(y, sums);
+        if (!SPLIT)
+            mine.begin(y, sums);
+        else if (last)
+            mine.add_residual(y, sums);
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
