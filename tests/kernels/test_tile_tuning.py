@@ -1,6 +1,6 @@
 """Tiles are measured layer by layer on what the layers before made of real clouds, and plans go by what was found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.measurement import Measurement, Objective
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
-from lacuna_kernels.cuda.steps import OVERFLOW, Weights
+from lacuna_kernels.cuda.steps import OVERFLOW, Step, Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tile_tuning import LAUNCHES, Convolutions, Findings, Scan, Trial, mean, turns
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path
@@ -137,7 +137,7 @@ class FakePlans:
 
 
 def convolutions(graph: Graph | None = None) -> Convolutions:
-    device = cast(Device, SimpleNamespace(limits=H200, index=0))
+    device = cast(Device, SimpleNamespace(limits=H200, index=0, end_beside=lambda: None))
     return Convolutions(device, graph or minkunet(5, width=0.25), [], Weights(torch.device("cpu")))
 
 
@@ -236,7 +236,9 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CudaBackend:
     monkeypatch.setattr(backend_module, "Weights", lambda place: Weights(torch.device("cpu")))
     monkeypatch.setattr(backend_module, "tasks", lambda *given: [])
     opened = object.__new__(CudaBackend)
-    opened._device = cast(Device, SimpleNamespace(limits=H200, index=0, compiler=SimpleNamespace(cache=tmp_path)))
+    compiler = SimpleNamespace(cache=tmp_path)
+    device = SimpleNamespace(limits=H200, index=0, compiler=compiler, end_beside=lambda: None)
+    opened._device = cast(Device, device)
     opened._builder = cast(Builder, SimpleNamespace(run=lambda job: SimpleNamespace(result=job)))
     opened.device = DeviceInfo(0, "Some GPU", None, 0)
     return opened
