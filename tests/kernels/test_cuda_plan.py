@@ -16,12 +16,14 @@ from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
 from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, power_of_two
 from lacuna_kernels.cuda.device import Device, DeviceLimits
+from lacuna_kernels.cuda.front_steps import Front
 from lacuna_kernels.cuda.fusion import fuse
-from lacuna_kernels.cuda.site_steps import WORK, Front, Task, in_lanes, source_of
+from lacuna_kernels.cuda.site_steps import source_of
 from lacuna_kernels.cuda.sparse_conv_choice import WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import Weights, Writer
+from lacuna_kernels.cuda.tasks import WORK, Task, in_lanes
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.coordinates import unique_first
 from lacuna_kernels.ops.sparse_conv import active_sites

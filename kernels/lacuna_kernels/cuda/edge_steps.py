@@ -7,11 +7,11 @@ from lacuna_kernels.cuda.edges import EdgeBuffer, PairBuffer, edge_sums, pair_ed
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.kernel_map import map_shapes
 from lacuna_kernels.cuda.precision import DTYPES
-from lacuna_kernels.cuda.site_steps import ints, kernel_map_buffers, kernel_map_in
+from lacuna_kernels.cuda.site_steps import kernel_map_buffers, kernel_map_in
 from lacuna_kernels.cuda.sparse_conv import are_whole_pieces, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_steps import are_aligned, packed
-from lacuna_kernels.cuda.steps import Buffers, Writer
+from lacuna_kernels.cuda.steps import Buffers, Writer, ints
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.relational_graph_conv import RelationalGraphConv
 

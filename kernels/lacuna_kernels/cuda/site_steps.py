@@ -1,8 +1,6 @@
-"""Steps that make sites and kernel maps, and how other steps find them among the buffers of a plan."""
+"""What makes sites and kernel maps, and how steps find them among the buffers of a plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -19,7 +17,6 @@ from lacuna_kernels.cuda.coordinates import (
     pack_geometry,
     table_slots,
 )
-from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
     Offsets,
@@ -29,144 +26,11 @@ from lacuna_kernels.cuda.kernel_map import (
     map_work,
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
-from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Run, Work, Writer, sites_name
+from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
+from lacuna_kernels.cuda.tasks import WORK, Task
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
-
-_LANES = 12
-WORK = "work"
-"""Name of the buffer int32 that the tasks of a lane have to work with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Launches of a step that may be made beside those of others, what they read and what they make.
-
-    work  numbers of int32 that they need in the buffer `WORK`, if they are in a lane
-    """
-
-    reads: Sequence[str]
-    makes: Mapping[str, BufferSpec]
-    run: Run
-    work: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Sites that are made at once, and then the kernel maps that lead from or to them."""
-
-    sites: Sequence[Task]
-    then: Sequence[Task]
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What has to be made before the convolutions of a grid.
-
-    means   the features of its sites
-    clear   the tables of all levels that are made of it
-    own     kernel maps between its sites
-    levels  all that are made of it
-    stages  their sites: those that are made of the grid's, all at once, then those of others, one after the other
-    """
-
-    means: Task
-    clear: Task
-    own: Sequence[Task]
-    levels: Sequence[Level]
-    stages: Sequence[Stage]
-
-    @classmethod
-    def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
-        """Collect it from the layers to come; `means` makes the features."""
-        levels, maps = [[grid], list[Level]()], dict[str, tuple[Task, int]]()
-        layers = [layer for layer in writer.layers if isinstance(layer.node, SparseConv)]
-        for layer in (layer for layer in layers if writer.level(layer.output).grid == grid.name):
-            node = layer.node
-            assert isinstance(node, SparseConv)
-            level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
-            if node.mode in ("strided", "generative"):
-                if source_of(level_out)[0] == grid:
-                    levels[1].append(level_out)
-                else:
-                    levels.append([level_out])
-            key = map_name(node, level_in, level_out)
-            if key is not None and key not in maps:
-                last = max(at for at, made in enumerate(levels) if level_in in made or level_out in made)
-                maps[key] = _map(writer, key, node, level_in, level_out), last
-        made = [level for stage in levels[1:] for level in stage]
-        at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
-        stages = [
-            Stage([_sites(writer, level) for level in stage], after)
-            for stage, after in zip(levels[1:], at_stage[1:], strict=True)
-        ]
-        return cls(means, _cleared(writer, made), at_stage[0], made, stages)
-
-
-def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
-    """Write the steps that make the sites of a grid; those of all levels, and maps; and features and maps of the grid.
-
-    The levels are made beside what reads nothing but the grid: the first convolutions.
-
-    place  makes the sites of the grid, and beside it tables are cleared
-    """
-    device, front = writer.device, Front.of(writer, grid, means)
-    own = in_lanes(front.own, [f"{name}:lane"])
-    lanes = [
-        in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)])
-        for at, stage in enumerate(front.stages)
-    ]
-
-    def stage(at: int, b: Buffers) -> None:
-        device.at_once([partial(task.run, b) for task in front.stages[at].sites])
-        longest = [partial(stage, at + 1, b)] if at + 1 < len(front.stages) else []  # first, so that it begins first
-        device.at_once([*longest, *(partial(lane.run, b) for lane in lanes[at])])
-
-    placed, now = _at_once(device, [place, front.clear]), _at_once(device, [means, *own])
-    writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
-    levels = [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
-    if levels:
-        counts = [sites_name(level, "count") for level in front.levels]
-        writer.add_with(name, now, Work(_read(levels), _made(levels), partial(stage, 0)), counts)
-    else:
-        writer.add(name, now.reads, now.writes, now.run)
-
-
-def _at_once(device: Device, tasks: Sequence[Task]) -> Work:
-    some = [task for task in tasks if task.makes]
-    return Work(_read(some), _made(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
-
-
-def _made(tasks: Sequence[Task]) -> dict[str, BufferSpec]:
-    return {key: spec for task in tasks for key, spec in task.makes.items()}
-
-
-def _read(tasks: Sequence[Task]) -> list[str]:
-    """What tasks read that none of them makes."""
-    made = _made(tasks)
-    return [key for key in dict.fromkeys(key for task in tasks for key in task.reads) if key not in made]
-
-
-def in_lanes(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
-    """Deal tasks out to lanes, one after another in each, which have one piece of memory to work with; none is empty.
-
-    The longest come first, each to the lane that has the least to do.
-    """
-    lanes: list[list[Task]] = [[] for _ in names]
-    for task in sorted(tasks, key=lambda task: -task.work):
-        min(lanes, key=lambda lane: sum(other.work for other in lane)).append(task)
-    return [_lane(lane, f"{name}:work") for lane, name in zip(lanes, names, strict=True) if lane]
-
-
-def _lane(tasks: Sequence[Task], work: str) -> Task:
-    length = max(1, *(task.work for task in tasks))
-
-    def run(b: Buffers) -> None:
-        for task in tasks:
-            task.run({**b, WORK: b[work][: task.work]})
-
-    return Task([key for task in tasks for key in task.reads], _made(tasks) | {work: ints(length)}, run)
 
 
 def source_of(level: Level) -> tuple[Level, Geometry]:
@@ -193,7 +57,7 @@ def _are_cells(level: Level) -> bool:
     return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == ONES)
 
 
-def _sites(writer: Writer, level: Level) -> Task:
+def sites_task(writer: Writer, level: Level) -> Task:
     """The sites of a strided or generative convolution."""
     source, g = source_of(level)
     device, packed = writer.device, _geometry(writer, g, level.spatial_shape)
@@ -209,7 +73,7 @@ def _sites(writer: Writer, level: Level) -> Task:
     return Task(reads, made | {work: ints(output_work(room, prod(g.fan_out)))}, run)
 
 
-def _cleared(writer: Writer, levels: Sequence[Level]) -> Task:
+def cleared_tables(writer: Writer, levels: Sequence[Level]) -> Task:
     """The tables of levels, with nothing in them."""
     tables = {sites_name(level, "table"): _parts_of_level(writer, level)["table"] for level in levels}
 
@@ -232,7 +96,8 @@ def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
     return f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
 
 
-def _map(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> Task:
+def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> Task:
+    """The map of a convolution between two levels, of this name."""
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
     device, held, capacity = writer.device, writer.weights, writer.room.sites(level_out)
@@ -334,8 +199,3 @@ def root(level: Level) -> Level:
     while level.parent is not None:
         level = level.parent
     return level
-
-
-def ints(length: int) -> BufferSpec:
-    """Room for int32 numbers."""
-    return BufferSpec((length,), torch.int32)

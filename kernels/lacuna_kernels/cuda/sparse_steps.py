@@ -9,13 +9,12 @@ from torch import Tensor
 from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
+from lacuna_kernels.cuda.front_steps import write_front
 from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.site_steps import (
-    Task,
-    ints,
     kernel_map_buffers,
     kernel_map_in,
     map_name,
@@ -25,14 +24,14 @@ from lacuna_kernels.cuda.site_steps import (
     row_of_point,
     site_specs,
     sites_in,
-    write_front,
 )
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
-from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, sites_name
+from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
+from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.cuda.tile_table import Group, MapKind
 from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxels_of_points
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize

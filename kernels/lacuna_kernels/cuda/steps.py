@@ -213,6 +213,11 @@ def sites_name(level: Level, what: str) -> str:
     return f"{level.name}:sites:{what}"
 
 
+def ints(length: int) -> BufferSpec:
+    """Room for int32 numbers."""
+    return BufferSpec((length,), torch.int32)
+
+
 def flat(x: Tensor) -> Tensor:
     """View with one row per entry of the first axis."""
     return x.view(len(x), prod(x.shape[1:]))
