@@ -111,6 +111,35 @@ def test_launches_made_at_once_come_after_what_was_before_and_before_what_follow
     assert bool((total == launches * done + sum(range(launches))).all())
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_launches_beside_others_are_over_at_their_end(device, captured):
+    size = 1 << 22
+    source, one, two, total = (torch.zeros(size, device="cuda") for _ in range(4))
+
+    def run() -> None:
+        source.add_(1)
+        beside = [partial(torch.add, source, number, out=one) for number in range(20)]
+        device.start_beside(lambda: [launch() for launch in beside], partial(torch.add, source, 3, out=two))
+        two.mul_(2)
+        device.end_beside()
+        torch.add(one, two, out=total)
+
+    stream = device.new_stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+        graph.replay()
+        torch.cuda.synchronize()
+
+    done = 2 if captured else 1
+    assert bool((total == done + 19 + 2 * (done + 3)).all())
+
+
 def test_a_launch_that_fails_leaves_the_others_joined(device):
     y, stream = torch.zeros(1 << 24, device="cuda"), device.new_stream()
     torch.cuda.synchronize()
