@@ -1,5 +1,7 @@
 """What the CUDA backend decides before it touches a device: capacities, where buffers lie, what makes sites."""
 
+import gc
+import weakref
 from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
@@ -225,6 +227,28 @@ def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch:
     drawn(parse_graph(document(cloud("intensity"), nodes, "d", "y")))
 
     assert seen == {4: False, 64: False, 76: False, 8: True}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_plan_that_is_dropped_leaves_nothing_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of a device is given back when nobody has it any more, not when cycles happen to be collected."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(self: Weights, on_device: torch.Tensor) -> torch.Tensor:
+        alone = on_device.clone()  # on the CPU it may be the network's own
+        kept.append(weakref.ref(alone))
+        return alone
+
+    monkeypatch.setattr(Weights, "keep", keep)
+    gc.collect()
+    gc.disable()
+    try:
+        plan = drawn(NETWORKS[name]())
+        assert all(tensor() is not None for tensor in kept)
+        del plan
+        assert all(tensor() is None for tensor in kept)
+    finally:
+        gc.enable()
 
 
 def made_in_front(plan: Blueprint) -> dict[str, BufferSpec]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.site_steps import cleared_tables, kernel_map_task, map_name, sites_task, source_of
 from lacuna_kernels.cuda.steps import Buffers, Work, Writer, sites_name
 from lacuna_kernels.cuda.tasks import Task, at_once, in_lanes, made_by, read_by
@@ -74,21 +75,23 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
     """
     device, front = writer.device, Front.of(writer, grid, means)
     own = in_lanes(front.own, [f"{name}:lane"])
-    lanes = [
-        in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)])
+    stages = [
+        Stage(stage.sites, in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)]))
         for at, stage in enumerate(front.stages)
     ]
-
-    def stage(at: int, b: Buffers) -> None:
-        device.at_once([partial(task.run, b) for task in front.stages[at].sites])
-        longest = [partial(stage, at + 1, b)] if at + 1 < len(front.stages) else []  # first, so that it begins first
-        device.at_once([*longest, *(partial(lane.run, b) for lane in lanes[at])])
-
     placed, now = at_once(device, [place, front.clear]), at_once(device, [means, *own])
     writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
-    levels = [task for each, after in zip(front.stages, lanes, strict=True) for task in (*each.sites, *after)]
+    levels = [task for stage in stages for task in (*stage.sites, *stage.then)]
     if levels:
         counts = [sites_name(level, "count") for level in front.levels]
-        writer.add_with(name, now, Work(read_by(levels), made_by(levels), partial(stage, 0)), counts)
+        writer.add_with(name, now, Work(read_by(levels), made_by(levels), partial(_run_stages, device, stages)), counts)
     else:
         writer.add(name, now.reads, now.writes, now.run)
+
+
+def _run_stages(device: Device, stages: Sequence[Stage], b: Buffers) -> None:
+    """The sites of the first, then its maps beside the stages after it, which begin first as they take longest."""
+    stage, *later = stages
+    device.at_once([partial(task.run, b) for task in stage.sites])
+    longest = [partial(_run_stages, device, later, b)] if later else []
+    device.at_once([*longest, *(partial(lane.run, b) for lane in stage.then)])

@@ -107,7 +107,8 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
     if parts > 1:
         scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), torch.float32)
-        progress = writer.weights.upload(torch.zeros(PROGRESS), torch.int32)  # of this plan: another may run meanwhile
+        zeros = torch.zeros(PROGRESS, dtype=torch.int32)
+        progress = zeros.to(writer.weights.place)  # of this plan: another may run meanwhile
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)

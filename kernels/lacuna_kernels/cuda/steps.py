@@ -132,9 +132,9 @@ class Writer:
 
     def join(self) -> None:
         """Append the end of what runs beside others, if there is anything: until then all it touches is alive."""
-        beside, self._beside = self._beside, None
+        beside, self._beside, device = self._beside, None, self.device  # a step must not keep its writer alive
         if beside is not None:
-            self.add(f"beside {beside.name}", beside.touches, {}, lambda b: self.device.end_beside())
+            self.add(f"beside {beside.name}", beside.touches, {}, lambda b: device.end_beside())
 
     def join_before(self, reads: Sequence[str]) -> bool:
         """Append that end if any of these is of what runs beside; returns whether it was."""
