@@ -38,8 +38,8 @@ from lacuna_kernels.cuda.kernel_map import (
 from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
@@ -238,7 +238,7 @@ class Bench:
 def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> Iterator[Tile]:
     """All tiles that waste no more output channels than the best."""
     yield best
-    tiles: list[Tile] = [SimtTile(128, 64, 16, 8), SimtTile(128, 32, 16, 8)]
+    tiles: list[Tile] = [*FP32_TILES]
     if dtype is not torch.float32:
         tiles = [*MMA_TILES, *MORE_TILES]
         if hopper and are_whole_pieces(layer.ci) and layer.ci >= 32:

@@ -12,7 +12,7 @@ from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, SIMT_TILES, TF32_TILES, WGMMA_TILES
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, TF32_TILES, WGMMA_TILES
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
@@ -36,7 +36,6 @@ SOURCES = {
     "scan.cu",
     "sites.cu",
     "sort.cu",
-    "sparse_conv_fp32.cu",
     "sparse_conv_mma.cu",
     "sparse_conv_tf32.cu",
     "sparse_conv_wgmma.cu",
@@ -53,7 +52,7 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
     """Each tile with 16-byte copies and, if it can, without, with all of the epilogue, with a map and without."""
     maps = [mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)), parts=parts) for parts in (1, 3)]
     for dtype in DTYPES:
-        for tile in (*SIMT_TILES, *FP32_TILES, *TF32_TILES) if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
+        for tile in (*FP32_TILES, *TF32_TILES) if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
             widths = [(tile.k + 8, tile.n + 8)] + [(tile.k + 3, tile.n + 5)] * (tile not in WGMMA_TILES)
             for ci, co in widths:
                 x, y = features(sites.capacity, ci, dtype), poisoned(sites.capacity, co, dtype=dtype)

@@ -9,8 +9,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.precision import DTYPES as DTYPE_OF
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, SIMT_TILES, TF32_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, TF32_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -35,7 +35,7 @@ WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 
 
 
 HOPPER_KINDS = [WGMMA_TILES[i] for i in (0, 1, 2, 4)]
-KINDS = [None, *HOPPER_KINDS, *(TF32_TILES[i] for i in (0, 3, -1)), SIMT_TILES[0]]
+KINDS = [None, *HOPPER_KINDS, *(TF32_TILES[i] for i in (0, 3, -1))]
 """Tiles that most tests are run with: the portable one that a layer takes, some of Hopper, some for fp32 alone."""
 
 
@@ -51,7 +51,7 @@ def packed_for(
     """Pack a weight for a tile; skips what the tile cannot do."""
     if isinstance(tile, WgmmaTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
-    if isinstance(tile, Tf32Tile | SimtTile) and dtype is not torch.float32:
+    if isinstance(tile, Tf32Tile) and dtype is not torch.float32:
         pytest.skip(f"{tile} is for fp32")
     return pack_weight(weight, dtype, tile, beside)
 

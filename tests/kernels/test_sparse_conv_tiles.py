@@ -14,13 +14,12 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     FP32_TILES,
     MMA_TILES,
     PORTABLE,
-    SIMT_TILES,
     TF32_TILES,
     WGMMA_TILES,
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import SimtTile, Tf32Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, WgmmaTile
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
@@ -115,7 +114,7 @@ def test_weights_of_hopper_are_swizzled_by_64_bytes(tile: WgmmaTile):
     assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
 
 
-@pytest.mark.parametrize("tile", [*MMA_TILES, SimtTile(64, 32, 16, 4)], ids=str)
+@pytest.mark.parametrize("tile", MMA_TILES, ids=str)
 def test_other_weights_are_padded_with_zeros(tile):
     weight = torch.ones(2, 5, 7)
 
@@ -148,7 +147,7 @@ def test_what_adds_up_otherwise_does_not_compete():
     assert products(Precision.FP16) == products(Precision.BF16) == {None}
 
 
-@pytest.mark.parametrize("tile", [*MMA_TILES, *FP32_TILES, *TF32_TILES, *SIMT_TILES], ids=str)
+@pytest.mark.parametrize("tile", [*MMA_TILES, *FP32_TILES, *TF32_TILES], ids=str)
 def test_a_portable_launch_has_a_block_for_each_tile_of_each_part(tile):
     assert tile.grid(1, 1, 1, 3) == 3
     assert tile.grid(tile.m + 1, 1, tile.n, 3) == 6

@@ -22,13 +22,12 @@ from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import (
     FP32_TILES,
     MMA_TILES,
-    SIMT_TILES,
     TF32_TILES,
     WGMMA_TILES,
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path
@@ -110,10 +109,9 @@ def test_tiles_of_hopper_and_portable_ones_compete_where_both_run():
 
 
 def test_names_are_as_tables_have_them():
-    names = [name_of(tile) for tile in (*SIMT_TILES, *FP32_TILES, *TF32_TILES, *MMA_TILES, *WGMMA_TILES)]
+    names = [name_of(tile) for tile in (*FP32_TILES, *TF32_TILES, *MMA_TILES, *WGMMA_TILES)]
 
     assert len({*names}) == len(names)
-    assert name_of(SimtTile(64, 32, 16, 4)) == "simt m=64 n=32 k=16 rows=4"
     assert name_of(Tf32Tile(128, 96, 16, (4, 2), 4)) == "tf32 m=128 n=96 k=16 warps=4x2 stages=4"
     assert name_of(FP32_TILES[1]) == "tf32 m=128 n=96 k=16 warps=4x3 stages=4 products=3"
     assert name_of(MmaTile(128, 96, 64, (4, 2))) == "mma m=128 n=96 k=64 warps=4x2"

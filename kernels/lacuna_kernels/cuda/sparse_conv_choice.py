@@ -8,11 +8,9 @@ import torch
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, SimtTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.graph import Precision
 
-SIMT_TILES = (SimtTile(64, 64, 16, 4), SimtTile(64, 32, 16, 4))
-"""fp32 by multiply-adds, to compare with. They add up otherwise than FP32_TILES: no rule or table takes them."""
 FP32_TILES = (
     *(Tf32Tile(128, 128, 16, (4, 4), 4, 3), Tf32Tile(128, 96, 16, (4, 3), 4, 3), Tf32Tile(128, 64, 16, (4, 2), 4, 3)),
     *(Tf32Tile(128, 32, 32, (8, 1), 3, 3), Tf32Tile(128, 32, 16, (8, 1), 4, 3)),
@@ -40,7 +38,6 @@ PORTABLE: Mapping[Precision, tuple[Tile, ...]] = {
 """Tiles that run on every GPU since sm_80. All of a precision add up in one order."""
 VARIANTS = (
     *(tile.variant(dtype, a) for tile in MMA_TILES for dtype in (torch.float16, torch.bfloat16) for a in (True, False)),
-    *(tile.variant(torch.float32, True) for tile in SIMT_TILES),
     *(tile.variant(torch.float32, aligned) for tile in (*FP32_TILES, *TF32_TILES) for aligned in (True, False)),
     *(
         t.variant(dtype, True, s)

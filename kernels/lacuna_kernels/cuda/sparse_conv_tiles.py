@@ -104,23 +104,6 @@ class _OfPatches:
 
 
 @dataclass(frozen=True, slots=True)
-class SimtTile(_OfPatches):
-    """In fp32, by multiply-adds; `rows` of a thread, which has 4 channels of each."""
-
-    rows: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.m // self.rows * (self.n // 4)
-
-    def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
-        """The kernel, which does not mind how the input lies."""
-        constants = (("TILE_M", self.m), ("TILE_N", self.n), ("TILE_K", self.k), ("ROWS", self.rows))
-        return Variant("sparse_conv_fp32.cu", "sparse_conv_fp32", constants)
-
-
-@dataclass(frozen=True, slots=True)
 class MmaTile(_OfPatches):
     """In 16 bits on the tensor cores of any GPU since sm_80; how a block's warps lie over m and n; steps under way."""
 
