@@ -38,7 +38,7 @@ from lacuna_kernels.cuda.kernel_map import (
 from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import MMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
