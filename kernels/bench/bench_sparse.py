@@ -23,7 +23,6 @@ from lacuna_kernels.cuda.coordinates import (
     SiteBuffer,
     numbering_work,
     output_sites,
-    output_work,
     pack_geometry,
     table_slots,
 )
@@ -116,7 +115,7 @@ class Frontend:
         self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
-        self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(output_work(n, 1))]
+        self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(numbering_work(n))]
         self.work.append(ints(map_work(CUBE.volume, n, PARTS)))
         self.offsets = {
             (g, parts): Offsets(g, pack_geometry(g).cuda(), offset_slots(g, parts).cuda())

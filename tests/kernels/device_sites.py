@@ -15,7 +15,6 @@ from lacuna_kernels.cuda.coordinates import (
     SiteBuffer,
     numbering_work,
     output_sites,
-    output_work,
     pack_geometry,
     table_slots,
 )
@@ -134,7 +133,7 @@ def strided(
 ) -> tuple[SiteBuffer, Tensor]:
     """Output sites of a strided convolution, and the overflow flag."""
     sites, overflow = room_for_sites(capacity, len(inputs.offsets) - 1 - SPARE_ITEMS), flag()
-    work = ints(output_work(inputs.capacity, prod(geometry.fan_out)))
+    work = ints(numbering_work(inputs.capacity * prod(geometry.fan_out)))
     sites.table.fill_(FREE)
     output_sites(device, inputs, sites, geometry, pack_geometry(geometry, shape).to(PLACE), work, overflow)
     return sites, overflow

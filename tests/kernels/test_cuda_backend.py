@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.gpu import pinned
 from lacuna_kernels import (
     Axis,
     Backend,
@@ -349,14 +350,10 @@ def test_pinned_inputs_give_what_others_give(compiled: Compiled, network: str) -
     batch = inputs(graph, CloudCase("several pieces", (50_000, 30_000), spread_m=20))
     program = compiled(graph, Precision.FP16, initial_cost=80_000)
 
-    found = program.submit({name: pinned(value) for name, value in batch.items()}).result().values
+    found = program.submit(pinned(batch)).result().values
 
     assert_same_bits(found, program.submit(batch).result().values)
     assert all(value.data.is_pinned() for value in found.values())
-
-
-def pinned(value: Value) -> Value:
-    return Value(value.data.pin_memory(), value.offsets)
 
 
 @gpu
@@ -384,7 +381,7 @@ def test_batches_that_nobody_waits_for_harm_no_others(compiled: Compiled, networ
     expected = program.submit(batches[0]).result().values
 
     for batch in batches:
-        program.submit({name: pinned(value) for name, value in batch.items()})
+        program.submit(pinned(batch))
     found = program.submit(batches[0]).result().values
 
     assert_same_bits(found, expected)

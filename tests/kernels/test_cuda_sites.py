@@ -84,6 +84,23 @@ def test_points_are_sorted_by_row_and_keep_their_order(device, points, rows):
     assert torch.equal(keys[:points], row_of_point[order])
 
 
+def times_run(device, run, *, captured):
+    """Run launches on a stream of their own, and if they are to be captured once more by a graph; returns how often."""
+    stream = device.new_stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    if not captured:
+        return 1
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    graph.replay()
+    torch.cuda.synchronize()
+    return 2
+
+
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("launches", [0, 1, 5])
 def test_launches_made_at_once_come_after_what_was_before_and_before_what_follows(device, launches, captured):
@@ -95,19 +112,8 @@ def test_launches_made_at_once_come_after_what_was_before_and_before_what_follow
         device.at_once([partial(torch.add, source, index, out=parts[index]) for index in range(launches)])
         torch.sum(parts, 0, out=total)
 
-    stream = device.new_stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    if captured:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
-        graph.replay()
-        torch.cuda.synchronize()
+    done = times_run(device, run, captured=captured)
 
-    done = 2 if captured else 1
     assert bool((total == launches * done + sum(range(launches))).all())
 
 
@@ -124,19 +130,8 @@ def test_launches_beside_others_are_over_at_their_end(device, captured):
         device.end_beside()
         torch.add(one, two, out=total)
 
-    stream = device.new_stream()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    if captured:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
-        graph.replay()
-        torch.cuda.synchronize()
+    done = times_run(device, run, captured=captured)
 
-    done = 2 if captured else 1
     assert bool((total == done + 19 + 2 * (done + 3)).all())
 
 

@@ -82,11 +82,6 @@ def pack_geometry(geometry: Geometry, spatial_shape: Triple | None = None) -> Te
     return torch.tensor([*(number for triple in sizes for number in triple), *flags]).int()
 
 
-def output_work(inputs: int, most: int) -> int:
-    """Numbers of int32 that `output_sites` needs to work with, for room for so many inputs, which make some outputs."""
-    return numbering_work(inputs * most)
-
-
 def numbering_work(candidates: int) -> int:
     """Numbers of int32 that numbering the sites of so many candidates takes."""
     return candidates + blocks(candidates, TILE) * (TILE // 32 + 1)
@@ -98,10 +93,10 @@ def numbering_buffers(work: Tensor, candidates: int) -> Sequence[Tensor]:
     return work[: numbering_work(candidates)].tensor_split([candidates, candidates + words])
 
 
-def check_candidates(inputs: int, volume: int) -> None:
-    """Raise Unsupported if inputs times offsets cannot be counted in 32 bits."""
-    if inputs * volume > torch.iinfo(torch.int32).max - TILE:  # whole tiles are counted
-        raise Unsupported(f"{inputs} sites times {volume} kernel offsets are more than 2^31")
+def check_candidates(inputs: int, most: int) -> None:
+    """Raise Unsupported if the outputs of so many inputs, `most` each, cannot be counted in 32 bits."""
+    if inputs * most > torch.iinfo(torch.int32).max - TILE:  # whole tiles are counted
+        raise Unsupported(f"{inputs} sites that make {most} sites each are more than 2^31 - {TILE + 1}")
 
 
 def output_sites(
@@ -118,7 +113,7 @@ def output_sites(
     Their table must be cleared.
 
     packed    int32 [20] on the device, from `pack_geometry`; see `check_candidates`
-    work      int32 [output_work(inputs.capacity, most outputs of an input)]
+    work      int32 [numbering_work(inputs.capacity * most outputs of an input)]
     overflow  int32 [1], becomes 1 if there are more sites than room; which of them are then made is left open, but
               no row lies at or past the room
     """

@@ -12,8 +12,8 @@ from lacuna_kernels.cuda.coordinates import (
     TABLES,
     SiteBuffer,
     check_candidates,
+    numbering_work,
     output_sites,
-    output_work,
     pack_geometry,
     table_slots,
 )
@@ -61,8 +61,8 @@ def sites_task(writer: Writer, level: Level) -> Task:
     """The sites of a strided or generative convolution."""
     source, g = source_of(level)
     device, packed = writer.device, _geometry(writer, g, level.spatial_shape)
-    room, work = writer.room.sites(source), f"{level.name}:work"
-    check_candidates(room, prod(g.fan_out))
+    room, work, most = writer.room.sites(source), f"{level.name}:work", prod(g.fan_out)
+    check_candidates(room, most)
 
     def run(b: Buffers) -> None:
         output_sites(device, sites_in(b, source), sites_in(b, level), g, packed, b[work], b[OVERFLOW])
@@ -70,7 +70,7 @@ def sites_task(writer: Writer, level: Level) -> Task:
     specs = _parts_of_level(writer, level)
     made = {sites_name(level, what): specs[what] for what in ("coordinates", "cells", "offsets")}
     reads = [sites_name(level, "table"), *_found_by(source)]
-    return Task(reads, made | {work: ints(output_work(room, prod(g.fan_out)))}, run)
+    return Task(reads, made | {work: ints(numbering_work(room * most))}, run)
 
 
 def cleared_tables(writer: Writer, levels: Sequence[Level]) -> Task:

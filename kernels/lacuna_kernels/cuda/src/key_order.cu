@@ -7,7 +7,6 @@
 
 #define THREADS 256
 #define WIDE 1024
-#define BINS (4 * WIDE)  // of a block
 #define FEW_BINS 768
 
 // The bin of a key: those of one part follow those of another.
@@ -34,8 +33,8 @@ count_keys(const int* __restrict__ keys, const int* __restrict__ count, int part
     }
 }
 
-// starts int32 [bins]: the running sum of counts, whose number is a multiple of 4. A block adds up all that come before
-// its own.
+// starts int32 [bins]: the running sum of counts, whose number is a multiple of 4. A block has 4 * WIDE of them, and adds
+// up all that come before its own.
 extern "C" __global__ void __launch_bounds__(WIDE)
 scan_bins(const int4* __restrict__ counts, int bins, int4* __restrict__ starts) {
     const int own = blockIdx.x * WIDE, at = own + threadIdx.x;
