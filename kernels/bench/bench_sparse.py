@@ -38,7 +38,7 @@ from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile, piece_of
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
@@ -220,7 +220,9 @@ class Bench:
         aligned, stride = are_whole_pieces(layer.ci), 1 << int(layer.map[-1])
         kernel_map = self.front.maps.get(layer.map)
         split = kernel_map is not None and kernel_map.parts > 1
-        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, stride=stride, split=split)
+        volume, readable = 1 if kernel_map is None else len(kernel_map.rows), layer.ci % piece_of(layer.ci) == 0
+        where = {"stride": stride, "split": split, "volume": volume, "readable": readable}
+        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, **where)
         return candidates(shape, self.front.device.limits)[0]
 
     def measure(self, layer: Layer, tile: Tile) -> float:

@@ -12,7 +12,7 @@ from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, TF32_TILES, WGMMA_TILES
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, RESIDENT_TILES, TF32_TILES, WGMMA_TILES
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, site_of_points
 from lacuna_kernels.ops.activation import Activation
@@ -37,6 +37,7 @@ SOURCES = {
     "sites.cu",
     "sort.cu",
     "sparse_conv_mma.cu",
+    "sparse_conv_resident.cu",
     "sparse_conv_tf32.cu",
     "sparse_conv_wgmma.cu",
     "sparse_to_bev.cu",
@@ -62,6 +63,12 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
                     more = {"bias": bias, "residual": y, "activation": Activation.RELU}
                     more |= sums_for(used, packed, y) if used else {}
                     sparse_conv(device, x, packed, used, sites.count, y, **more)
+        for tile in RESIDENT_TILES if dtype.itemsize == 2 else ():
+            x, y = features(sites.capacity, tile.k, dtype), poisoned(sites.capacity, tile.n, dtype=dtype)
+            packed = pack_weight(torch.ones(27, tile.k, tile.n, device="cuda"), dtype, tile)
+            bias = torch.ones(tile.n, device="cuda")
+            more = {"bias": bias, "residual": y, "activation": Activation.RELU}
+            sparse_conv(device, x, packed, maps[0], sites.count, y, **more)
 
 
 def follow_points(

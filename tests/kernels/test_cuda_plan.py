@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 from types import SimpleNamespace
 from typing import cast
@@ -21,7 +22,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.front_steps import Front
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.site_steps import source_of
-from lacuna_kernels.cuda.sparse_conv_choice import WGMMA_TILES, ConvShape
+from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import Weights, Writer
@@ -153,13 +154,13 @@ def test_nothing_of_a_front_reads_what_is_made_beside_it_or_later() -> None:
         made = {name for name in all_read(front) if name.startswith(f"{grid.name}:sites")}
         assert all(set(task.reads) <= made for task in front.own)
         made |= front.clear.makes.keys()
-        for at_once in [tasks for stage in front.stages for tasks in (stage.sites, stage.then)]:
+        for at_once in [tasks for stage in front.stages for tasks in (stage.sites, stage.maps)]:
             assert all(set(task.reads) <= made for task in at_once)
             made |= {name for task in at_once for name in task.makes}
 
 
 def all_read(front: Front) -> set[str]:
-    tasks = [*front.own, *(task for stage in front.stages for task in (*stage.sites, *stage.then))]
+    tasks = [*front.own, *(task for stage in front.stages for task in (*stage.sites, *stage.maps))]
     return {name for task in tasks for name in task.reads}
 
 
@@ -201,8 +202,9 @@ def test_most_layers_of_minkunet_take_tiles_of_hopper(monkeypatch: pytest.Monkey
 
     drawn(minkunet(19), Capacity(1 << 17, 16))
 
-    assert sum(tile in WGMMA_TILES for tile in taken) == 42
-    assert len(taken) == 43  # with the head; the first has 4 channels to go in
+    assert sum(tile in WGMMA_TILES for tile in taken) == 31
+    assert sum(tile in RESIDENT_TILES for tile in taken) == 12  # all at 32 and 64 channels without a shortcut
+    assert len(taken) == 43  # with the head
 
 
 def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +262,7 @@ def test_levels_are_made_beside_the_convolutions_of_the_grid() -> None:
     plan = drawn(minkunet(5, width=0.25))
 
     names = [step.name for step in plan.steps]
-    begin, end = names.index("grid"), names.index("beside grid")
+    begin, end = names.index("grid"), names.index("beside grid: 0")
     touched = set(plan.steps[end].use.reads)
     made = touched & plan.steps[begin].use.writes.keys()
 
@@ -269,6 +271,18 @@ def test_levels_are_made_beside_the_convolutions_of_the_grid() -> None:
     assert "grid:sites:cells" in touched  # nothing else may lie there before the end
     assert all(made.isdisjoint(step.use.reads) for step in plan.steps[begin + 1 : end])
     assert not made.isdisjoint(plan.steps[end + 1].use.reads)
+
+
+def test_levels_that_are_made_of_others_are_waited_for_one_by_one() -> None:
+    plan = drawn(centerpoint_encoder(channels=(4, 4, 8, 8)))
+
+    names = [step.name for step in plan.steps]
+    ends = [names.index(f"beside grid: {stage}") for stage in range(4)]
+
+    assert [names[end + 1] for end in ends] == ["down2_relu", "down3_relu", "down4_relu", "features"]
+    for end, later in pairwise(ends):
+        still = {*plan.steps[later].use.reads}  # what the next stage touches: nothing else may lie there yet
+        assert all(still.isdisjoint(step.use.writes) for step in plan.steps[end : later + 1])
 
 
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:

@@ -118,21 +118,32 @@ def test_launches_made_at_once_come_after_what_was_before_and_before_what_follow
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_launches_beside_others_are_over_at_their_end(device, captured):
+@pytest.mark.parametrize("named", [False, True])
+def test_launches_beside_others_are_over_at_their_end(device, captured, named):
     size = 1 << 22
-    source, one, two, total = (torch.zeros(size, device="cuda") for _ in range(4))
+    source, one, two, three, four, total = (torch.zeros(size, device="cuda") for _ in range(6))
 
     def run() -> None:
         source.add_(1)
         beside = [partial(torch.add, source, number, out=one) for number in range(20)]
-        device.start_beside(lambda: [launch() for launch in beside], partial(torch.add, source, 3, out=two))
+        stages = [
+            (lambda: [launch() for launch in beside], partial(torch.add, source, 5, out=three)),
+            (partial(torch.mul, one, 2, out=four), lambda: None),
+        ]
+        device.start_beside(stages, partial(torch.add, source, 3, out=two))
         two.mul_(2)
-        device.end_beside()
+        device.end_beside(0)
         torch.add(one, two, out=total)
+        total.add_(three)
+        if named:
+            device.end_beside(1)
+        else:
+            device.end_beside()
+        total.add_(four)
 
     done = times_run(device, run, captured=captured)
 
-    assert bool((total == done + 19 + 2 * (done + 3)).all())
+    assert bool((total == done + 19 + 2 * (done + 3) + done + 5 + 2 * (done + 19)).all())
 
 
 def test_a_launch_that_fails_leaves_the_others_joined(device):

@@ -1,5 +1,7 @@
 """Sparse convolutions on a GPU against float64, and against one another bit for bit."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,15 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.precision import DTYPES as DTYPE_OF
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.sparse_conv import PackedWeight, pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, TF32_TILES, WGMMA_TILES, ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_choice import (
+    PORTABLE,
+    RESIDENT_TILES,
+    TF32_TILES,
+    WGMMA_TILES,
+    ConvShape,
+    candidates,
+)
+from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (
@@ -49,7 +58,7 @@ def packed_for(
     beside: Tensor | None = None,
 ) -> PackedWeight:
     """Pack a weight for a tile; skips what the tile cannot do."""
-    if isinstance(tile, WgmmaTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
+    if isinstance(tile, WgmmaTile | ResidentTile) and not (device.limits.hopper and aligned and dtype.itemsize == 2):
         pytest.skip(f"{tile} is for 16 bits, aligned, on Hopper")
     if isinstance(tile, Tf32Tile) and dtype is not torch.float32:
         pytest.skip(f"{tile} is for fp32")
@@ -238,16 +247,72 @@ def test_a_shortcut_is_one_offset_more_however_many_rows_are_likely(device, dtyp
     assert bool(y[1500:].isnan().all())
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tile", HOPPER_KINDS, ids=str)
+@pytest.fixture
+def hopper(device: Device) -> Device:
+    if not device.limits.hopper:
+        pytest.skip("runs on Hopper")
+    return device
+
+
+@pytest.mark.parametrize("k", [1, 8, 27, 28])
+@pytest.mark.parametrize("outputs", [0, 1, 63, 64, 65, 1000, 30_000])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("tile", RESIDENT_TILES, ids=str)
+def test_weights_that_stay_give_what_float64_gives(hopper, tile, dtype, outputs, k):
+    ci, co, inputs = tile.k - outputs % 3, tile.n - outputs % 2 * 5, 400
+    rows = (
+        nothing_in_the_first_tile(random_map(k, inputs, outputs, 0.2))
+        if outputs > 500
+        else random_map(k, inputs, outputs, 0.2)
+    )
+    x, weight = operands(ci, co, k, inputs, dtype)
+    padded, bias = torch.zeros(inputs, tile.k, dtype=dtype, device="cuda"), torch.randn(co, device="cuda")
+    padded[:, :ci] = x
+    wide = poisoned(outputs + SPARE, co + 11, dtype=dtype)
+    y, residual = wide[:, 3 : 3 + co], torch.randn(outputs + SPARE, co, device="cuda").to(dtype)
+    sums = expected_conv(x, weight, rows) + bias.double() + residual[:outputs].double()
+    given = {"bias": bias, "residual": residual, "activation": Activation.RELU}
+
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y))
+    sparse_conv(hopper, padded[:, :ci], packed, kernel_map, counted(outputs), y, **given)
+    assert_close(y[:outputs], sums.relu(), allowed(dtype, tile, k * ci))
+    assert int(wide.isnan().sum()) == wide.numel() - outputs * co
+
+    given = {"bias": bias, "residual": y, "activation": Activation.TANH, "likely": 100, "settled": True}
+    y[:] = residual
+    sparse_conv(hopper, padded[:, :ci], packed, kernel_map, counted(outputs), y, **given)
+    assert_close(y[:outputs], sums.tanh(), allowed(dtype, tile, k * ci))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("ci, co", [(16, 16), (32, 64), (64, 64)])
+def test_weights_that_stay_give_the_same_bits_with_any_tile_and_anywhere(hopper, ci, co, dtype):
+    sites = sites_on_device(hopper, random_sites((3000, 500), 12), 4)
+    kernel_map, n = mapped(hopper, sites, sites, SUBMANIFOLD[0]), 3500
+    x, weight = operands(ci, co, 27, n, dtype)
+    room = 1 << 15  # for all blocks
+    found = []
+    for tile in [tile for tile in RESIDENT_TILES if tile.k == ci and tile.n >= co]:
+        for likely in (1, 3500, room):
+            y = poisoned(sites.capacity, co, dtype=dtype)
+            packed = pack_weight(weight, dtype, tile)
+            sparse_conv(hopper, x, packed, kernel_map, sites.count, y, likely=min(likely, len(y)))
+            found.append(y[: int(sites.count)])
+
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+@pytest.mark.parametrize(
+    "tile, parts", [*product(HOPPER_KINDS, (1, 3)), *((RESIDENT_TILES[i], 1) for i in (0, 4, 8))], ids=str
+)
 def test_a_launch_beside_the_one_before_reads_what_that_one_wrote(device, tile, parts):
     rows, count = random_map(27, 3000, 3000, 0.2 if parts == 1 else 0.05), counted(3000)
-    kernel_map = map_of(rows, 3000, parts=parts)
-    x, weight = operands(96, 96, 27, 3000, torch.float16)
+    kernel_map, channels = map_of(rows, 3000, parts=parts), tile.n if isinstance(tile, ResidentTile) else 96
+    x, weight = operands(channels, channels, 27, 3000, torch.float16)
     packed = packed_for(device, weight * 0.2, torch.float16, tile)
 
     def chain(*, settled: bool) -> Tensor:
-        y, z = x[:3000].clone(), poisoned(3000, 96, dtype=torch.float16)
+        y, z = x[:3000].clone(), poisoned(3000, channels, dtype=torch.float16)
         own = [sums_for(kernel_map, packed, y) for _ in range(2)]
         with torch.cuda.stream(device.stream):
             device.stream.wait_stream(torch.cuda.default_stream())

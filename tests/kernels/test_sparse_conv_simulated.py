@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import assert_close, tolerance
@@ -109,3 +109,25 @@ def test_a_shortcut_is_one_offset_more(folder, seed):
     sums = gather_multiply_add(x.double(), weight.double(), rows) + wide[:, 8:80].double() @ beside.double()
     assert_close(y[:outputs], sums, tolerance(dtype, k * 40 + 72))
     assert int(memory.isnan().sum()) == len(memory) - outputs * 66
+
+
+@pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (8, 64, 32), (1, 70, 24), (32, 1, 8), (27, 1000, 16)])
+@pytest.mark.parametrize("ci", [16, 32, 64])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_that_stay_give_what_the_reference_gives(folder, k, outputs, ci, co, seed):
+    torch.manual_seed(seed)
+    tile, dtype = ResidentTile(ci, 16 if co <= 16 else 32, 4, 1 + seed), (torch.float16, torch.bfloat16)[seed]
+    rows = random_map(k, INPUTS, outputs, 0.15)
+    wide, weight = torch.randn(INPUTS, ci + 16).to(dtype), (torch.randn(k, ci, co) * ci**-0.5).to(dtype)
+    bias, residual = torch.randn(co), torch.randn(outputs + SPARE, co).to(dtype)
+    y, memory = guarded(outputs + SPARE, co, dtype)
+    count = torch.tensor([outputs], dtype=torch.int32)
+    added = {"bias": bias, "residual": residual, "activation": Activation.RELU}
+
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense)
+    x = wide[:, 8 : 8 + ci]
+    sparse_conv(SimulatedDevice(folder, 2, seed), x, packed, kernel_map, count, y, **added)
+
+    sums = gather_multiply_add(x.double(), weight.double(), rows) + bias.double() + residual[:outputs].double()
+    assert_close(y[:outputs], activate(sums, Activation.RELU, 0.0), tolerance(dtype, k * ci))
+    assert int(memory.isnan().sum()) == len(memory) - outputs * co

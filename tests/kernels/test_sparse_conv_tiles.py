@@ -14,12 +14,13 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     FP32_TILES,
     MMA_TILES,
     PORTABLE,
+    RESIDENT_TILES,
     TF32_TILES,
     WGMMA_TILES,
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tf32Tile, WgmmaTile
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
@@ -49,8 +50,8 @@ def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, precisi
         (256, 256, 65536, True, 16, 128, 256),
         (128, 128, 65536, False, 4, 64, 128),
         (256, 128, 32768, True, 4, 64, 128),
-        (32, 64, 131072, False, 1, 64, 64),
         (96, 96, 131072, False, 1, 128, 96),
+        (32, 64, 131072, False, 1, 64, 64),  # with a shortcut, or linear
         (32, 32, 131072, False, 1, 64, 32),
         (96, 19, 131072, True, 1, 64, 32),
     ],
@@ -99,6 +100,74 @@ def test_shared_memory_is_as_large_as_the_kernel_takes_it_to_be():
         assert tile.variant(HALF, True).dynamic_shared_bytes == barriers + stages + offsets * chunks * tile.m * 4
         blocks = 233_472 // (tile.variant(HALF, True).dynamic_shared_bytes + 1024)  # of an H200's multiprocessor
         assert blocks >= tile.blocks
+
+
+@pytest.mark.parametrize(
+    ("ci", "co", "k", "n"), [(4, 32, 16, 32), (5, 16, 16, 16), (24, 16, 32, 16), (32, 64, 32, 64), (64, 64, 64, 64)]
+)
+def test_weights_of_few_channels_stay(ci, co, k, n):
+    shape = ConvShape(ci, co, HALF, rows=1000, volume=27, readable=True)
+
+    found = [candidates(replace(shape, rows=rows), H200)[0] for rows in (1, 10**6)]
+
+    assert isinstance(found[0], ResidentTile) and (found[0].k, found[0].n) == (k, n)
+    assert found[0] is found[1]  # whose sums have an order of their own
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ci": 96},
+        {"co": 96},
+        {"dtype": torch.float32},
+        {"readable": False},
+        {"split": True},
+        {"shortcut": 32},
+        {"volume": 1},
+        {"volume": 29},
+    ],
+    ids=str,
+)
+def test_other_weights_do_not(change):
+    shape = ConvShape(64, 64, HALF, aligned=True, rows=1000, volume=28, readable=True)
+
+    assert isinstance(candidates(shape, H200)[0], ResidentTile)
+    assert not any(isinstance(tile, ResidentTile) for tile in candidates(replace(shape, **change), H200))
+    assert not any(isinstance(tile, ResidentTile) for tile in candidates(shape, replace(H200, architecture="sm_80")))
+
+
+@pytest.mark.parametrize("tile", RESIDENT_TILES, ids=str)
+def test_weights_that_stay_lie_in_the_order_of_lanes(tile: ResidentTile):
+    volume, ci, co = 3, tile.k - 3, tile.n - 1
+    weight = torch.randn(volume, ci, co).half()
+    panels = -(-tile.k // 32)
+
+    packed = tile.pack(weight).view(volume, panels, tile.n, 4, 8)
+
+    together, wide = min(tile.k, 32), min(8, tile.n // 4)
+    for k, c, j in [(0, 0, 0), (1, ci - 1, co - 1), (2, 7, 5), (0, 9, 12)]:
+        lane, part = c % together // (together // 4), c % (together // 4)  # who has read it, and which of its own it is
+        product, half, neighbour = part // 4, part // 2 % 2, part % 2
+        place = c // together * together % 32 + product * 16 + half * 8 + lane * 2 + neighbour
+        row = j // (4 * wide) * 4 * wide + j % wide // 2 * 8 + j // wide % 4 * 2 + j % 2
+        assert packed[k, c // 32, row, place // 8 ^ row // 2 % 4, place % 8] == weight[k, c, j]
+    assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(29, 64, 64), (27, 48, 64), (27, 65, 64), (27, 64, 65)], ids=str)
+def test_a_weight_that_does_not_fit_is_refused(shape):
+    with pytest.raises(ValueError, match="28 offsets"):
+        ResidentTile(64, 64, 2, 4).pack(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("tile", RESIDENT_TILES, ids=str)
+def test_weights_that_stay_have_a_block_a_multiprocessor(tile):
+    assert [tile.grid(10**6, likely, tile.n, 1, 132) for likely in (1, 6400, 10**6)] == [1, 100, 132]
+    assert tile.grid(64, 10**6, tile.n, 1, 132) == 1
+    assert tile.variant(HALF, True).dynamic_shared_bytes <= 232_448
+    for aligned, split in ((False, False), (True, True)):
+        with pytest.raises(ValueError, match="pieces of"):
+            tile.variant(HALF, aligned, split)
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)

@@ -22,12 +22,13 @@ from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import (
     FP32_TILES,
     MMA_TILES,
+    RESIDENT_TILES,
     TF32_TILES,
     WGMMA_TILES,
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, ResidentTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path
@@ -39,8 +40,8 @@ from tests.kernels.simulated import SimulatedDevice
 
 HALF = torch.float16
 AMPERE = replace(H200, architecture="sm_80")
-WIDE = Group(ConvShape(256, 256, HALF, aligned=True, rows=16384, stride=8), 27, "submanifold")
-NARROW = Group(ConvShape(32, 32, HALF, aligned=True, rows=131072, stride=1), 27, "submanifold")
+WIDE = Group(ConvShape(256, 256, HALF, aligned=True, rows=16384, stride=8, volume=27), "submanifold")
+NARROW = Group(ConvShape(32, 32, HALF, aligned=True, rows=131072, stride=1, volume=27), "submanifold")
 MINKUNET = minkunet(19)
 KITTI = Capacity(1 << 17, 16)
 
@@ -94,7 +95,7 @@ def test_the_rule_comes_first_and_no_tile_pads_absurdly(ci, co, dtype, limits, a
 
 
 def test_what_was_measured_of_offsets_in_one_part_says_nothing_of_several():
-    split = Group(replace(WIDE.shape, split=True), WIDE.volume, WIDE.kind)
+    split = Group(replace(WIDE.shape, split=True), WIDE.kind)
 
     assert split.key != WIDE.key
     assert split.key._replace(split=False) == WIDE.key
@@ -108,8 +109,15 @@ def test_tiles_of_hopper_and_portable_ones_compete_where_both_run():
     assert {tile.n for tile in contenders(NARROW.shape, H200)} == {32, 64}
 
 
+def test_what_adds_up_otherwise_competes_with_its_like_alone():
+    shape = replace(NARROW.shape, readable=True)
+
+    assert {*contenders(shape, H200)} == {tile for tile in RESIDENT_TILES if tile.k == 32 and tile.n >= 32}
+    assert {*contenders(shape, AMPERE)} == {*contenders(NARROW.shape, AMPERE)}
+
+
 def test_names_are_as_tables_have_them():
-    names = [name_of(tile) for tile in (*FP32_TILES, *TF32_TILES, *MMA_TILES, *WGMMA_TILES)]
+    names = [name_of(tile) for tile in (*FP32_TILES, *TF32_TILES, *MMA_TILES, *WGMMA_TILES, *RESIDENT_TILES)]
 
     assert len({*names}) == len(names)
     assert name_of(Tf32Tile(128, 96, 16, (4, 2), 4)) == "tf32 m=128 n=96 k=16 warps=4x2 stages=4"
@@ -117,6 +125,7 @@ def test_names_are_as_tables_have_them():
     assert name_of(MmaTile(128, 96, 64, (4, 2))) == "mma m=128 n=96 k=64 warps=4x2"
     assert name_of(MmaTile(64, 96, 32, (2, 2), 4)) == "mma m=64 n=96 k=32 warps=2x2 stages=4"
     assert name_of(WgmmaTile(128, 256, 4, 128, 1)) == "wgmma m=128 n=256 stages=4 bringers=128 blocks=1"
+    assert name_of(ResidentTile(32, 64, 2, 5)) == "resident k=32 n=64 stages=2 warpgroups=5"
 
 
 def test_a_property_that_is_added_with_a_default_leaves_names_as_they_were():
@@ -159,7 +168,7 @@ def test_a_tile_that_there_is_not_leaves_the_rule(name):
 @pytest.mark.parametrize(
     "other",
     [
-        replace(WIDE, volume=8),
+        replace(WIDE, shape=replace(WIDE.shape, volume=8)),
         replace(WIDE, kind="strided"),
         *(
             replace(WIDE, shape=replace(WIDE.shape, **change))

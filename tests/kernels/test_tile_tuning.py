@@ -42,8 +42,8 @@ from lacuna_kernels.types import Batch
 from lacuna_kernels.zoo import minkunet
 from tests.kernels.factors import H200
 
-WIDE = Group(ConvShape(256, 256, torch.float16, aligned=True, rows=16384, stride=8), 27, "submanifold")
-NARROW = Group(ConvShape(4, 32, torch.float16, aligned=False, rows=16384, stride=8), 27, "submanifold")
+WIDE = Group(ConvShape(256, 256, torch.float16, aligned=True, rows=16384, stride=8, volume=27), "submanifold")
+NARROW = Group(ConvShape(4, 32, torch.float16, aligned=False, rows=16384, stride=8, volume=27), "submanifold")
 
 
 def names(group: Group) -> list[str]:

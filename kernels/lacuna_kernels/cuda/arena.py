@@ -12,16 +12,25 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class BufferSpec:
-    """A tensor to be placed."""
+    """A tensor to be placed.
+
+    padding  elements after each row of a matrix
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    padding: int = 0
 
     @property
     def bytes(self) -> int:
         """Size rounded up to the alignment."""
-        size = prod(self.shape) * self.dtype.itemsize
+        size = prod(self.padded) * self.dtype.itemsize
         return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """The shape with the padding."""
+        return (*self.shape[:-1], self.shape[-1] + self.padding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +92,5 @@ def views(layout: Layout, uses: Sequence[Use], memory: Tensor) -> dict[str, Tens
 
 
 def _view(memory: Tensor, start: int, spec: BufferSpec) -> Tensor:
-    size = prod(spec.shape) * spec.dtype.itemsize
-    return memory[start : start + size].view(spec.dtype).view(spec.shape)
+    size = prod(spec.padded) * spec.dtype.itemsize
+    return memory[start : start + size].view(spec.dtype).view(spec.padded)[..., : spec.shape[-1]]

@@ -20,6 +20,7 @@ from lacuna_kernels.cuda.tile_counters import TileCounter, TileCounters
 from lacuna_kernels.errors import DeviceError, DeviceOutOfMemory, KernelsError
 
 _BEFORE_TENSOR_MAPS = "48x"  # sm_90a's parameters begin at byte 0x210 of a bank in which the maps are aligned to 64
+Launch = Callable[[], None]
 _STATIC_SHARED_BYTES = 48 * 1024  # what a launch may use without asking
 
 
@@ -39,7 +40,7 @@ class DeviceLimits:
 
 @dataclass(slots=True)
 class _Sides:
-    """Streams beside another, the first of which are taken by calls of `at_once` that have not returned."""
+    """Streams beside another, the first of which are taken: by calls of `at_once` that have not returned, by stages."""
 
     streams: list[torch.cuda.Stream] = field(default_factory=list)
     taken: int = 0
@@ -67,7 +68,7 @@ class Device:
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
         self._sides: dict[int, _Sides] = {}
-        self._besides: dict[int, torch.cuda.Stream] = {}
+        self._besides: dict[int, _Sides] = {}
         self._counters = TileCounters()
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
@@ -90,7 +91,7 @@ class Device:
             self._streams[stream.handle] = stream
         return torch.cuda.get_stream_from_external(stream.handle, self.index)
 
-    def at_once(self, launches: Sequence[Callable[[], None]]) -> None:
+    def at_once(self, launches: Sequence[Launch]) -> None:
         """Make launches that do not depend on one another on streams of their own, which join the current one again.
 
         They may call this again, for streams that are in nobody's way. None of their kernels may take tiles from a
@@ -116,26 +117,32 @@ class Device:
             for side in streams[1:]:
                 main.wait_stream(side)
 
-    def start_beside(self, launch: Callable[[], None], others: Callable[[], None]) -> None:
+    def start_beside(self, stages: Sequence[tuple[Launch, Launch]], others: Launch) -> None:
         """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
 
-        None of the kernels of `launch` may take tiles from a counter, either.
+        A stage is made of launches that come after those of the stages before it, and of launches that come after these
+        alone. None of their kernels may take tiles from a counter, either.
         """
         main = torch.cuda.current_stream(self.index)
-        if main.cuda_stream not in self._besides:
-            self._besides[main.cuda_stream] = self.new_stream()
-        beside = self._besides[main.cuda_stream]
-        beside.wait_stream(main)
+        beside = self._besides.setdefault(main.cuda_stream, _Sides())
+        while len(beside.streams) < len(stages):
+            beside.streams.append(self.new_stream())
+        beside.taken = len(stages)
+        beside.streams[0].wait_stream(main)
         others()
-        with torch.cuda.stream(beside):
-            launch()
+        for at, (first, then) in enumerate(stages):
+            with torch.cuda.stream(beside.streams[at]):
+                first()
+                if at + 1 < len(stages):
+                    beside.streams[at + 1].wait_stream(beside.streams[at])
+                then()
 
-    def end_beside(self) -> None:
-        """Let what is launched from now on come after the launches beside, if there are any."""
+    def end_beside(self, stage: int | None = None) -> None:
+        """Let what is launched from now on come after the launches of a stage beside, by default of all."""
         main = torch.cuda.current_stream(self.index)
-        beside = self._besides.get(main.cuda_stream)
-        if beside is not None:
-            main.wait_stream(beside)
+        beside = self._besides.get(main.cuda_stream, _Sides())
+        for side in beside.streams[: beside.taken] if stage is None else [beside.streams[stage]]:
+            main.wait_stream(side)
 
     @contextmanager
     def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.site_steps import cleared_tables, kernel_map_task, map_name, sites_task, source_of
-from lacuna_kernels.cuda.steps import Buffers, Work, Writer, sites_name
-from lacuna_kernels.cuda.tasks import Task, at_once, in_lanes, made_by, read_by
+from lacuna_kernels.cuda.steps import Stage, Writer, sites_name
+from lacuna_kernels.cuda.tasks import Task, at_once, in_lanes
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.types import Level
 
@@ -15,11 +13,18 @@ _LANES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Sites that are made at once, and then the kernel maps that lead from or to them."""
+class _Sites:
+    """The levels whose sites are made at once, how, and then the kernel maps that lead from or to them."""
 
+    levels: Sequence[Level]
     sites: Sequence[Task]
-    then: Sequence[Task]
+    maps: Sequence[Task]
+
+    def stage(self, writer: Writer, name: str) -> Stage:
+        """As a plan has it, its maps in lanes."""
+        lanes = in_lanes(self.maps, [f"{name}.{lane}" for lane in range(_LANES)])
+        counts = [sites_name(level, "count") for level in self.levels]
+        return Stage(at_once(writer.device, self.sites), at_once(writer.device, lanes), counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +34,14 @@ class Front:
     means   the features of its sites
     clear   the tables of all levels that are made of it
     own     kernel maps between its sites
-    levels  all that are made of it
-    stages  their sites: those that are made of the grid's, all at once, then those of others, one after the other
+    stages  the levels that are made of it: those that are made of its own sites, all at once, then those of others,
+            one after the other
     """
 
     means: Task
     clear: Task
     own: Sequence[Task]
-    levels: Sequence[Level]
-    stages: Sequence[Stage]
+    stages: Sequence[_Sites]
 
     @classmethod
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
@@ -60,10 +64,10 @@ class Front:
         made = [level for stage in levels[1:] for level in stage]
         at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
         stages = [
-            Stage([sites_task(writer, level) for level in stage], after)
+            _Sites(stage, [sites_task(writer, level) for level in stage], after)
             for stage, after in zip(levels[1:], at_stage[1:], strict=True)
         ]
-        return cls(means, cleared_tables(writer, made), at_stage[0], made, stages)
+        return cls(means, cleared_tables(writer, made), at_stage[0], stages)
 
 
 def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
@@ -75,23 +79,10 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
     """
     device, front = writer.device, Front.of(writer, grid, means)
     own = in_lanes(front.own, [f"{name}:lane"])
-    stages = [
-        Stage(stage.sites, in_lanes(stage.then, [f"{name}:lane {at}.{lane}" for lane in range(_LANES)]))
-        for at, stage in enumerate(front.stages)
-    ]
+    stages = [sites.stage(writer, f"{name}:lane {at}") for at, sites in enumerate(front.stages)]
     placed, now = at_once(device, [place, front.clear]), at_once(device, [means, *own])
     writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
-    levels = [task for stage in stages for task in (*stage.sites, *stage.then)]
-    if levels:
-        counts = [sites_name(level, "count") for level in front.levels]
-        writer.add_with(name, now, Work(read_by(levels), made_by(levels), partial(_run_stages, device, stages)), counts)
+    if stages:
+        writer.add_with(name, now, stages)
     else:
         writer.add(name, now.reads, now.writes, now.run)
-
-
-def _run_stages(device: Device, stages: Sequence[Stage], b: Buffers) -> None:
-    """The sites of the first, then its maps beside the stages after it, which begin first as they take longest."""
-    stage, *later = stages
-    device.at_once([partial(task.run, b) for task in stage.sites])
-    longest = [partial(_run_stages, device, later, b)] if later else []
-    device.at_once([*longest, *(partial(lane.run, b) for lane in stage.then)])

@@ -38,6 +38,7 @@ def row_means(
     work: Tensor,
     *,
     first_only: bool = False,
+    padding: int = 0,
 ) -> None:
     """Launch y[row] = mean of x over the points of the row, or x of its first point; zeros for a row without points.
 
@@ -46,8 +47,9 @@ def row_means(
     count, rows   int32 [1], points and rows in use
     y             [capacity, channels], any float type; sums are fp32
     work          int32 [row_means_work(points, capacity)]
+    padding       so many elements after each row of y become 0
     """
-    points, capacity, channels = len(row_of_point), len(y), y.shape[1]
+    points, capacity, channels = len(row_of_point), len(y), y.shape[1] + padding
     bits = capacity.bit_length()  # -1 has more, and comes last
     keys, order = sort(device, row_of_point, count, bits, work[: sort_work(points)])
     starts = work[sort_work(points) :]
@@ -56,7 +58,7 @@ def row_means(
     device.kernel(_row_means("row_mean", x.dtype, y.dtype))(
         (blocks(capacity, block[1]), 1, 1),
         block,
-        *(x, x.stride(0), order, starts, rows, int(first_only), y, y.stride(0), channels),
+        *(x, x.stride(0), order, starts, rows, int(first_only), y, y.stride(0), channels, y.shape[1]),
     )
 
 

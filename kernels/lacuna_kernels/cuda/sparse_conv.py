@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import Tile
+from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tile
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 PROGRESS = 3
@@ -75,7 +75,7 @@ def sparse_conv(
     """Launch y = f(bias + residual + sum over k of x[map[k]] @ weight[k] + shortcut @ its weight) for the rows in use.
 
     x           [input rows, channels]; like y, residual and shortcut it may be some columns of a wider matrix, as in a
-                concat
+                concat; see ResidentTile for what may have to follow them
     kernel_map  None for the identity, with one offset: a linear layer
     count       int32 [1], output rows in use
     y           [capacity, out_channels], of the type of x and the weight
@@ -98,13 +98,14 @@ def sparse_conv(
         m, parts = kernel_map, kernel_map.parts
         assert m.rows.shape == (volume, capacity)
         read = (m.rows, m.present, m.order, m.keys, m.ones, parts, volume, m.present.shape[2])
+    assert shortcut is None or not isinstance(tile, ResidentTile)
     if parts > 1:
         assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, weight)
     assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
     across = blocks(co, tile.n)
-    aligned = all(_is_aligned(given) for given in (x, shortcut) if given is not None)
+    aligned = all(_is_aligned(given, tile) for given in (x, shortcut) if given is not None)
     device.kernel(tile.variant(x.dtype, aligned, parts > 1))(
-        (tile.grid(capacity, likely or capacity, co, parts), 1, 1),
+        (tile.grid(capacity, likely or capacity, co, parts, device.limits.multiprocessors), 1, 1),
         (tile.threads, 1, 1),
         *(x, x.stride(0), weight.channels),
         *(shortcut, 0 if shortcut is None else shortcut.stride(0), weight.shortcut_channels),
@@ -117,8 +118,10 @@ def sparse_conv(
     )
 
 
-def _is_aligned(x: Tensor) -> bool:
-    """Whether 16 bytes can be copied at a time."""
+def _is_aligned(x: Tensor, tile: Tile) -> bool:
+    """Whether pieces can be copied or read at a time, as the tile does."""
+    if isinstance(tile, ResidentTile):
+        return x.stride(0) % tile.piece == 0 and x.data_ptr() % (tile.piece * x.element_size()) == 0
     return are_whole_pieces(x.shape[1], x.stride(0), dtype=x.dtype) and x.data_ptr() % 16 == 0
 
 

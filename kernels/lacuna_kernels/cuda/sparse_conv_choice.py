@@ -8,7 +8,7 @@ import torch
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, ResidentTile, Tf32Tile, Tile, WgmmaTile
 from lacuna_kernels.graph import Precision
 
 FP32_TILES = (
@@ -29,6 +29,11 @@ MMA_TILES = (
 _WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
 _NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5)
 WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
+RESIDENT_TILES = (
+    *(ResidentTile(16, 16, 4, 8), ResidentTile(16, 32, 4, 7), ResidentTile(16, 64, 2, 6)),
+    *(ResidentTile(32, 16, 2, 8), ResidentTile(32, 32, 2, 7), ResidentTile(32, 64, 2, 5)),
+    *(ResidentTile(64, 16, 2, 5), ResidentTile(64, 32, 2, 5), ResidentTile(64, 64, 2, 4)),
+)
 PORTABLE: Mapping[Precision, tuple[Tile, ...]] = {
     Precision.FP32: FP32_TILES,
     Precision.TF32: TF32_TILES,
@@ -45,6 +50,7 @@ VARIANTS = (
         for dtype in (torch.float16, torch.bfloat16)
         for s in (False, True)
     ),
+    *(tile.variant(dtype, True) for tile in RESIDENT_TILES for dtype in (torch.float16, torch.bfloat16)),
 )
 
 
@@ -59,6 +65,8 @@ class ConvShape:
     stride    of the level of the rows, the largest of its axes: how many neighbours there are depends on it
     split     whether the offsets are in several parts
     tf32      whether fp32 may be rounded to tf32
+    volume    kernel offsets
+    readable  whether the input's channels, and zeros that follow them, can be read as a ResidentTile does
     """
 
     ci: int
@@ -71,6 +79,8 @@ class ConvShape:
     stride: int = 1
     split: bool = False
     tf32: bool = False
+    volume: int = 1
+    readable: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -79,12 +89,25 @@ class ConvShape:
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
-    """Tiles for a layer, best first: on Hopper one by the measurements of an H200, then those that run on any GPU."""
+    """Tiles for a layer, best first: on Hopper some by the measurements of an H200, then those that run on any GPU.
+
+    All add up in one order.
+    """
     tiles: list[Tile] = [*_portable(shape)]
     wide = shape.ci >= _LEAST_IN and shape.dtype is not torch.float32
     if limits is not None and limits.hopper and shape.aligned and wide:
         tiles.insert(0, _of_hopper(shape, limits.multiprocessors))
+    if limits is not None and limits.hopper:
+        tiles = [*resident(shape)] or tiles
     return tiles
+
+
+def resident(shape: ConvShape) -> list[Tile]:
+    """Tiles whose weights stay, that can make a layer: then they do, however many rows it has, so that bits stay."""
+    if not shape.readable or shape.dtype.itemsize != 2 or shape.split or shape.shortcut or shape.volume == 1:
+        return []
+    fit = [tile for tile in RESIDENT_TILES if 0 <= tile.k - shape.ci < 16 and shape.co <= tile.n]
+    return [tile for tile in fit if shape.volume <= tile.offsets]
 
 
 def _portable(shape: ConvShape) -> list[Tile]:

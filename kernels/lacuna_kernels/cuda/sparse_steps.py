@@ -28,7 +28,7 @@ from lacuna_kernels.cuda.site_steps import (
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import Tile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile, piece_of
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task
@@ -52,6 +52,10 @@ def voxelize(writer: Writer, layer: Layer) -> None:
     given = [cloud, f"{cloud}:count", f"{cloud}:offsets"]
     made = placement_specs(level, points) | site_specs(writer, level)
     work, means = f"{node.name}:work", f"{node.name}:means"
+    features = writer.output(layer)[layer.output]
+    if features.dtype.itemsize == 2 and layer.output not in writer.parts:  # then convolutions can read whole pieces
+        padding = -features.shape[1] % piece_of(features.shape[1])
+        features, writer.padding[layer.output] = replace(features, padding=padding), padding
 
     def clouds(b: Buffers) -> PointBuffer:
         return PointBuffer(b[cloud], b[f"{cloud}:count"], b[f"{cloud}:offsets"])
@@ -63,11 +67,12 @@ def voxelize(writer: Writer, layer: Layer) -> None:
         placement, sites = placement_in(b, level), sites_in(b, level)
         voxels_of_points(device, clouds(b), placement, sites, b[work])
         y, count, first = b[layer.output], b[f"{cloud}:count"], node.reduce == "first"
-        row_means(device, b[cloud], placement.voxel_of_point, count, y, sites.count, b[means], first_only=first)
+        given = (b[cloud], placement.voxel_of_point, count, y, sites.count, b[means])
+        row_means(device, *given, first_only=first, padding=features.padding)
 
     placed = Task(given, made | {work: ints(numbering_work(points))}, place)
     scratch = {means: ints(row_means_work(points, writer.room.sites(level)))}
-    reduced = Task([*given, *placed.makes], writer.output(layer) | scratch, reduce)
+    reduced = Task([*given, *placed.makes], {layer.output: features} | scratch, reduce)
     write_front(writer, layer.output, level, placed, reduced)
 
 
@@ -160,7 +165,7 @@ def _tile(writer: Writer, layer: Layer, key: str | None) -> Tile:
     apart = undone.kernel_size == undone.stride and node.mode in ("inverse", "generative")
     kind: MapKind = "identity" if key is None else node.mode
     split = key is not None and writer.map_parts[key] > 1
-    group = Group(_shape(writer, layer, single=volume == 1 or apart, split=split), volume, kind)
+    group = Group(_shape(writer, layer, single=volume == 1 or apart, split=split), kind)
     writer.convolutions[layer.output] = group
     limits = writer.device.limits
     return writer.tuned.tiles.tile(group, limits) or candidates(group.shape, limits)[0]
@@ -168,12 +173,13 @@ def _tile(writer: Writer, layer: Layer, key: str | None) -> Tile:
 
 def _shape(writer: Writer, layer: Layer, *, single: bool, split: bool) -> ConvShape:
     """What the choice of a tile depends on; `single`: each row has one offset, `split`: they are in several parts."""
-    (_, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
+    (volume, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
     x, _, shortcut = _sources(writer, layer)
     aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut], dtype)
     rows, beside = _likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
     tf32 = layer.precision is Precision.TF32
-    return ConvShape(ci, co, dtype, aligned, rows, single, beside, max(level.stride), split, tf32)
+    given = (ci, co, dtype, aligned, rows, single, beside, max(level.stride), split, tf32)
+    return ConvShape(*given, volume=volume, readable=_is_readable(writer, x))
 
 
 def _likely_rows(writer: Writer, level: Level) -> int:
@@ -190,10 +196,18 @@ def are_aligned(writer: Writer, names: Sequence[str], dtype: torch.dtype) -> boo
     return all(are_whole_pieces(*_columns(writer, name), dtype=dtype) for name in names)
 
 
+def _is_readable(writer: Writer, name: str) -> bool:
+    """Whether a value's channels, and zeros that follow them, can be read as a ResidentTile does, wherever it lies."""
+    channels, start, pitch = _columns(writer, name)
+    return not any(number % piece_of(channels) for number in (channels + writer.padding.get(name, 0), start, pitch))
+
+
 def _columns(writer: Writer, name: str) -> tuple[int, int, int]:
     """Where a value lies in rows of memory, in elements: its channels, where they begin, and how far apart rows are."""
     part, channels = writer.parts.get(name), writer.types[name.partition(":")[0]].channels
-    return (channels, 0, channels) if part is None else (channels, part.start, writer.types[part.whole].channels)
+    if part is not None:
+        return channels, part.start, writer.types[part.whole].channels
+    return channels, 0, channels + writer.padding.get(name, 0)
 
 
 def devoxelize(writer: Writer, layer: Layer) -> None:

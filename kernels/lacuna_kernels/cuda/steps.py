@@ -82,10 +82,33 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """What runs beside steps, after the stages before it: launches, and then others, that the next does not wait for.
+
+    tells  what may be read only once it has ended without being written in this sense: counts
+    """
+
+    first: Work
+    then: Work
+    tells: Sequence[str]
+
+    @property
+    def reads(self) -> list[str]:
+        """Buffers that both read, and neither writes."""
+        return [key for key in dict.fromkeys((*self.first.reads, *self.then.reads)) if key not in self.writes]
+
+    @property
+    def writes(self) -> dict[str, BufferSpec]:
+        """Buffers that both write."""
+        return {**self.first.writes, **self.then.writes}
+
+
+@dataclass(frozen=True, slots=True)
 class _Beside:
-    """What runs beside steps: buffers that it touches, and what may be read only once it has ended."""
+    """A stage that has not been waited for: the name of its end, which of them it is, and what it touches and tells."""
 
     name: str
+    index: int
     touches: Sequence[str]
     tells: set[str]
 
@@ -95,7 +118,8 @@ class Writer:
 
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
     `layers` are all of the network, those to come too. `convolutions` are the groups of sparse convolutions, by their
-    steps' names, `map_parts` into how many parts the offsets of kernel maps are divided, by the maps' names.
+    steps' names, `map_parts` into how many parts the offsets of kernel maps are divided, by the maps' names, and
+    `padding` how many zeros follow each row of a value, if any do.
     """
 
     def __init__(
@@ -115,33 +139,43 @@ class Writer:
         self.convolutions: dict[str, Group] = {}
         self.map_parts: dict[str, int] = {}
         self.dtypes: dict[str, torch.dtype] = {}
+        self.padding: dict[str, int] = {}
         self.made: set[str] = set()
         self.done: set[str] = set()
-        self._beside: _Beside | None = None
+        self._beside: list[_Beside] = []
 
-    def add_with(self, name: str, now: Work, beside: Work, counts: Sequence[str]) -> None:
-        """Append a step, and what runs beside it and those after it, up to the first that reads what that writes.
-
-        counts  what is told by launches beside without being written in this sense
-        """
+    def add_with(self, name: str, now: Work, stages: Sequence[Stage]) -> None:
+        """Append a step, and what runs beside it and those after it, each stage up to the first that needs it."""
         self.join()
-        both, device = {**now.writes, **beside.writes}, self.device
-        reads = [key for key in dict.fromkeys((*now.reads, *beside.reads)) if key not in both]
-        self.add(name, reads, both, lambda b: device.start_beside(partial(beside.run, b), partial(now.run, b)))
-        self._beside = _Beside(name, [*beside.reads, *beside.writes], {*beside.writes, *counts})
+        device, writes = self.device, dict(now.writes)
+        for stage in stages:
+            writes |= stage.writes
+        asked = dict.fromkeys((*now.reads, *(key for stage in stages for key in stage.reads)))
+
+        def run(b: Buffers) -> None:
+            launches = [(partial(stage.first.run, b), partial(stage.then.run, b)) for stage in stages]
+            device.start_beside(launches, partial(now.run, b))
+
+        self.add(name, [key for key in asked if key not in writes], writes, run)
+        for index, stage in enumerate(stages):
+            touches, tells = [*stage.reads, *stage.writes], {*stage.writes, *stage.tells}
+            self._beside.append(_Beside(f"beside {name}: {index}", index, touches, tells))
 
     def join(self) -> None:
-        """Append the end of what runs beside others, if there is anything: until then all it touches is alive."""
-        beside, self._beside, device = self._beside, None, self.device  # a step must not keep its writer alive
-        if beside is not None:
-            self.add(f"beside {beside.name}", beside.touches, {}, lambda b: device.end_beside())
+        """Append the ends of all that runs beside others: until then all it touches is alive."""
+        self._join(len(self._beside))
 
     def join_before(self, reads: Sequence[str]) -> bool:
-        """Append that end if any of these is of what runs beside; returns whether it was."""
-        needed = self._beside is not None and not self._beside.tells.isdisjoint(reads)
+        """Append the ends of the stages up to the last that any of these is of; returns whether it was of any."""
+        needed = [at for at, beside in enumerate(self._beside, 1) if not beside.tells.isdisjoint(reads)]
         if needed:
-            self.join()
-        return needed
+            self._join(needed[-1])
+        return bool(needed)
+
+    def _join(self, count: int) -> None:
+        ended, self._beside = self._beside[:count], self._beside[count:]
+        for beside in ended:
+            self.add(beside.name, beside.touches, {}, _end_of(self.device, beside.index))
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
@@ -199,6 +233,11 @@ class Writer:
                 lambda b: elementwise(device, flat(b[copy]), flat(b[name]), b[count]),
             )
         return copy
+
+
+def _end_of(device: Device, stage: int) -> Run:
+    """Outside of the writer, which a step must not keep alive."""
+    return lambda b: device.end_beside(stage)
 
 
 def count_name(kind: ValueType) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.measurement import Count, Measurement, Objective, class_of
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import PORTABLE, WGMMA_TILES, ConvShape, candidates, resident
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.graph import Precision
 
@@ -46,13 +46,11 @@ class Key(NamedTuple):
 class Group:
     """Sparse convolutions that take the same tile, since nothing that matters tells them apart.
 
-    shape   what the rule goes by
-    volume  kernel offsets
-    kind    of the map
+    shape  what the rule goes by
+    kind   of the map
     """
 
     shape: ConvShape
-    volume: int
     kind: MapKind
 
     @property
@@ -60,12 +58,13 @@ class Group:
         """What an entry is found by: the rows in classes."""
         s, rows = self.shape, class_of(self.shape.rows)
         return Key(
-            s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, self.volume, self.kind, s.stride, rows, s.split
+            s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, s.volume, self.kind, s.stride, rows, s.split
         )
 
     def __str__(self) -> str:
-        beside = f" + {self.shape.shortcut}" if self.shape.shortcut else ""
-        return f"{self.kind} {self.volume} x {self.shape.ci}{beside} -> {self.shape.co} at stride {self.shape.stride}"
+        s = self.shape
+        beside = f" + {s.shortcut}" if s.shortcut else ""
+        return f"{self.kind} {s.volume} x {s.ci}{beside} -> {s.co} at stride {s.stride}"
 
 
 class TileEntry(BaseModel):
@@ -133,8 +132,8 @@ def contenders(shape: ConvShape, limits: DeviceLimits) -> list[Tile]:
     """The tiles that are worth measuring, the rule's first: all that run there but those that pad absurdly."""
     rule = candidates(shape, limits)[0]
     tiles = [*PORTABLE[shape.precision]]
-    if shape.dtype.itemsize == 2 and limits.hopper and shape.aligned:
-        tiles += WGMMA_TILES
+    if shape.dtype.itemsize == 2 and limits.hopper:
+        tiles = resident(shape) or [*tiles, *(WGMMA_TILES if shape.aligned else ())]
     least_in, least_out = (min(_padded(shape, tile)[axis] for tile in tiles) for axis in (0, 1))
     few = [t for t in tiles if _within(_padded(shape, t), (MOST_PADDING * least_in, MOST_PADDING * least_out))]
     return list(dict.fromkeys([rule, *few]))

@@ -249,7 +249,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[N / 2], uint64_t x, uint
                  : registers                                                                                         \
                  : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(y), "r"(add), "n"(CROSS))
 #define REGISTER_PRODUCTS(type)                                                                             \
-    static_assert(N == 32 || N == 48 || N == 64 || N == 96 || N == 128, "not written down");                \
+    static_assert(N == 16 || N == 32 || N == 48 || N == 64 || N == 96 || N == 128, "not written down");      \
+    if constexpr (N == 16) REGISTER_PRODUCT(16, SUMS_8, EIGHT(0), type, 8, 9, 10, 11, 12, 13, 14);           \
     if constexpr (N == 32) REGISTER_PRODUCT(32, SUMS_16, REGISTERS_16, type, 16, 17, 18, 19, 20, 21, 22);    \
     if constexpr (N == 48) REGISTER_PRODUCT(48, SUMS_24, REGISTERS_24, type, 24, 25, 26, 27, 28, 29, 30);    \
     if constexpr (N == 64) REGISTER_PRODUCT(64, SUMS_32, REGISTERS_32(0), type, 32, 33, 34, 35, 36, 37, 38); \

@@ -1,0 +1,251 @@
+// Sparse convolution in fp16 or bf16 on Hopper's tensor cores, of few channels and offsets: an implicit GEMM,
+// output-stationary (sparse_conv.cuh). The weights of all offsets stay in a block's shared memory, and rows of x go from
+// device memory straight to the registers of those who multiply them, so that no thread waits for another.
+// A warpgroup makes 64 rows of y, those of a word of `present`, then others, the longest first. What STAGES offsets lead to
+// is under way at once. A lane has, of each 16 channels, those four that lie side by side at lane % 4 * 4, of two rows;
+// the weights are packed in that order. Of y it makes neighbours, too.
+// x has CHANNELS channels or up to 15 less, pitch and address are multiples of 4 elements; where ci is none, what follows
+// is zeros. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64 bytes. There is one
+// part of at most 32 offsets, and no shortcut.
+// A launch may begin before the kernel before it has ended, see sparse_conv_wgmma.cu.
+#ifndef ELEMENT
+#define ELEMENT __half
+#endif
+#ifndef CHANNELS
+#define CHANNELS 32
+#define TILE_N 32
+#define STAGES 4
+#define WARPGROUPS 4
+#endif
+#define TILE_M 64  // rows of a warpgroup
+
+#include <type_traits>
+
+#include "hopper.cuh"
+#include "launch_order.cuh"
+#include "read_if.cuh"
+#include "sparse_conv.cuh"
+
+constexpr int THREADS = 128 * WARPGROUPS, STEPS = CHANNELS / 16, PANEL_BYTES = TILE_N * 64;
+constexpr int OFFSET_BYTES = (CHANNELS + 31) / 32 * PANEL_BYTES, MOST_OFFSETS = 32, CHUNK = 8;
+constexpr int LISTS = 256, WEIGHTS = 2048;  // where in shared memory they are, after the barriers
+constexpr int WIDE = TILE_N < 32 ? 4 : 8, PIECES = TILE_N / 4 / WIDE;  // channels of y side by side, and how many such a lane has
+static_assert(CHANNELS % 16 == 0 && TILE_N % 16 == 0, "products are of 16 channels, and a lane has pieces of one size");
+static_assert(CHUNK % STAGES == 0, "a register's place in a chunk is known");
+static_assert(LISTS + WARPGROUPS * 4 * MOST_OFFSETS <= WEIGHTS, "room for the lists");
+
+struct __align__(2 * WIDE) Neighbours { Element values[WIDE]; };
+
+// What a lane reads of a row at a time, one of four: a piece of 16 channels, or of 32.
+using Words = std::conditional_t<CHANNELS == 16, uint2, uint4>;
+constexpr int READS = (CHANNELS + 31) / 32;
+
+// What a lane has of two rows of an offset, as it was read. Words become operands only when they are multiplied: else the
+// compiler puts them where products take them at once, and waits for them.
+struct Gathered {
+    Words upper[READS], lower[READS];
+};
+
+struct Rows {
+    const char* x;
+    int pitch;  // bytes
+    bool ends;  // before what the lane would read last
+
+    __device__ __forceinline__ Rows(const Element* x, int pitch, int ci)
+        : x(hidden(reinterpret_cast<const char*>(x) + threadIdx.x % 4 * sizeof(Words))), pitch(pitch * 2),
+          ends((READS - 1) * 64 + int(threadIdx.x % 4 * sizeof(Words)) >= ci * 2) {}
+
+    // Zeros of what is negative.
+    __device__ __forceinline__ void gather(Gathered& to, int upper, int lower) const {
+        const char *above = x + (int64_t)upper * pitch, *below = x + (int64_t)lower * pitch;
+#pragma unroll
+        for (int i = 0; i < READS; ++i) {
+            if (i == READS - 1 && ends) upper = lower = -1;
+            read_row(to.upper[i], upper, above + i * 64);
+            read_row(to.lower[i], lower, below + i * 64);
+        }
+    }
+};
+
+// The operands of 16 channels, or of 32: a lane has four of each.
+__device__ __forceinline__ void to_operands(uint4* operands, const uint2& upper, const uint2& lower) {
+    operands[0] = make_uint4(as_read(upper.x), as_read(lower.x), as_read(upper.y), as_read(lower.y));
+}
+__device__ __forceinline__ void to_operands(uint4* operands, const uint4& upper, const uint4& lower) {
+    operands[0] = make_uint4(as_read(upper.x), as_read(lower.x), as_read(upper.y), as_read(lower.y));
+    operands[1] = make_uint4(as_read(upper.z), as_read(lower.z), as_read(upper.w), as_read(lower.w));
+}
+
+// The 16 places of a warp: which offsets any of its warpgroup's has, and what the lane's place, lane % 16, leads to.
+struct Places {
+    const KernelMap& map;
+    int first, rows, total;
+    unsigned word;
+    unsigned char* list;
+
+    __device__ __forceinline__ Places(const KernelMap& map, int group, int rows, unsigned char* list)
+        : map(map), first(group * GROUP + threadIdx.x / 32 % 4 * 16), rows(rows),
+          word(map.present ? __shfl_sync(EVERY_LANE, int(map.present_of(0, group, 0)), 0) : 1), list(list) {
+        const int lane = threadIdx.x % 32;
+        total = __popc(word);
+        __syncwarp();
+        if (word >> lane & 1) list[__popc(word & ((1u << lane) - 1))] = lane;
+        __syncwarp();
+    }
+
+    // Of CHUNK offsets, counted from `from`: lanes 16 and up have every other.
+    __device__ __forceinline__ void look_up(int (&found)[CHUNK / 2], int from) const {
+        const int lane = threadIdx.x % 32, place = first + lane % 16;
+#pragma unroll
+        for (int i = 0; i < CHUNK / 2; ++i) {
+            const int at = from + 2 * i + lane / 16;
+            found[i] = -1;
+            if (at < total && place < rows)
+                found[i] = map.map ? map.map[(size_t)list[at] * map.capacity + place] : place;
+        }
+    }
+
+    __device__ __forceinline__ int row_of_y() const {
+        const int place = first + threadIdx.x % 16;
+        return place < rows ? map.row_of(0, place) : -1;
+    }
+};
+
+// Of the offsets looked up, where the `at`-th of a chunk leads from the lane's upper row, or from the one 8 below.
+__device__ __forceinline__ int found_at(const int (&found)[CHUNK / 2], int at, int half) {
+    return __shfl_sync(EVERY_LANE, found[at / 2], at % 2 * 16 + half * 8 + threadIdx.x % 32 / 4);
+}
+
+// The first channel of a lane's piece.
+__device__ __forceinline__ int column_of(int piece) { return piece * 32 + threadIdx.x % 4 * WIDE; }
+
+__device__ __forceinline__ void begin(const Output& output, const int (&rows)[2], float (&sums)[TILE_N / 2]) {
+    const bool whole = is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels);
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        const int column = column_of(piece);
+        float bias[WIDE];
+#pragma unroll
+        for (int c = 0; c < WIDE; ++c) bias[c] = output.bias_of(column + c);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            Neighbours more = {};
+            if (output.residual && rows[h] >= 0) {
+                const Element* from = output.residual + (size_t)rows[h] * output.residual_pitch + column;
+                if (whole && column < output.channels) more = *reinterpret_cast<const Neighbours*>(from);
+                if (!whole) {
+#pragma unroll
+                    for (int c = 0; c < WIDE; ++c)
+                        if (column + c < output.channels) more.values[c] = from[c];
+                }
+            }
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c) {
+                float& sum = sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2];
+                sum = output.residual && rows[h] >= 0 ? bias[c] + to_float(more.values[c]) : bias[c];
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void write(const Output& output, const int (&rows)[2], float (&sums)[TILE_N / 2]) {
+    output.activate_all(sums);
+    const bool whole = is_made_of<Neighbours>(output.y, output.y_pitch, output.channels);
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        const int column = column_of(piece);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            if (rows[h] < 0 || column >= output.channels) continue;
+            Neighbours made;
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c)
+                made.values[c] = from_float<Element>(sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2]);
+            Element* to = output.y + (size_t)rows[h] * output.y_pitch + column;
+            if (whole) {
+                *reinterpret_cast<Neighbours*>(to) = made;
+                continue;
+            }
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c)
+                if (column + c < output.channels) to[c] = made.values[c];
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element* shortcut, int shortcut_pitch, int shortcut_ci,
+                     const char* __restrict__ weight, int weight_pitch, const int* map_rows, const unsigned* present,
+                     const int* order, const int* keys, const int* ones, int parts, int volume, int words, int capacity,
+                     const int* count, float* part_sums, int part_pitch, Progress* progress,
+                     const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch,
+                     int co, int activation, float negative_slope, int settled) {
+    const uint32_t shared = dynamic_shared();
+    if (threadIdx.x == 0) {
+        barrier_init(shared, 1);
+        barriers_are_ready();
+        barrier_expect(shared, volume * OFFSET_BYTES);
+        for (int offset = 0; offset < volume; ++offset)
+            copy_in(shared + WEIGHTS + offset * OFFSET_BYTES, weight + (size_t)offset * OFFSET_BYTES, OFFSET_BYTES, shared);
+    }
+    __syncthreads();
+    if (!settled) wait_for_kernels_before();
+    const KernelMap map = {map_rows, present, order, keys, ones, 1, volume, 1, capacity};
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const int n = min(*count, capacity), groups = (n + GROUP - 1) / GROUP, warp = warp_of_block();
+    const Rows source(x, x_pitch, ci);
+    unsigned char* list = static_cast<unsigned char*>(shared_pointer(shared + LISTS)) + warp * MOST_OFFSETS;
+    const uint64_t weights = operand_of_32(shared + WEIGHTS);
+    bool first = true;
+#pragma unroll 1
+    for (int index = warp / 4 * gridDim.x + blockIdx.x; index < groups; index += gridDim.x * WARPGROUPS) {
+        const Places places(map, groups - 1 - index, n, list);
+        int here[CHUNK / 2], next[CHUNK / 2];
+        places.look_up(here, 0);
+        places.look_up(next, CHUNK);
+        const int row = places.row_of_y();
+        const int rows[2] = {__shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4),
+                             __shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4 + 8)};
+        if (first) wait_for_kernels_before(), let_next_kernel_begin();
+        Gathered gathered[STAGES];
+#pragma unroll
+        for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
+        float sums[TILE_N / 2];
+        begin(output, rows, sums);
+        if (first) barrier_wait(shared, 0), first = false;
+        unsigned left = places.word;
+#pragma unroll 1
+        for (int base = 0; base < places.total; base += CHUNK) {
+#pragma unroll
+            for (int s = 0; s < CHUNK; ++s) {
+                if (base + s >= places.total) break;
+                const int offset = __ffs(left) - 1, ahead = s + STAGES;
+                left &= left - 1;
+                const uint64_t own = weights + offset * (OFFSET_BYTES / 16);
+                const Gathered& mine = gathered[s % STAGES];
+                uint4 operands[STEPS];
+#pragma unroll
+                for (int i = 0; i < READS; ++i) to_operands(operands + 2 * i, mine.upper[i], mine.lower[i]);
+                products_begin();
+#pragma unroll
+                for (int k = 0; k < STEPS; ++k)
+                    multiply_add_registers<TILE_N, 0>(sums, operands[k],
+                                                      own + (k / 2 * PANEL_BYTES + k % 2 * 32) / 16, 1, Element());
+                products_commit();
+                products_wait<0>();
+#pragma unroll
+                for (int i = 0; i < TILE_N / 2; ++i) is_changed(sums[i]);
+                const auto& found = ahead < CHUNK ? here : next;
+                const int upper = found_at(found, ahead % CHUNK, 0), lower = found_at(found, ahead % CHUNK, 1);
+                if (base + ahead < places.total) source.gather(gathered[s % STAGES], upper, lower);
+            }
+#pragma unroll
+            for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
+            places.look_up(next, base + 2 * CHUNK);
+        }
+        write(output, rows, sums);
+    }
+    if (!first) return;
+    wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
+    barrier_wait(shared, 0);    // and the copies end before the block
+}
