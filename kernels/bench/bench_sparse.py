@@ -29,11 +29,12 @@ from lacuna_kernels.cuda.coordinates import (
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
+    MapJob,
     Offsets,
-    forward_map,
-    inverse_map,
+    make_maps,
     map_work,
 )
+from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
 from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
@@ -116,7 +117,7 @@ class Frontend:
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
         self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(numbering_work(n))]
-        self.work.append(ints(map_work(CUBE.volume, n, PARTS)))
+        self.map_work = [ints(map_work(CUBE.volume, n, PARTS)) for _ in range(MOST_ORDERINGS)]
         self.offsets = {
             (g, parts): Offsets(g, pack_geometry(g).cuda(), offset_slots(g, parts).cuda())
             for g, parts in ((CUBE, 1), (CUBE, PARTS), (HALVING, 1))
@@ -146,13 +147,18 @@ class Frontend:
             output_sites(self.device, fine, coarse, HALVING, packed, self.work[2], self.overflow)
 
     def make_maps(self) -> None:
+        """As many at a time as may be."""
+        made = []
         for level, sites in enumerate(self.levels):
             cube = self.maps[f"cube {level}"]
-            forward_map(self.device, sites, sites, self.offsets[CUBE, cube.parts], cube, self.work[3])
+            made.append((sites, sites, self.offsets[CUBE, cube.parts], cube, False))
         for level, (fine, coarse) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
             offsets = self.offsets[HALVING, 1]
-            forward_map(self.device, fine, coarse, offsets, self.maps[f"down {level + 1}"], self.work[3])
-            inverse_map(self.device, coarse, fine, offsets, self.maps[f"up {level}"], self.work[3])
+            made.append((fine, coarse, offsets, self.maps[f"down {level + 1}"], False))
+            made.append((coarse, fine, offsets, self.maps[f"up {level}"], True))
+        for at in range(0, len(made), MOST_ORDERINGS):
+            turn = zip(made[at:], self.map_work, strict=False)
+            make_maps(self.device, [MapJob(*given, work, backward) for (*given, backward), work in turn])
 
     def run(self) -> None:
         """Everything, in order."""

@@ -21,9 +21,9 @@ from lacuna_kernels.cuda.coordinates import (
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
     KernelMap,
+    MapJob,
     Offsets,
-    forward_map,
-    inverse_map,
+    make_maps,
     map_work,
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots
@@ -159,8 +159,8 @@ def mapped(
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
     result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
-    make, work = inverse_map if backward else forward_map, ints(map_work(geometry.volume, outputs.capacity, parts))
-    make(device, inputs, outputs, offsets_on_device(geometry, parts), result, work)
+    work = ints(map_work(geometry.volume, outputs.capacity, parts))
+    make_maps(device, [MapJob(inputs, outputs, offsets_on_device(geometry, parts), result, work, backward)])
     return result
 
 

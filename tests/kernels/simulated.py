@@ -10,7 +10,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ class SimulatedDevice:
         self.folder, self.seed, self.program = folder, seed, "blocks.cpp" if plain else "launch.cpp"
         self.limits = DeviceLimits(multiprocessors, 232_448, "sm_90")
         self.tile_counter = 0
+
+    def at_once(self, launches: Sequence[Callable[[], None]]) -> None:
+        for launch in launches:
+            launch()
 
     def kernel(self, variant: Variant) -> "SimulatedKernel":
         built = variant if self.program == "launch.cpp" else replace(variant, function="all")

@@ -14,19 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacuna_kernels import Precision, parse_graph, random_weights
-from lacuna_kernels.cuda import sparse_steps
+from lacuna_kernels.cuda import front_steps, sparse_steps
 from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
 from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, power_of_two
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.front_steps import Front
+from lacuna_kernels.cuda.front_steps import Front, maps_task
 from lacuna_kernels.cuda.fusion import fuse
-from lacuna_kernels.cuda.site_steps import source_of
+from lacuna_kernels.cuda.kernel_map import MapJob
+from lacuna_kernels.cuda.site_steps import MapTask, source_of
 from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import Weights, Writer
-from lacuna_kernels.cuda.tasks import WORK, Task, in_lanes
+from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.coordinates import unique_first
 from lacuna_kernels.ops.sparse_conv import active_sites
@@ -174,21 +175,21 @@ def test_maps_share_memory_to_work_with() -> None:
     assert found == {"minkunet": 751, "centerpoint": 537}
 
 
-def test_tasks_are_dealt_out_to_lanes_the_longest_first() -> None:
-    done: list[tuple[str, int]] = []
+def test_maps_are_made_as_many_at_a_time_as_may_be_the_longest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[list[tuple[int, int]]] = []
+    monkeypatch.setattr(front_steps, "make_maps", lambda device, jobs: turns.append(jobs))
 
-    def task(name: str, work: int) -> Task:
-        makes = {name: BufferSpec((1,), torch.int32)}
-        return Task([f"{name}:in"], makes, lambda b: done.append((name, len(b[WORK]))), work)
+    def one(number: int) -> MapTask:
+        makes = {f"{number}": BufferSpec((1,), torch.int32)}
+        return MapTask([f"{number}:in"], makes, number, lambda b, work: cast(MapJob, (number, len(work))))
 
-    names = ["one", "two", "three"]
-    lanes = in_lanes([task("a", 3), task("b", 9), task("c", 4), task("d", 8)], names)
-    for lane in lanes:
-        lane.run({name: torch.zeros(spec.shape) for name, spec in lane.makes.items()})
+    task = maps_task(cast(Device, None), [one(number) for number in range(1, 15)], "maps")
+    task.run({name: torch.zeros(spec.shape) for name, spec in task.makes.items()})
 
-    assert done == [("b", 9), ("d", 8), ("c", 4), ("a", 3)]
-    assert [lane.makes[f"{name}:work"].shape for lane, name in zip(lanes, names, strict=True)] == [(9,), (8,), (4,)]
-    assert in_lanes([], ["one"]) == []
+    assert turns == [[(number, number) for number in range(14, 2, -1)], [(2, 2), (1, 1)]]
+    assert [task.makes[f"maps.{lane}:work"].shape for lane in (0, 11)] == [(14,), (3,)]
+    assert "maps.12:work" not in task.makes
+    assert task.reads == [f"{number}:in" for number in range(1, 15)]
 
 
 def test_most_layers_of_minkunet_take_tiles_of_hopper(monkeypatch: pytest.MonkeyPatch) -> None:

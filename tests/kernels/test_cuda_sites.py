@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lacuna_kernels.cuda.key_order import key_bins, order_by_keys, order_work
+from lacuna_kernels.cuda.key_order import Ordering, all_of, key_bins, order_by_keys, order_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import sort, sort_work
@@ -236,25 +236,31 @@ def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, co
     assert torch.equal(found.offsets[:5].cpu().long(), reference.count_offsets(expected, 4))
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("n", [0, 1, 3000, 300_000])
-def test_rows_are_in_the_order_of_their_keys(device, n, parts):
-    keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & (0xFF0103 if parts > 1 else 0x8F1F)
-    order, ones, bins = ints(parts, n + SPARE), ints(parts), key_bins(16, parts)
-    given = torch.cat([keys, torch.full((SPARE,), NONSENSE, dtype=torch.int32)]).cuda()
-    work = ints(order_work(n + SPARE, bins, parts))
-    work[:bins] = 0
+@pytest.mark.parametrize("sizes", [[0], [1], [3000], [300_000], [5, 70_000, 0, 3000, *range(8)]], ids=str)
+def test_rows_are_in_the_order_of_their_keys(device, sizes):
+    sets, orderings = [], []
+    for at, n in enumerate(sizes):
+        parts = 1 + at % 2 * 2
+        keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & (0xFF0103 if parts > 1 else 0x8F1F)
+        given = torch.cat([keys, torch.full((SPARE,), NONSENSE, dtype=torch.int32)]).cuda()
+        bins = key_bins(16, parts)
+        work = ints(order_work(n + SPARE, bins, parts))
+        work[:bins] = 0
+        orderings.append(Ordering(given, counted(n), ints(parts, n + SPARE), ints(parts), bins, work))
+        sets.append((keys, parts))
 
-    order_by_keys(device, given, counted(n), order, ones, bins, work)
+    order_by_keys(device, orderings, all_of([ordering.packed() for ordering in orderings]))
 
-    for part in range(parts):
-        found = keys >> 8 * part & 255 if parts > 1 else keys
-        rows = order[part, :n].cpu().long()
-        assert torch.equal(found[rows], found.sort().values)
-        assert torch.equal(rows.sort().values, torch.arange(n))
-        if parts > 1:
-            assert int(ones[part]) == int((found == 0).sum())
-    assert bool((order[:, n:] == NONSENSE).all())
+    for (keys, parts), made in zip(sets, orderings, strict=True):
+        n = len(keys)
+        for part in range(parts):
+            found = keys >> 8 * part & 255 if parts > 1 else keys
+            rows = made.order[part, :n].cpu().long()
+            assert torch.equal(found[rows], found.sort().values)
+            assert torch.equal(rows.sort().values, torch.arange(n))
+            if parts > 1:
+                assert int(made.ones[part]) == int((found == 0).sum())
+        assert bool((made.order[:, n:] == NONSENSE).all())
 
 
 @pytest.mark.parametrize("room", [1, 100])

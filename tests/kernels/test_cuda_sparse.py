@@ -6,7 +6,7 @@ import torch
 from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
-from lacuna_kernels.cuda.kernel_map import forward_map, map_work
+from lacuna_kernels.cuda.kernel_map import MapJob, make_maps, map_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
@@ -162,7 +162,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         voxelize(device, room, grid, placement, sites, work[0], overflow)
         voxels_of_points(device, room, placement, sites, work[0])
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
-        forward_map(device, sites, sites, reach, kernel_map, work[2])
+        make_maps(device, [MapJob(sites, sites, reach, kernel_map, work[2])])
         sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums)
         devoxelize_nearest(device, y, placement, room.count, result)
 

@@ -266,7 +266,7 @@ def test_weights_that_stay_give_what_float64_gives(hopper, tile, dtype, outputs,
         else random_map(k, inputs, outputs, 0.2)
     )
     x, weight = operands(ci, co, k, inputs, dtype)
-    padded, bias = torch.zeros(inputs, tile.k, dtype=dtype, device="cuda"), torch.randn(co, device="cuda")
+    padded, bias = torch.zeros(len(x), tile.k, dtype=dtype, device="cuda"), torch.randn(co, device="cuda")
     padded[:, :ci] = x
     wide = poisoned(outputs + SPARE, co + 11, dtype=dtype)
     y, residual = wide[:, 3 : 3 + co], torch.randn(outputs + SPARE, co, device="cuda").to(dtype)

@@ -224,9 +224,14 @@ class Device:
             self._context.pop()
 
 
+class Struct(bytes):
+    """A C struct that a kernel takes by value and that is aligned to 8 bytes; it is the first parameter."""
+
+
 class Kernel:
     """A loaded function. Calling it launches it on the current torch stream: tensors are passed by address, None is 0,
-    int is 32 bits (np.int64 for 64), float is fp32, and bytes are passed by value: tensor maps, which come first.
+    int is 32 bits (np.int64 for 64), float is fp32, and bytes are passed by value: tensor maps or a Struct, which come
+    first.
     Tensors must be kept alive until the launch has run."""
 
     def __init__(self, function: Any, variant: Variant, streams: dict[int, Any], index: int) -> None:
@@ -244,7 +249,7 @@ class Kernel:
 
     def _launch(self, stream: int, shape: Shape, args: Sequence[Argument]) -> None:
         codes = [_code(arg) for arg in args]
-        if args and isinstance(args[0], bytes):
+        if args and isinstance(args[0], bytes) and not isinstance(args[0], Struct):
             codes.insert(0, _BEFORE_TENSOR_MAPS)
         self._function.prepare(codes)
         self._function.prepared_async_call(

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lacuna_kernels.cuda.site_steps import cleared_tables, kernel_map_task, map_name, sites_task, source_of
-from lacuna_kernels.cuda.steps import Stage, Writer, sites_name
-from lacuna_kernels.cuda.tasks import Task, at_once, in_lanes
+from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.kernel_map import make_maps
+from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
+from lacuna_kernels.cuda.site_steps import MapTask, cleared_tables, kernel_map_task, map_name, sites_task, source_of
+from lacuna_kernels.cuda.steps import Buffers, Stage, Writer, ints, sites_name
+from lacuna_kernels.cuda.tasks import Task, at_once
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.types import Level
-
-_LANES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,12 @@ class _Sites:
 
     levels: Sequence[Level]
     sites: Sequence[Task]
-    maps: Sequence[Task]
+    maps: Sequence[MapTask]
 
-    def stage(self, writer: Writer, name: str) -> Stage:
-        """As a plan has it, its maps in lanes."""
-        lanes = in_lanes(self.maps, [f"{name}.{lane}" for lane in range(_LANES)])
+    def stage(self, device: Device, name: str) -> Stage:
+        """As a plan has it; `name` is that of what its maps work with."""
         counts = [sites_name(level, "count") for level in self.levels]
-        return Stage(at_once(writer.device, self.sites), at_once(writer.device, lanes), counts)
+        return Stage(at_once(device, self.sites), at_once(device, [maps_task(device, self.maps, name)]), counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class Front:
 
     means: Task
     clear: Task
-    own: Sequence[Task]
+    own: Sequence[MapTask]
     stages: Sequence[_Sites]
 
     @classmethod
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
         """Collect it from the layers to come; `means` makes the features."""
-        levels, maps = [[grid], list[Level]()], dict[str, tuple[Task, int]]()
+        levels, maps = [[grid], list[Level]()], dict[str, tuple[MapTask, int]]()
         layers = [layer for layer in writer.layers if isinstance(layer.node, SparseConv)]
         for layer in (layer for layer in layers if writer.level(layer.output).grid == grid.name):
             node = layer.node
@@ -78,11 +78,28 @@ def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task
     place  makes the sites of the grid, and beside it tables are cleared
     """
     device, front = writer.device, Front.of(writer, grid, means)
-    own = in_lanes(front.own, [f"{name}:lane"])
-    stages = [sites.stage(writer, f"{name}:lane {at}") for at, sites in enumerate(front.stages)]
-    placed, now = at_once(device, [place, front.clear]), at_once(device, [means, *own])
+    own = maps_task(device, front.own, f"{name}:maps")
+    stages = [sites.stage(device, f"{name}:maps {at}") for at, sites in enumerate(front.stages)]
+    placed, now = at_once(device, [place, front.clear]), at_once(device, [means, own])
     writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
     if stages:
         writer.add_with(name, now, stages)
     else:
         writer.add(name, now.reads, now.writes, now.run)
+
+
+def maps_task(device: Device, maps: Sequence[MapTask], name: str) -> Task:
+    """Kernel maps that do not depend on one another, as many at a time as may be, the longest first.
+
+    name  that of the buffers they work with, one after another
+    """
+    longest = sorted(maps, key=lambda one: -one.work)
+    turns = [longest[at : at + MOST_ORDERINGS] for at in range(0, len(longest), MOST_ORDERINGS)]
+    works = {f"{name}.{lane}:work": ints(one.work) for lane, one in enumerate(longest[:MOST_ORDERINGS])}
+
+    def run(b: Buffers) -> None:
+        for turn in turns:
+            make_maps(device, [one.job(b, b[work][: one.work]) for one, work in zip(turn, works, strict=False)])
+
+    made = {key: spec for one in maps for key, spec in one.makes.items()}
+    return Task(list(dict.fromkeys(key for one in maps for key in one.reads)), made | works, run)

@@ -1,14 +1,15 @@
 """Kernel maps on the device: which input row every output row reads through every offset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.coordinates import SiteBuffer
 from lacuna_kernels.cuda.device import Device
-from lacuna_kernels.cuda.key_order import key_bins, order_by_keys, order_work
+from lacuna_kernels.cuda.key_order import Ordering, all_of, key_bins, order_by_keys, order_work, row_blocks
 from lacuna_kernels.cuda.offset_slots import key_bits
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.types import Geometry
@@ -21,7 +22,7 @@ VARIANTS = (NEAR, BLOCK, FORWARD, CELL, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
-BLOCKS, ORDERING_BLOCKS = 3, 4
+BLOCKS = 3
 """Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
 rows up would leave no room for what is made beside them."""
 WORD_BITS = 32
@@ -100,57 +101,77 @@ def map_work(volume: int, capacity: int, parts: int = 1) -> int:
     return capacity * _pitch(volume) + order_work(capacity, key_bins(key_bits(volume), parts), parts)
 
 
-def forward_map(
-    device: Device, inputs: SiteBuffer, outputs: SiteBuffer, offsets: Offsets, result: KernelMap, work: Tensor
-) -> None:
-    """Launch the map of a submanifold (inputs are the outputs) or strided convolution.
+@dataclass(frozen=True, slots=True)
+class MapJob:
+    """A map to be made.
 
-    work  int32 [map_work(k, outputs.capacity, parts)]
+    inputs    sites that are read from
+    outputs   sites that read: the inputs if the convolution is submanifold
+    offsets   those of the convolution
+    result    where it goes
+    work      int32 [map_work(k, outputs.capacity, parts)]
+    backward  whether it leads back from the coarse sites of a strided convolution, the inputs, to its fine ones, or
+              from the inputs of a generative one to its outputs
     """
-    _launch(
-        device, BLOCK if offsets.halves else NEAR if offsets.near else FORWARD, inputs, outputs, offsets, result, work
+
+    inputs: SiteBuffer
+    outputs: SiteBuffer
+    offsets: Offsets
+    result: KernelMap
+    work: Tensor
+    backward: bool = False
+
+    @property
+    def kernel(self) -> Variant:
+        """What finds the rows that each output reads."""
+        if self.backward:
+            return CELL if self.offsets.halves else INVERSE
+        return BLOCK if self.offsets.halves else NEAR if self.offsets.near else FORWARD
+
+    @property
+    def rows(self) -> Tensor:
+        """What each output reads, by slot, before it is in order: int32 [capacity, pitch]."""
+        volume, capacity = self.result.rows.shape
+        return self.work[: capacity * _pitch(volume)].view(capacity, -1)
+
+    @property
+    def ordering(self) -> Ordering:
+        """How the outputs are put in order."""
+        m = self.result
+        bins = key_bins(key_bits(len(m.rows)), m.parts)
+        return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, self.work[self.rows.numel() :])
+
+
+def make_maps(device: Device, jobs: Sequence[MapJob]) -> None:
+    """Launch the making of up to MOST_ORDERINGS maps, side by side."""
+    if not jobs:
+        return
+    device.at_once([partial(_find, device, job) for job in jobs])
+    orderings = [job.ordering for job in jobs]
+    packed = all_of(
+        [
+            ordering.packed(
+                (j.rows, j.offsets.slots, j.result.rows, j.result.present), j.rows.shape[1], len(j.result.rows)
+            )
+            for j, ordering in zip(jobs, orderings, strict=True)
+        ]
     )
+    order_by_keys(device, orderings, packed)
+    results = [job.result for job in jobs]
+    groups = blocks(max(m.present.shape[1] for m in results), THREADS // GROUP)
+    turns = max(max(m.parts, m.present.shape[2]) for m in results)  # blocks of parts, or of words, take them
+    grid = (turns * max(1, 2 * row_blocks(device, len(jobs), groups) // turns), len(jobs), 1)
+    device.kernel(ORDER)(grid, (THREADS, 1, 1), packed)
 
 
-def inverse_map(
-    device: Device, coarse: SiteBuffer, fine: SiteBuffer, offsets: Offsets, result: KernelMap, work: Tensor
-) -> None:
-    """Launch the map that leads back from the coarse sites of a strided convolution to its fine ones.
-
-    A generative convolution leads from its inputs, the coarse sites, to its outputs in the same way. See `forward_map`.
-
-    offsets  those of the strided or generative convolution
-    """
-    _launch(device, CELL if offsets.halves else INVERSE, coarse, fine, offsets, result, work)
-
-
-def _launch(
-    device: Device,
-    find: Variant,
-    inputs: SiteBuffer,
-    outputs: SiteBuffer,
-    offsets: Offsets,
-    result: KernelMap,
-    work: Tensor,
-) -> None:
-    (volume, capacity), parts = result.rows.shape, result.parts
-    pitch, bins = _pitch(volume), key_bins(key_bits(volume), parts)
-    rows, ordering = work.tensor_split([capacity * pitch])
-    threads, block = capacity * _SITE_THREADS.get(find, min(pitch, WORD_BITS)), (THREADS, 1, 1)
+def _find(device: Device, job: MapJob) -> None:
+    (capacity, pitch), find, outputs, ordering = job.rows.shape, job.kernel, job.outputs, job.ordering
+    threads = capacity * _SITE_THREADS.get(find, min(pitch, WORD_BITS))
     device.kernel(find)(
         (min(device.limits.multiprocessors * BLOCKS, blocks(threads, THREADS)), 1, 1),
-        block,
-        *(outputs.coordinates, outputs.count, offsets.packed, offsets.slots, parts),
-        *(rows, pitch, result.keys, ordering, bins, *inputs.found_by),
-    )
-    order_by_keys(device, result.keys, outputs.count, result.order, result.ones, bins, ordering)
-    _, groups, words = result.present.shape
-    most = device.limits.multiprocessors * ORDERING_BLOCKS
-    device.kernel(ORDER)(
-        (min(most, blocks(groups, THREADS // GROUP)), words if parts == 1 else parts, 1),
-        block,
-        *(rows, pitch, offsets.slots, volume, parts, outputs.count, result.order, result.ones),
-        *(result.rows, capacity, result.present),
+        (THREADS, 1, 1),
+        *(outputs.coordinates, outputs.count, job.offsets.packed, job.offsets.slots, job.result.parts),
+        *(job.rows, pitch, job.result.keys, ordering.work, ordering.bins, *job.inputs.found_by),
     )
 
 

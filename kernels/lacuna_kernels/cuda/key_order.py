@@ -1,9 +1,13 @@
-"""Launches of src/key_order.cu: rows in the order of small keys, by counting."""
+"""Launches of src/key_order.cu: rows in the order of small keys, by counting, several sets of rows at a time."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.device import Device, Struct
 from lacuna_kernels.cuda.scan import blocks
 
 COUNT, SCAN, PLACE = (Variant("key_order.cu", name) for name in ("count_keys", "scan_bins", "place_rows"))
@@ -11,9 +15,46 @@ VARIANTS = (COUNT, SCAN, PLACE)
 
 PART_BITS = 8
 """Of a key that has several parts."""
+MOST_ORDERINGS = 12
+"""At a time."""
 _THREADS, _WIDE, _FEW_BINS = 256, 1024, 768
-_BLOCKS = 2
-"""Of a multiprocessor."""
+_FORMAT = "11Q6i"
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """Rows to be put in the order of their keys; those with equal keys come in any order.
+
+    keys   int32 [n], less than `bins`, or of several parts, which are digits of 8 bits
+    count  int32 [1], keys in use
+    order  int32 [parts, n] becomes the row at each place, by each part
+    ones   int32 [parts] becomes the first place of a row with a part that is not 0, if there are several
+    bins   from `key_bins`
+    work   int32 [order_work(n, bins, parts)], the first `bins` of them 0
+    """
+
+    keys: Tensor
+    count: Tensor
+    order: Tensor
+    ones: Tensor
+    bins: int
+    work: Tensor
+
+    def packed(self, of_map: Sequence[Tensor] = (), pitch: int = 0, volume: int = 0) -> bytes:
+        """`struct Ordering` of src/ordering.cuh. of_map: rows, slots, map and present, if a map is ordered."""
+        parts, length = self.order.shape
+        counts, starts, ranks = self.work.tensor_split([self.bins, 2 * self.bins])
+        pointers = [
+            t.data_ptr() for t in (self.keys, self.count, counts, starts, ranks, self.order, self.ones, *of_map)
+        ]
+        more = [0] * (11 - len(pointers))
+        return struct.pack(_FORMAT, *pointers, *more, parts, length, self.bins, pitch, volume, 0)
+
+
+def all_of(packed: Sequence[bytes]) -> Struct:
+    """`struct Orderings` of src/ordering.cuh, of up to MOST_ORDERINGS."""
+    assert len(packed) <= MOST_ORDERINGS
+    return Struct(b"".join(packed).ljust(MOST_ORDERINGS * struct.calcsize(_FORMAT), b"\0"))
 
 
 def key_bins(bits: int, parts: int) -> int:
@@ -26,23 +67,16 @@ def order_work(length: int, bins: int, parts: int) -> int:
     return 2 * bins + parts * length
 
 
-def order_by_keys(
-    device: Device, keys: Tensor, count: Tensor, order: Tensor, ones: Tensor, bins: int, work: Tensor
-) -> None:
-    """Launch the ordering of rows by their keys; those with equal keys come in any order.
-
-    keys   int32 [n], less than `bins`, or of several parts, which are digits of 8 bits
-    count  int32 [1], keys in use
-    order  int32 [parts, n] becomes the row at each place, by each part
-    ones   int32 [parts] becomes the first place of a row with a part that is not 0, if there are several
-    work   int32 [order_work(n, bins, parts)]
-    """
-    parts, length = order.shape
-    counts, starts, ranks = work.tensor_split([bins, 2 * bins])
-    most = device.limits.multiprocessors * _BLOCKS
-    grid, block = (min(most, blocks(length, _THREADS)), 1, 1), (_THREADS, 1, 1)
-    device.kernel(COUNT)(grid, block, keys, count, parts, length, counts, ranks)
+def order_by_keys(device: Device, orderings: Sequence[Ordering], packed: Struct) -> None:
+    """Launch the ordering of each; `packed` is `all_of` them."""
+    length, bins = max(len(o.keys) for o in orderings), max(o.bins for o in orderings)
+    grid, block = (row_blocks(device, len(orderings), blocks(length, _THREADS)), len(orderings), 1), (_THREADS, 1, 1)
+    device.kernel(COUNT)(grid, block, packed)
     if bins > _FEW_BINS:
-        device.kernel(SCAN)((blocks(bins, 4 * _WIDE), 1, 1), (_WIDE, 1, 1), counts, bins, starts)
-    first = starts if bins > _FEW_BINS else counts
-    device.kernel(PLACE)(grid, block, keys, count, parts, length, first, bins, ranks, order, ones)
+        device.kernel(SCAN)((blocks(bins, 4 * _WIDE), len(orderings), 1), (_WIDE, 1, 1), packed)
+    device.kernel(PLACE)(grid, block, packed)
+
+
+def row_blocks(device: Device, orderings: int, most: int) -> int:
+    """Blocks for each of so many, which take turns, as there is room for many more rows than there are."""
+    return max(1, min(most, device.limits.multiprocessors * (2 if orderings == 1 else 1)))

@@ -1,6 +1,7 @@
 """What makes sites and kernel maps, and how steps find them among the buffers of a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -17,17 +18,10 @@ from lacuna_kernels.cuda.coordinates import (
     pack_geometry,
     table_slots,
 )
-from lacuna_kernels.cuda.kernel_map import (
-    KernelMap,
-    Offsets,
-    forward_map,
-    inverse_map,
-    map_shapes,
-    map_work,
-)
+from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, Offsets, map_shapes, map_work
 from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
-from lacuna_kernels.cuda.tasks import WORK, Task
+from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
@@ -96,25 +90,38 @@ def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
     return f"map from {level_in.name} to {level_out.name} {g.kernel_size} {g.stride} {g.padding} {g.dilation}"
 
 
-def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> Task:
+@dataclass(frozen=True, slots=True)
+class MapTask:
+    """A kernel map to be made, what is read for it and what it is made of.
+
+    work  numbers of int32 that are needed to work with
+    job   how, with those
+    """
+
+    reads: Sequence[str]
+    makes: Mapping[str, BufferSpec]
+    work: int
+    job: Callable[[Buffers, Tensor], MapJob]
+
+
+def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> MapTask:
     """The map of a convolution between two levels, of this name."""
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
-    device, held, capacity = writer.device, writer.weights, writer.room.sites(level_out)
+    held, capacity = writer.weights, writer.room.sites(level_out)
     backward = node.mode == "inverse" or g.generative
-    make, parts = (inverse_map, 1) if backward else (forward_map, parts_of(g, max(level_out.stride)))
+    parts = 1 if backward else parts_of(g, max(level_out.stride))
     writer.map_parts[name] = parts
     slots = held.make(("slots", g, parts), lambda: held.upload(offset_slots(g, parts), torch.int32))
     offsets = Offsets(g, _geometry(writer, g, None), slots)
 
-    def run(b: Buffers) -> None:
-        sites = sites_in(b, level_in), sites_in(b, level_out)
-        make(device, *sites, offsets, kernel_map_in(b, name), b[WORK])
+    def job(b: Buffers, work: Tensor) -> MapJob:
+        return MapJob(sites_in(b, level_in), sites_in(b, level_out), offsets, kernel_map_in(b, name), work, backward)
 
     shapes = map_shapes(g.volume, capacity, parts)
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
     reads = [*_found_by(level_in), *_found_by(level_out)]
-    return Task(reads, made, run, map_work(g.volume, capacity, parts))
+    return MapTask(reads, made, map_work(g.volume, capacity, parts), job)
 
 
 def kernel_map_in(b: Buffers, name: str) -> KernelMap:

@@ -13,11 +13,13 @@
 #undef __shared__
 #undef __align__
 #undef __launch_bounds__
+#undef __grid_constant__
 #define __device__
 #define __global__
 #define __shared__ static  // as only one block runs at a time
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 using std::fabs;
 using std::max;

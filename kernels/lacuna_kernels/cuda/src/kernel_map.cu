@@ -9,15 +9,11 @@
 #include "geometry.cuh"
 #include "gray.cuh"
 #include "map_places.cuh"
+#include "ordering.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
 #define FULL_WARP 0xffffffffu
-
-// An offset, those of a part side by side, and the bit of a row's key that it sets, -1 for none.
-struct Slot {
-    int offset, bit;
-};
 
 // The part of a slot.
 __device__ inline int part_of(int slot, int volume, int parts) { return parts == 1 ? 0 : slot * parts / volume; }
@@ -239,21 +235,24 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
 // A warp puts 32 rows in their places at a time, for the offsets of a part, or for up to 32 of all, and with its neighbour
 // makes the word of `present` that says which of these any of GROUP rows has: uint32 [parts, capacity / GROUP, words], bit
 // k % 32 of word k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
+// Blocks of parts, or of words, take turns; a row of blocks has a map.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
-order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slots, int volume, int parts,
-          const int* __restrict__ count, const int* __restrict__ order, const int* __restrict__ ones,
-          int* __restrict__ map, int capacity, unsigned* __restrict__ present) {
+order_map(const __grid_constant__ Orderings orderings) {
     constexpr int GROUPS = WARPS / 2;
     __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
     __shared__ unsigned words[WARPS];
-    const int n = *count, part = parts > 1 ? blockIdx.y : 0, slot = parts > 1 ? part * volume / parts : blockIdx.y * 32;
+    const Ordering o = orderings.of[blockIdx.y];
+    const int volume = o.volume, parts = o.parts, turns = parts > 1 ? parts : (volume + 31) / 32;
+    const int turn = blockIdx.x % turns, block = blockIdx.x / turns, blocks = gridDim.x / turns;
+    if (block >= blocks) return;
+    const int n = *o.count, part = parts > 1 ? turn : 0, slot = parts > 1 ? part * volume / parts : turn * 32;
     const int size = parts > 1 ? volume / parts : min(32, volume - slot);
-    const int one = part < parts - 1 ? ones[part] : 0;  // before it no row has any
+    const int one = part < parts - 1 ? o.ones[part] : 0;  // before it no row has any
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = size > 16 ? 32 : size > 8 ? 16 : 8;
-    const int groups = (capacity + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
+    const int groups = (o.length + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
+    const int* order = o.order + (size_t)part * o.length;
     auto& found = found_of[warp];
-    order += (size_t)part * capacity;
-    for (int next = first + blockIdx.x * GROUPS; next * GROUP < n; next += gridDim.x * GROUPS) {
+    for (int next = first + block * GROUPS; next * GROUP < n; next += blocks * GROUPS) {
         const int group = next + warp / 2, start = group * GROUP + warp % 2 * 32;
         const int own = start + lane < n ? order[start + lane] : -1;
         unsigned word = 0;
@@ -262,19 +261,19 @@ order_map(const int* __restrict__ rows, int pitch, const Slot* __restrict__ slot
             for (int i = 0; i < across; ++i) {
                 const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
                 const bool some = m >= 0 && start + place >= one && lane % across < size;
-                found[lane % across][place] = some ? rows[(size_t)m * pitch + slot + lane % across] : -1;
+                found[lane % across][place] = some ? o.rows[(size_t)m * o.pitch + slot + lane % across] : -1;
             }
             __syncwarp();
             for (int s = 0; s < size; ++s) {
-                const int offset = slots[slot + s].offset, row = found[s][lane];
-                if (start + lane < n) map[(size_t)offset * capacity + start + lane] = row;
+                const int offset = o.slots[slot + s].offset, row = found[s][lane];
+                if (start + lane < n) o.map[(size_t)offset * o.length + start + lane] = row;
                 if (__any_sync(FULL_WARP, row >= 0)) word |= 1u << offset % 32;
             }
         }
         if (lane == 0) words[warp] = word;
         __syncthreads();
-        const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * gridDim.y + blockIdx.y;
-        if (lane == 0 && warp % 2 == 0 && start < n) present[at] = words[warp] | words[warp + 1];
+        const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * turns + turn;
+        if (lane == 0 && warp % 2 == 0 && start < n) o.present[at] = words[warp] | words[warp + 1];
         __syncthreads();
     }
 }

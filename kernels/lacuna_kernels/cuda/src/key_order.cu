@@ -2,7 +2,8 @@
 // turns, as there is room for many more rows than there are.
 // A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own.
 // Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows; of few bins
-// place_rows makes the running sum itself.
+// place_rows makes the running sum itself. Several sets of rows are put in order together, a row of blocks for each.
+#include "ordering.cuh"
 #include "scan.cuh"
 
 #define THREADS 256
@@ -16,19 +17,19 @@ __device__ inline int bin_of(int key, int part, int parts) {
 
 // counts int32 [bins], from all 0, becomes how many rows are in each; ranks [parts, length] how many came before a row.
 extern "C" __global__ void __launch_bounds__(THREADS)
-count_keys(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length, int* __restrict__ counts,
-           int* __restrict__ ranks) {
-    const int n = *count, lane = threadIdx.x % 32;
+count_keys(const __grid_constant__ Orderings orderings) {
+    const Ordering o = orderings.of[blockIdx.y];
+    const int n = *o.count, lane = threadIdx.x % 32;
     for (int row = blockIdx.x * THREADS + threadIdx.x; row - lane < n; row += gridDim.x * THREADS) {
         const unsigned here = __ballot_sync(FULL_WARP, row < n);
-        for (int part = 0; part < parts && row < n; ++part) {
-            const int bin = bin_of(keys[row], part, parts);
+        for (int part = 0; part < o.parts && row < n; ++part) {
+            const int bin = bin_of(o.keys[row], part, o.parts);
             const unsigned equal = __match_any_sync(here, bin);
             const int first = __ffs(equal) - 1;
             int before = 0;
-            if (lane == first) before = atomicAdd(counts + bin, __popc(equal));
+            if (lane == first) before = atomicAdd(o.counts + bin, __popc(equal));
             before = __shfl_sync(equal, before, first);
-            ranks[(size_t)part * length + row] = before + __popc(equal & ((1u << lane) - 1));
+            o.ranks[(size_t)part * o.length + row] = before + __popc(equal & ((1u << lane) - 1));
         }
     }
 }
@@ -36,7 +37,11 @@ count_keys(const int* __restrict__ keys, const int* __restrict__ count, int part
 // starts int32 [bins]: the running sum of counts, whose number is a multiple of 4. A block has 4 * WIDE of them, and adds
 // up all that come before its own.
 extern "C" __global__ void __launch_bounds__(WIDE)
-scan_bins(const int4* __restrict__ counts, int bins, int4* __restrict__ starts) {
+scan_bins(const __grid_constant__ Orderings orderings) {
+    const Ordering o = orderings.of[blockIdx.y];
+    const int4* counts = reinterpret_cast<const int4*>(o.counts);
+    const int bins = o.bins;
+    if (bins <= FEW_BINS || 4 * WIDE * int(blockIdx.x) >= bins) return;
     const int own = blockIdx.x * WIDE, at = own + threadIdx.x;
     int earlier = 0, before, all;
 #pragma unroll 8
@@ -47,32 +52,32 @@ scan_bins(const int4* __restrict__ counts, int bins, int4* __restrict__ starts) 
     const int4 c = 4 * at < bins ? counts[at] : int4{0, 0, 0, 0};
     block_exclusive_sum<WIDE>(earlier, &before);
     before += block_exclusive_sum<WIDE>(c.x + c.y + c.z + c.w, &all);
-    if (4 * at < bins) starts[at] = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
+    if (4 * at < bins) reinterpret_cast<int4*>(o.starts)[at] = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
 }
 
-// starts: the running sum of counts, or of few bins the counts. order int32 [parts, length]: which row is at each place.
-// ones [parts], if there are several: where the first row is whose part of the key is not 0.
+// order int32 [parts, length]: which row is at each place. ones [parts], if there are several: where the first row is whose
+// part of the key is not 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
-place_rows(const int* __restrict__ keys, const int* __restrict__ count, int parts, int length,
-           const int* __restrict__ starts, int bins, const int* __restrict__ ranks, int* __restrict__ order,
-           int* __restrict__ ones) {
+place_rows(const __grid_constant__ Orderings orderings) {
     __shared__ int few[FEW_BINS];
-    const int first = blockIdx.x * THREADS + threadIdx.x, n = *count;
+    const Ordering o = orderings.of[blockIdx.y];
+    const int first = blockIdx.x * THREADS + threadIdx.x, n = *o.count;
     if (blockIdx.x && blockIdx.x * THREADS >= n) return;
-    if (bins <= FEW_BINS) {
+    if (o.bins <= FEW_BINS) {
         int before = 0, all;
         for (int bin = threadIdx.x; bin < FEW_BINS; bin += THREADS) {
-            few[bin] = before + block_exclusive_sum<THREADS>(bin < bins ? starts[bin] : 0, &all);
+            few[bin] = before + block_exclusive_sum<THREADS>(bin < o.bins ? o.counts[bin] : 0, &all);
             before += all;
         }
         __syncthreads();
     }
-    const int* start_of = bins <= FEW_BINS ? few : starts;
-    if (parts > 1 && first < parts) ones[first] = start_of[first << 8 | 1] - first * n;
+    const int* start_of = o.bins <= FEW_BINS ? few : o.starts;
+    if (o.parts > 1 && first < o.parts) o.ones[first] = start_of[first << 8 | 1] - first * n;
     for (int row = first; row < n; row += gridDim.x * THREADS) {
-        for (int part = 0; part < parts; ++part) {
-            const size_t mine = (size_t)part * length;
-            order[mine + start_of[bin_of(keys[row], part, parts)] - part * n + ranks[mine + row]] = row;
+        for (int part = 0; part < o.parts; ++part) {
+            const size_t mine = (size_t)part * o.length;
+            const int place = start_of[bin_of(o.keys[row], part, o.parts)] - part * n + o.ranks[mine + row];
+            o.order[mine + place] = row;
         }
     }
 }
