@@ -65,10 +65,11 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
                     sparse_conv(device, x, packed, used, sites.count, y, **more)
         for tile in RESIDENT_TILES if dtype.itemsize == 2 else ():
             x, y = features(sites.capacity, tile.k, dtype), poisoned(sites.capacity, tile.n, dtype=dtype)
-            packed = pack_weight(torch.ones(27, tile.k, tile.n, device="cuda"), dtype, tile)
+            volume, used = (27, maps[0]) if tile.offsets >= 27 else (1, None)
+            packed = pack_weight(torch.ones(volume, tile.k, tile.n, device="cuda"), dtype, tile)
             bias = torch.ones(tile.n, device="cuda")
             more = {"bias": bias, "residual": y, "activation": Activation.RELU}
-            sparse_conv(device, x, packed, maps[0], sites.count, y, **more)
+            sparse_conv(device, x, packed, used, sites.count, y, **more)
 
 
 def follow_points(

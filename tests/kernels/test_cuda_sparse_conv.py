@@ -259,6 +259,8 @@ def hopper(device: Device) -> Device:
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("tile", RESIDENT_TILES, ids=str)
 def test_weights_that_stay_give_what_float64_gives(hopper, tile, dtype, outputs, k):
+    if k > tile.offsets:
+        pytest.skip(f"{tile} has room for {tile.offsets}")
     ci, co, inputs = tile.k - outputs % 3, tile.n - outputs % 2 * 5, 400
     rows = (
         nothing_in_the_first_tile(random_map(k, inputs, outputs, 0.2))

@@ -112,7 +112,7 @@ def test_a_shortcut_is_one_offset_more(folder, seed):
 
 
 @pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (8, 64, 32), (1, 70, 24), (32, 1, 8), (27, 1000, 16)])
-@pytest.mark.parametrize("ci", [16, 32, 64])
+@pytest.mark.parametrize("ci", [16, 32, 64, 96])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_weights_that_stay_give_what_the_reference_gives(folder, k, outputs, ci, co, seed):
     torch.manual_seed(seed)

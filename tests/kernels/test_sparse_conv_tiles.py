@@ -103,10 +103,14 @@ def test_shared_memory_is_as_large_as_the_kernel_takes_it_to_be():
 
 
 @pytest.mark.parametrize(
-    ("ci", "co", "k", "n"), [(4, 32, 16, 32), (5, 16, 16, 16), (24, 16, 32, 16), (32, 64, 32, 64), (64, 64, 64, 64)]
+    ("volume", "ci", "co", "k", "n"),
+    [
+        *((27, 4, 32, 16, 32), (27, 5, 16, 16, 16), (27, 24, 16, 32, 16), (27, 32, 64, 32, 64), (27, 64, 64, 64, 64)),
+        *((8, 96, 96, 96, 96), (8, 128, 96, 128, 96), (1, 96, 19, 96, 32)),
+    ],
 )
-def test_weights_of_few_channels_stay(ci, co, k, n):
-    shape = ConvShape(ci, co, HALF, rows=1000, volume=27, readable=True)
+def test_weights_of_few_channels_or_offsets_stay(volume, ci, co, k, n):
+    shape = ConvShape(ci, co, HALF, rows=1000, volume=volume, readable=True)
 
     found = [candidates(replace(shape, rows=rows), H200)[0] for rows in (1, 10**6)]
 
@@ -125,6 +129,7 @@ def test_weights_of_few_channels_stay(ci, co, k, n):
         {"shortcut": 32},
         {"volume": 1},
         {"volume": 29},
+        {"volume": 13, "ci": 96, "co": 96},
     ],
     ids=str,
 )

@@ -79,4 +79,4 @@ def order_by_keys(device: Device, orderings: Sequence[Ordering], packed: Struct)
 
 def row_blocks(device: Device, orderings: int, most: int) -> int:
     """Blocks for each of so many, which take turns, as there is room for many more rows than there are."""
-    return max(1, min(most, device.limits.multiprocessors * (2 if orderings == 1 else 1)))
+    return max(1, min(most, device.limits.multiprocessors * (2 if orderings <= 2 else 1)))

@@ -33,6 +33,7 @@ RESIDENT_TILES = (
     *(ResidentTile(16, 16, 4, 8), ResidentTile(16, 32, 4, 7), ResidentTile(16, 64, 2, 6)),
     *(ResidentTile(32, 16, 2, 8), ResidentTile(32, 32, 2, 7), ResidentTile(32, 64, 2, 5)),
     *(ResidentTile(64, 16, 2, 5), ResidentTile(64, 32, 2, 5), ResidentTile(64, 64, 2, 4)),
+    *(ResidentTile(96, 32, 1, 5), ResidentTile(96, 96, 1, 4), ResidentTile(128, 96, 1, 3)),
 )
 PORTABLE: Mapping[Precision, tuple[Tile, ...]] = {
     Precision.FP32: FP32_TILES,
@@ -103,8 +104,13 @@ def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Til
 
 
 def resident(shape: ConvShape) -> list[Tile]:
-    """Tiles whose weights stay, that can make a layer: then they do, however many rows it has, so that bits stay."""
-    if not shape.readable or shape.dtype.itemsize != 2 or shape.split or shape.shortcut or shape.volume == 1:
+    """Tiles whose weights stay, that can make a layer: then they do, however many rows it has, so that bits stay.
+
+    Linear layers of fewer channels than a MinkUNet's head were not measured.
+    """
+    if not shape.readable or shape.dtype.itemsize != 2 or shape.split or shape.shortcut:
+        return []
+    if shape.volume == 1 and shape.ci < _LINEAR_LEAST_IN:
         return []
     fit = [tile for tile in RESIDENT_TILES if 0 <= tile.k - shape.ci < 16 and shape.co <= tile.n]
     return [tile for tile in fit if shape.volume <= tile.offsets]
@@ -117,7 +123,7 @@ def _portable(shape: ConvShape) -> list[Tile]:
     )
 
 
-_LEAST_IN = 32
+_LEAST_IN, _LINEAR_LEAST_IN = 32, 96
 
 
 def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:

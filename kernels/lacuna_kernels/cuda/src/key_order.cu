@@ -52,7 +52,8 @@ scan_bins(const __grid_constant__ Orderings orderings) {
     const int4 c = 4 * at < bins ? counts[at] : int4{0, 0, 0, 0};
     block_exclusive_sum<WIDE>(earlier, &before);
     before += block_exclusive_sum<WIDE>(c.x + c.y + c.z + c.w, &all);
-    if (4 * at < bins) reinterpret_cast<int4*>(o.starts)[at] = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
+    const int4 starts = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
+    if (4 * at < bins) reinterpret_cast<int4*>(o.starts)[at] = starts;
 }
 
 // order int32 [parts, length]: which row is at each place. ones [parts], if there are several: where the first row is whose

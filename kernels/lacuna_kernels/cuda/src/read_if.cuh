@@ -20,6 +20,6 @@ __device__ __forceinline__ void read_row(uint4& v, int row, const void* from) {
         : "r"(row), "l"(from));
 }
 
-// The same word, in another register once it is needed: by a sum with 0, that gridDim.y - 1 is, though the compiler cannot
-// know. It moves what was read to where it will be used right away, and waits for it.
+// The same word, in another register once it is needed: the compiler moves what was read to where it will be used right
+// away, and waits for it. So a number is mixed in that is 0, gridDim.y - 1, though the compiler cannot know.
 __device__ __forceinline__ uint32_t as_read(uint32_t word) { return word ^ (gridDim.y - 1); }

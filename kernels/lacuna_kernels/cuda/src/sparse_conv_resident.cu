@@ -1,12 +1,12 @@
-// Sparse convolution in fp16 or bf16 on Hopper's tensor cores, of few channels and offsets: an implicit GEMM,
-// output-stationary (sparse_conv.cuh). The weights of all offsets stay in a block's shared memory, and rows of x go from
-// device memory straight to the registers of those who multiply them, so that no thread waits for another.
-// A warpgroup makes 64 rows of y, those of a word of `present`, then others, the longest first. What STAGES offsets lead to
-// is under way at once. A lane has, of each 16 channels, those four that lie side by side at lane % 4 * 4, of two rows;
-// the weights are packed in that order. Of y it makes neighbours, too.
-// x has CHANNELS channels or up to 15 less, pitch and address are multiples of 4 elements; where ci is none, what follows
-// is zeros. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64 bytes. There is one
-// part of at most 32 offsets, and no shortcut.
+// Sparse convolution in fp16 or bf16 on Hopper's tensor cores, of few channels or few offsets: an implicit GEMM,
+// output-stationary (sparse_conv.cuh). The weights of all offsets stay in a block's shared memory, and rows of x go
+// from device memory straight to the registers of those who multiply them, so that no thread waits for another.
+// A warpgroup makes 64 rows of y, those of a word of `present`, then others, the longest first; what STAGES offsets
+// lead to is under way at once. Of every 32 channels a lane reads a quarter, side by side, and makes two products of 16
+// of it, in whose order the weights are packed; of up to 16 channels it is one. Of y it makes neighbours, too.
+// x has CHANNELS channels or up to 15 less, in whole pieces of 16 bytes, or 8 of up to 16 channels; where ci ends
+// within one, zeros follow. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64
+// bytes. There is one part of at most 32 offsets, and no shortcut.
 // A launch may begin before the kernel before it has ended, see sparse_conv_wgmma.cu.
 #ifndef ELEMENT
 #define ELEMENT __half
@@ -29,7 +29,7 @@
 constexpr int THREADS = 128 * WARPGROUPS, STEPS = CHANNELS / 16, PANEL_BYTES = TILE_N * 64;
 constexpr int OFFSET_BYTES = (CHANNELS + 31) / 32 * PANEL_BYTES, MOST_OFFSETS = 32, CHUNK = 8;
 constexpr int LISTS = 256, WEIGHTS = 2048;  // where in shared memory they are, after the barriers
-constexpr int WIDE = TILE_N < 32 ? 4 : 8, PIECES = TILE_N / 4 / WIDE;  // channels of y side by side, and how many such a lane has
+constexpr int WIDE = TILE_N < 32 ? 4 : 8, PIECES = TILE_N / 4 / WIDE;  // channels of y side by side; so many of a lane
 static_assert(CHANNELS % 16 == 0 && TILE_N % 16 == 0, "products are of 16 channels, and a lane has pieces of one size");
 static_assert(CHUNK % STAGES == 0, "a register's place in a chunk is known");
 static_assert(LISTS + WARPGROUPS * 4 * MOST_OFFSETS <= WEIGHTS, "room for the lists");
@@ -40,8 +40,8 @@ struct __align__(2 * WIDE) Neighbours { Element values[WIDE]; };
 using Words = std::conditional_t<CHANNELS == 16, uint2, uint4>;
 constexpr int READS = (CHANNELS + 31) / 32;
 
-// What a lane has of two rows of an offset, as it was read. Words become operands only when they are multiplied: else the
-// compiler puts them where products take them at once, and waits for them.
+// What a lane has of two rows of an offset, as it was read. Words become operands only when they are multiplied: else
+// the compiler puts them where products take them at once, and waits for them.
 struct Gathered {
     Words upper[READS], lower[READS];
 };
@@ -116,10 +116,13 @@ __device__ __forceinline__ int found_at(const int (&found)[CHUNK / 2], int at, i
     return __shfl_sync(EVERY_LANE, found[at / 2], at % 2 * 16 + half * 8 + threadIdx.x % 32 / 4);
 }
 
+// Rows of y that a lane makes; negative past the last.
+using TwoRows = int[2];
+
 // The first channel of a lane's piece.
 __device__ __forceinline__ int column_of(int piece) { return piece * 32 + threadIdx.x % 4 * WIDE; }
 
-__device__ __forceinline__ void begin(const Output& output, const int (&rows)[2], float (&sums)[TILE_N / 2]) {
+__device__ __forceinline__ void begin(const Output& output, const TwoRows& rows, float (&sums)[TILE_N / 2]) {
     const bool whole = is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels);
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece) {
@@ -148,7 +151,7 @@ __device__ __forceinline__ void begin(const Output& output, const int (&rows)[2]
     }
 }
 
-__device__ __forceinline__ void write(const Output& output, const int (&rows)[2], float (&sums)[TILE_N / 2]) {
+__device__ __forceinline__ void write(const Output& output, const TwoRows& rows, float (&sums)[TILE_N / 2]) {
     output.activate_all(sums);
     const bool whole = is_made_of<Neighbours>(output.y, output.y_pitch, output.channels);
 #pragma unroll
@@ -173,79 +176,96 @@ __device__ __forceinline__ void write(const Output& output, const int (&rows)[2]
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element* shortcut, int shortcut_pitch, int shortcut_ci,
-                     const char* __restrict__ weight, int weight_pitch, const int* map_rows, const unsigned* present,
-                     const int* order, const int* keys, const int* ones, int parts, int volume, int words, int capacity,
-                     const int* count, float* part_sums, int part_pitch, Progress* progress,
-                     const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y, int y_pitch,
-                     int co, int activation, float negative_slope, int settled) {
-    const uint32_t shared = dynamic_shared();
-    if (threadIdx.x == 0) {
-        barrier_init(shared, 1);
-        barriers_are_ready();
-        barrier_expect(shared, volume * OFFSET_BYTES);
-        for (int offset = 0; offset < volume; ++offset)
-            copy_in(shared + WEIGHTS + offset * OFFSET_BYTES, weight + (size_t)offset * OFFSET_BYTES, OFFSET_BYTES, shared);
+// A warpgroup's work: 64 rows at a time.
+struct Work {
+    const KernelMap& map;
+    const Rows& source;
+    const Output& output;
+    int rows;
+    uint32_t shared;
+
+    __device__ __forceinline__ unsigned char* list() const {
+        return static_cast<unsigned char*>(shared_pointer(shared + LISTS)) + warp_of_block() * MOST_OFFSETS;
     }
-    __syncthreads();
-    if (!settled) wait_for_kernels_before();
-    const KernelMap map = {map_rows, present, order, keys, ones, 1, volume, 1, capacity};
-    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
-    const int n = min(*count, capacity), groups = (n + GROUP - 1) / GROUP, warp = warp_of_block();
-    const Rows source(x, x_pitch, ci);
-    unsigned char* list = static_cast<unsigned char*>(shared_pointer(shared + LISTS)) + warp * MOST_OFFSETS;
-    const uint64_t weights = operand_of_32(shared + WEIGHTS);
-    bool first = true;
-#pragma unroll 1
-    for (int index = warp / 4 * gridDim.x + blockIdx.x; index < groups; index += gridDim.x * WARPGROUPS) {
-        const Places places(map, groups - 1 - index, n, list);
+
+    // sums += what an offset leads to times its weight.
+    __device__ __forceinline__ void multiply(float (&sums)[TILE_N / 2], const Gathered& read, int offset) const {
+        const uint64_t weight = operand_of_32(shared + WEIGHTS) + offset * (OFFSET_BYTES / 16);
+        uint4 operands[STEPS];
+#pragma unroll
+        for (int i = 0; i < READS; ++i) to_operands(operands + 2 * i, read.upper[i], read.lower[i]);
+        products_begin();
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k)
+            multiply_add_registers<TILE_N, 0>(sums, operands[k], weight + (k / 2 * PANEL_BYTES + k % 2 * 32) / 16, 1,
+                                              Element());
+        products_commit();
+        products_wait<0>();
+#pragma unroll
+        for (int i = 0; i < TILE_N / 2; ++i) is_changed(sums[i]);
+    }
+
+    // `first`: x, the residual and the weights have not been waited for.
+    __device__ __forceinline__ void make(int group, bool first) const {
+        const Places places(map, group, rows, list());
         int here[CHUNK / 2], next[CHUNK / 2];
         places.look_up(here, 0);
         places.look_up(next, CHUNK);
-        const int row = places.row_of_y();
-        const int rows[2] = {__shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4),
-                             __shfl_sync(EVERY_LANE, row, threadIdx.x % 32 / 4 + 8)};
+        const int row = places.row_of_y(), upper = threadIdx.x % 32 / 4;
+        const TwoRows own = {__shfl_sync(EVERY_LANE, row, upper), __shfl_sync(EVERY_LANE, row, upper + 8)};
         if (first) wait_for_kernels_before(), let_next_kernel_begin();
         Gathered gathered[STAGES];
 #pragma unroll
         for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
         float sums[TILE_N / 2];
-        begin(output, rows, sums);
-        if (first) barrier_wait(shared, 0), first = false;
+        begin(output, own, sums);
+        if (first) barrier_wait(shared, 0);
         unsigned left = places.word;
 #pragma unroll 1
         for (int base = 0; base < places.total; base += CHUNK) {
 #pragma unroll
             for (int s = 0; s < CHUNK; ++s) {
                 if (base + s >= places.total) break;
-                const int offset = __ffs(left) - 1, ahead = s + STAGES;
+                multiply(sums, gathered[s % STAGES], __ffs(left) - 1);
                 left &= left - 1;
-                const uint64_t own = weights + offset * (OFFSET_BYTES / 16);
-                const Gathered& mine = gathered[s % STAGES];
-                uint4 operands[STEPS];
-#pragma unroll
-                for (int i = 0; i < READS; ++i) to_operands(operands + 2 * i, mine.upper[i], mine.lower[i]);
-                products_begin();
-#pragma unroll
-                for (int k = 0; k < STEPS; ++k)
-                    multiply_add_registers<TILE_N, 0>(sums, operands[k],
-                                                      own + (k / 2 * PANEL_BYTES + k % 2 * 32) / 16, 1, Element());
-                products_commit();
-                products_wait<0>();
-#pragma unroll
-                for (int i = 0; i < TILE_N / 2; ++i) is_changed(sums[i]);
+                const int ahead = s + STAGES;
                 const auto& found = ahead < CHUNK ? here : next;
-                const int upper = found_at(found, ahead % CHUNK, 0), lower = found_at(found, ahead % CHUNK, 1);
-                if (base + ahead < places.total) source.gather(gathered[s % STAGES], upper, lower);
+                const int above = found_at(found, ahead % CHUNK, 0), below = found_at(found, ahead % CHUNK, 1);
+                if (base + ahead < places.total) source.gather(gathered[s % STAGES], above, below);
             }
 #pragma unroll
             for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
             places.look_up(next, base + 2 * CHUNK);
         }
-        write(output, rows, sums);
+        write(output, own, sums);
     }
-    if (!first) return;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int, int, const char* __restrict__ weight,
+                     int, const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
+                     int, int volume, int, int capacity, const int* count, float*, int, Progress*,
+                     const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y,
+                     int y_pitch, int co, int activation, float negative_slope, int settled) {
+    const uint32_t shared = dynamic_shared();
+    if (threadIdx.x == 0) {
+        barrier_init(shared, 1);
+        barriers_are_ready();
+        barrier_expect(shared, volume * OFFSET_BYTES);
+        for (int from = 0; from < volume * OFFSET_BYTES; from += OFFSET_BYTES)
+            copy_in(shared + WEIGHTS + from, weight + from, OFFSET_BYTES, shared);
+    }
+    __syncthreads();
+    if (!settled) wait_for_kernels_before();
+    const KernelMap map = {map_rows, present, order, keys, ones, 1, volume, 1, capacity};
+    const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
+    const Rows source(x, x_pitch, ci);
+    const int rows = min(*count, capacity), groups = (rows + GROUP - 1) / GROUP;
+    const Work work{map, source, output, rows, shared};
+    const int own = warp_of_block() / 4 * gridDim.x + blockIdx.x;
+#pragma unroll 1
+    for (int index = own; index < groups; index += gridDim.x * WARPGROUPS) work.make(groups - 1 - index, index == own);
+    if (own < groups) return;
     wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
     barrier_wait(shared, 0);    // and the copies end before the block
 }
