@@ -334,7 +334,8 @@ def test_a_network_is_tuned_on_clouds_and_the_table_gone_by(
     for entry in tiles.entries.values():
         metered = [found.joules is not None for found in entry.tiles.values()]
         assert entry.objective is objective
-        assert len(entry.tiles) >= 2
+        measured = {*entry.tiles}
+        assert len(measured) >= 2 or all(name.startswith("resident ") for name in measured)  # which may have no other
         assert metered[0] is (objective is Objective.ENERGY) and any(metered) is metered[0]
     groups = convolutions_of(backend, rooms[0])
     taken.clear()
@@ -357,7 +358,8 @@ def test_other_tiles_than_the_rules_give_the_same_bits(
     expected = outputs(backend, ONE)
     by_rule, groups = list(taken), convolutions_of(backend, room)
     assert by_rule == [candidates(group.shape, limits)[0] for group in groups.values()]
-    wanted = {group: contenders(group.shape, limits)[turn] for group in groups.values()}
+    named = {group: contenders(group.shape, limits) for group in groups.values()}
+    wanted = {group: tiles[turn % len(tiles)] for group, tiles in named.items()}
     one = Measurement(seconds=1e-6)
     entries = [TileEntry.of(group, Objective.LATENCY, {name_of(tile): one}) for group, tile in wanted.items()]
     add_to_table(cache, backend.device.name, entries)
@@ -366,7 +368,9 @@ def test_other_tiles_than_the_rules_give_the_same_bits(
     found = outputs(backend, ONE)
 
     assert taken == [wanted[group] for group in groups.values()]
-    assert all(tile != rule for tile, rule in zip(taken, by_rule, strict=True))
+    others = [len(named[group]) > 1 for group in groups.values()]
+    assert [tile != rule for tile, rule in zip(taken, by_rule, strict=True)] == others
+    assert sum(others) > len(others) / 2
     assert found.keys() == expected.keys() == {"labels", "logits"}
     assert bool(expected["logits"].any())
     for name, value in expected.items():
