@@ -21,7 +21,7 @@ static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(BRINGERS % 64 == 0, "each of the two panels has whole warps");
 static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
 static_assert(TILE_M % GROUP == 0, "tiles are of whole groups");
-static_assert(16 * STAGES + 8 * CHUNKS <= TILE_AT, "room for the barriers");
+static_assert(16 * STAGES + 8 * CHUNKS + 8 <= TILE_AT, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
 
 struct Stages {
@@ -30,6 +30,7 @@ struct Stages {
     __device__ __forceinline__ uint32_t full(int stage) const { return shared + 8 * stage; }
     __device__ __forceinline__ uint32_t empty(int stage) const { return shared + 8 * (STAGES + stage); }
     __device__ __forceinline__ uint32_t looked_up(int chunk) const { return shared + 16 * STAGES + 8 * chunk; }
+    __device__ __forceinline__ uint32_t taken() const { return looked_up(CHUNKS); }  // the block's next tile
     __device__ __forceinline__ Tile& tile() const { return *static_cast<Tile*>(shared_pointer(shared + TILE_AT)); }
     __device__ __forceinline__ uint32_t rows(int index) const {  // of an offset, by its place in the chunks
         return shared + BARRIERS + STAGES * STAGE + index % (CHUNKS * OFFSETS) * (TILE_M * 4);

@@ -57,6 +57,7 @@ struct Work {
     int index = blockIdx.x;
     Tile own = SPLIT ? Tile{} : tiles.at(index);  // all threads find it out, unless one takes it for them
     int looked_up = 0;                            // where the next tile's chunks begin
+    int turn = 0;                                 // of tiles that were taken
     Ring ring;
 
     __device__ __forceinline__ Tile tile() const { return SPLIT ? stages.tile() : own; }
@@ -87,8 +88,10 @@ struct Work {
                 take();
             else
                 stages.tile().part = -1;
+            barrier_arrive(stages.taken());
         }
-        __syncthreads();
+        barrier_wait(stages.taken(), turn);  // not a second __syncthreads, of which racecheck takes both for one
+        turn ^= 1;
     }
 
     __device__ __forceinline__ WarpOffsetWalk walk() const {
@@ -169,6 +172,7 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
         for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
+        barrier_init(stages.taken(), 1);
         barriers_are_ready();
     }
     __syncthreads();
