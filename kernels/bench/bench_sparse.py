@@ -38,7 +38,7 @@ from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
 from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates
+from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates, resident
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile, piece_of
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
@@ -220,16 +220,19 @@ class Bench:
         }
         return lambda: sparse_conv(self.front.device, x, packed, kernel_map, sites.count, y, settled=True, **given)
 
-    def best(self, layer: Layer) -> Tile:
-        """What a plan would choose."""
+    def shape(self, layer: Layer) -> ConvShape:
+        """What a plan knows of it."""
         rows, single = self._likely_rows(layer), layer.map.startswith(("up", "one"))
         aligned, stride = are_whole_pieces(layer.ci), 1 << int(layer.map[-1])
         kernel_map = self.front.maps.get(layer.map)
         split = kernel_map is not None and kernel_map.parts > 1
         volume, readable = 1 if kernel_map is None else len(kernel_map.rows), layer.ci % piece_of(layer.ci) == 0
         where = {"stride": stride, "split": split, "volume": volume, "readable": readable}
-        shape = ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, **where)
-        return candidates(shape, self.front.device.limits)[0]
+        return ConvShape(layer.ci, layer.co, self.dtype, aligned, rows, single, **where)
+
+    def best(self, layer: Layer) -> Tile:
+        """What a plan would choose."""
+        return candidates(self.shape(layer), self.front.device.limits)[0]
 
     def measure(self, layer: Layer, tile: Tile) -> float:
         """Time and print; milliseconds of all its occurrences."""
@@ -242,14 +245,17 @@ class Bench:
         return time * layer.times
 
 
-def tiles_to_try(layer: Layer, dtype: torch.dtype, best: Tile, hopper: bool) -> Iterator[Tile]:
-    """All tiles that waste no more output channels than the best."""
+def tiles_to_try(layer: Layer, shape: ConvShape, best: Tile, hopper: bool) -> Iterator[Tile]:
+    """All tiles that waste no more output channels than the best, and others whose weights stay."""
     yield best
+    dtype = shape.dtype
     tiles: list[Tile] = [*FP32_TILES]
     if dtype is not torch.float32:
         tiles = [*MMA_TILES, *MORE_TILES]
         if hopper and are_whole_pieces(layer.ci) and layer.ci >= 32:
             tiles = [*tiles, *WGMMA_TILES, *MORE_WGMMA]
+        if hopper:
+            yield from (tile for tile in resident(shape) if tile != best)
     padded = -(-layer.co // best.n) * best.n
     yield from (t for t in tiles if t != best and -(-layer.co // t.n) * t.n <= padded and t.k <= max(64, layer.ci))
 
@@ -277,7 +283,7 @@ def main() -> None:
     chosen = 0.0
     for layer in LAYERS:
         best = bench.best(layer)
-        tiles = tiles_to_try(layer, dtype, best, device.limits.hopper) if options.tiles else [best]
+        tiles = tiles_to_try(layer, bench.shape(layer), best, device.limits.hopper) if options.tiles else [best]
         times = [bench.measure(layer, tile) for tile in tiles]
         chosen += times[0]
     print(f"all convolutions, {dtype}: {chosen:.3f} ms; sites and maps {milliseconds(device, front.run):.3f} ms")

@@ -50,7 +50,10 @@ def features(rows: int, channels: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def convolve(device: Device, sites: SiteBuffer) -> None:
-    """Each tile with 16-byte copies and, if it can, without, with all of the epilogue, with a map and without."""
+    """Each tile with 16-byte copies and, if it can, without, with all of the epilogue, with a map and without.
+
+    Those whose weights stay with a map, or if they have no room for its offsets without.
+    """
     maps = [mapped(device, sites, sites, submanifold_geometry((3, 3, 3), (1, 1, 1)), parts=parts) for parts in (1, 3)]
     for dtype in DTYPES:
         for tile in (*FP32_TILES, *TF32_TILES) if dtype is torch.float32 else (*MMA_TILES, *WGMMA_TILES):
@@ -80,8 +83,8 @@ def follow_points(
     rows = ints(n)
     site_of_points(device, placement, points.count, coarse, (2, 2, 2), rows)
     for source, result in product(DTYPES, repeat=2):
-        work, y = ints(row_means_work(n, capacity)), poisoned(capacity, 5, dtype=result)
-        row_means(device, features(n, 5, source), rows, points.count, y, coarse.count, work)
+        work, y = ints(row_means_work(n, capacity)), poisoned(capacity, 8, dtype=result)
+        row_means(device, features(n, 5, source), rows, points.count, y[:, :5], coarse.count, work, padding=3)
     for dtype in DTYPES:
         x, y = features(fine.capacity, 37, dtype), poisoned(n, 37, dtype=dtype)
         devoxelize_nearest(device, x, placement, points.count, y)

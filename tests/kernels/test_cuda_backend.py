@@ -100,7 +100,25 @@ def selected() -> Graph:
     return parse_graph(document({"x": {"axis": "row", "shape": [12]}}, nodes, "y", "down"))
 
 
+def timed() -> Graph:
+    """Points of five columns: rows of one grid are read by what wants no gaps, those of the other by convolutions."""
+    shape = {"out_channels": 8, "kernel_size": [3, 3, 3]}
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.5, 0.5, 0.5]),
+        node("normal", "layer_norm", "grid"),
+        node("linear", "linear", "grid", out_features=16),
+        node("near", "sparse_conv", "grid", **shape),
+        node("coarse", "voxelize", "points", voxel_size_m=[0.7, 0.7, 0.7]),
+        node("far", "sparse_conv", "coarse", **shape),
+        node("pooled", "global_pool", "coarse", mode="max"),
+    ]
+    return parse_graph(
+        document(cloud("intensity", "time"), nodes, "normal", "linear", "near", "coarse", "far", "pooled")
+    )
+
+
 NETWORKS: dict[str, Callable[[], Graph]] = {
+    "timed": timed,
     "minkunet": small_minkunet,
     "wide": lambda: minkunet(5, (32, 64, 64, 96, 128, 128, 96, 64, 64), (1,) * 8, voxel_size_m=0.5),
     "centerpoint": lambda: centerpoint_encoder(channels=(8, 8, 16, 16), columns=("x", "y", "z", "intensity")),
@@ -113,7 +131,7 @@ NETWORKS: dict[str, Callable[[], Graph]] = {
     "vit": lambda: parse_graph(vit()),
     "gpt2": lambda: parse_graph(gpt2_block()),
 }
-CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading", "summed"]
+CLOUD_NETWORKS = ["minkunet", "wide", "centerpoint", "spvcnn", "head", "spreading", "summed", "timed"]
 DENSE_NETWORKS = ["mlp", "selected", "vit", "gpt2"]
 
 

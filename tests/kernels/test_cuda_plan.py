@@ -22,6 +22,7 @@ from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.front_steps import Front, maps_task
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kernel_map import MapJob
+from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.site_steps import MapTask, source_of
 from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
@@ -109,9 +110,9 @@ def test_buffers_alive_at_the_same_time_never_overlap(program: list[tuple[int, s
                 assert end <= layout.offsets[high]
 
 
-def drawn(graph: Graph, room: Capacity | None = None) -> Blueprint:
+def drawn(graph: Graph, room: Capacity | None = None, precision: Precision = Precision.FP16) -> Blueprint:
     """A plan on paper: no step is run, so of the device only its limits are asked for."""
-    layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+    layers = fuse(graph, random_weights(graph, 0), precision)
     device = SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90"))
     return draw(cast(Device, device), graph, layers, Weights(torch.device("cpu")), room or Capacity(1000, 4))
 
@@ -204,10 +205,9 @@ def test_most_layers_of_minkunet_take_tiles_of_hopper(monkeypatch: pytest.Monkey
     drawn(minkunet(19), Capacity(1 << 17, 16))
 
     assert sum(tile in WGMMA_TILES for tile in taken) == 28
-    assert (
-        sum(tile in RESIDENT_TILES for tile in taken) == 15
-    )  # what has up to 64 channels and no shortcut, two that lead back, and the head
-    assert len(taken) == 43  # with the head
+    # what has up to 64 channels and no shortcut, two that lead back, and the head
+    assert sum(tile in RESIDENT_TILES for tile in taken) == 15
+    assert len(taken) == 43
 
 
 def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +286,43 @@ def test_levels_that_are_made_of_others_are_waited_for_one_by_one() -> None:
     for end, later in pairwise(ends):
         still = {*plan.steps[later].use.reads}  # what the next stage touches: nothing else may lie there yet
         assert all(still.isdisjoint(step.use.writes) for step in plan.steps[end : later + 1])
+
+
+def test_a_grid_without_other_levels_has_nothing_beside_it() -> None:
+    nodes = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        node("y", "sparse_conv", "grid", out_channels=8, kernel_size=[3, 3, 3]),
+    ]
+
+    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "y")))
+
+    assert not any(step.name.startswith("beside") for step in plan.steps)
+
+
+@pytest.mark.parametrize("reader, padding", [("sparse_conv", 3), ("linear", 0), ("layer_norm", 0)])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32])
+def test_rows_of_a_grid_are_padded_unless_their_reader_wants_no_gaps(reader, padding, precision) -> None:
+    attributes = {
+        "sparse_conv": {"out_channels": 8, "kernel_size": [3, 3, 3]},
+        "linear": {"out_features": 8},
+        "layer_norm": {},
+    }[reader]
+    nodes = [node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]), node("y", reader, "grid", **attributes)]
+
+    plan = drawn(parse_graph(document(cloud("intensity", "time"), nodes, "y")), precision=precision)
+
+    (spec,) = (step.use.writes["grid"] for step in plan.steps if "grid" in step.use.writes)
+    assert spec == BufferSpec((1000, 5), DTYPES[precision], padding if precision is Precision.FP16 else 0)
+
+
+def test_padded_rows_are_views_of_wider_ones() -> None:
+    uses = [Use([], {"a": BufferSpec((3, 5), torch.float16, 3), "b": BufferSpec((3, 8), torch.float16)})]
+    layout = arrange(uses)
+
+    found = views(layout, uses, torch.zeros(layout.bytes, dtype=torch.uint8))
+
+    assert (found["a"].shape, found["a"].stride()) == ((3, 5), (8, 1))
+    assert (found["b"].shape, found["b"].stride()) == ((3, 8), (8, 1))
 
 
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:

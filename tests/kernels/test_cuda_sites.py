@@ -171,10 +171,13 @@ def test_voxels_are_those_of_the_reference_and_in_its_order(device, case, grid):
     n, m = len(cloud.data), len(expected.data)
 
     placement, sites, overflow = voxelized(device, points, grid_of(grid))
-    y = poisoned(sites.capacity, cloud.data.shape[1])
-    work = ints(row_means_work(len(points.points), sites.capacity))
-    first = grid.get("reduce") == "first"
-    row_means(device, points.points, placement.voxel_of_point, points.count, y, sites.count, work, first_only=first)
+    wide, columns = poisoned(sites.capacity, cloud.data.shape[1] + 4), cloud.data.shape[1]
+    y, work = wide[:, :columns], ints(row_means_work(len(points.points), sites.capacity))
+    given = (points.points, placement.voxel_of_point, points.count, y, sites.count, work)
+    row_means(device, *given, first_only=grid.get("reduce") == "first", padding=3)
+
+    assert not bool(wide[:m, columns : columns + 3].any())
+    assert bool(wide[:, columns + 3].isnan().all()) and bool(wide[m:].isnan().all())
 
     assert int(sites.count) == m
     assert not bool(overflow)

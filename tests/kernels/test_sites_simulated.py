@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, make_maps, map_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Value
@@ -106,6 +107,23 @@ def test_maps_are_those_of_the_reference(device, geometry, parts):
         forward = reference.kernel_map(coordinates, coarse, geometry)
 
         check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
+
+
+def test_maps_of_any_sizes_are_made_together(device):
+    """In three parts and in one, of more offsets than a word has, and of no sites."""
+    many, few, none = (sites_on_device(device, c, ITEMS) for c in (SITES[0], SITES[0][:5], SITES[0][:0]))
+    made = [(many, CUBE, 3), (few, SUBMANIFOLD[2], 1), (none, CUBE, 1), (many, CUBE, 1)]
+    results = [KernelMap.made(g.volume, sites.capacity, device_sites.ints, parts) for sites, g, parts in made]
+
+    jobs = []
+    for (sites, g, parts), result in zip(made, results, strict=True):
+        work = device_sites.ints(map_work(g.volume, sites.capacity, parts))
+        jobs.append(MapJob(sites, sites, device_sites.offsets_on_device(g, parts), result, work))
+    make_maps(device, jobs)
+
+    for (sites, g, _), result in zip(made, results, strict=True):
+        coordinates = sites.coordinates[: int(sites.count)]
+        check_map(result, reference.kernel_map(coordinates, coordinates, g), g)
 
 
 @pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)

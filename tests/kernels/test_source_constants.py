@@ -1,8 +1,9 @@
 """What sources define and launches count on has the same value in both."""
 
 import re
+import struct
 
-from lacuna_kernels.cuda import coordinates, kernel_map, key_order
+from lacuna_kernels.cuda import coordinates, kernel_map, key_order, sparse_conv_tiles
 from lacuna_kernels.cuda.compiler import SOURCES
 
 
@@ -12,6 +13,20 @@ def defined(source: str) -> dict[str, int]:
 
 def test_bins_that_are_few_are_added_up_where_they_are_read() -> None:
     assert defined("key_order.cu")["FEW_BINS"] == key_order._FEW_BINS
+
+
+def test_maps_are_ordered_so_many_at_a_time_and_packed_alike() -> None:
+    source = (SOURCES / "ordering.cuh").read_text()
+
+    assert defined("ordering.cuh")["MOST_ORDERINGS"] == key_order.MOST_ORDERINGS
+    assert f"sizeof(Ordering) == {struct.calcsize(key_order._FORMAT)}" in source
+
+
+def test_weights_that_stay_begin_alike() -> None:
+    source = (SOURCES / "sparse_conv_resident.cu").read_text()
+
+    assert f"MOST_OFFSETS = {sparse_conv_tiles._MOST_RESIDENT}," in source
+    assert f"WEIGHTS = {sparse_conv_tiles._BESIDE_WEIGHTS};" in source
 
 
 def test_a_block_numbers_so_many_candidates() -> None:

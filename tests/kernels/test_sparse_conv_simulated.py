@@ -111,22 +111,23 @@ def test_a_shortcut_is_one_offset_more(folder, seed):
     assert int(memory.isnan().sum()) == len(memory) - outputs * 66
 
 
-@pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (8, 64, 32), (1, 70, 24), (32, 1, 8), (27, 1000, 16)])
-@pytest.mark.parametrize("ci", [16, 32, 64, 96])
+@pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (8, 64, 32), (1, 70, 24), (32, 1, 8), (27, 300, 16)])
+@pytest.mark.parametrize("most", [16, 32, 64])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_weights_that_stay_give_what_the_reference_gives(folder, k, outputs, ci, co, seed):
+def test_weights_that_stay_give_what_the_reference_gives(folder, k, outputs, most, co, seed):
     torch.manual_seed(seed)
-    tile, dtype = ResidentTile(ci, 16 if co <= 16 else 32, 4, 1 + seed), (torch.float16, torch.bfloat16)[seed]
-    rows = random_map(k, INPUTS, outputs, 0.15)
-    wide, weight = torch.randn(INPUTS, ci + 16).to(dtype), (torch.randn(k, ci, co) * ci**-0.5).to(dtype)
+    tile, dtype = ResidentTile(most, min(most, 32), 4, 1 + seed), (torch.float16, torch.bfloat16)[seed]
+    co, ci, rows = min(co, most), most - (0, 3, 12)[outputs % 3], random_map(k, INPUTS, outputs, 0.15)
+    x, weight = torch.randn(INPUTS, ci).to(dtype), (torch.randn(k, ci, co) * ci**-0.5).to(dtype)
+    before, rest = torch.full((INPUTS, 8), torch.nan), torch.zeros(INPUTS, -ci % tile.piece)
+    wide = torch.cat([before.to(dtype), x, rest.to(dtype), before.to(dtype)], 1)  # nothing after the last piece is read
     bias, residual = torch.randn(co), torch.randn(outputs + SPARE, co).to(dtype)
     y, memory = guarded(outputs + SPARE, co, dtype)
     count = torch.tensor([outputs], dtype=torch.int32)
     added = {"bias": bias, "residual": residual, "activation": Activation.RELU}
 
     packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense)
-    x = wide[:, 8 : 8 + ci]
-    sparse_conv(SimulatedDevice(folder, 2, seed), x, packed, kernel_map, count, y, **added)
+    sparse_conv(SimulatedDevice(folder, 2, seed), wide[:, 8 : 8 + ci], packed, kernel_map, count, y, **added)
 
     sums = gather_multiply_add(x.double(), weight.double(), rows) + bias.double() + residual[:outputs].double()
     assert_close(y[:outputs], activate(sums, Activation.RELU, 0.0), tolerance(dtype, k * ci))

@@ -106,7 +106,7 @@ def test_shared_memory_is_as_large_as_the_kernel_takes_it_to_be():
     ("volume", "ci", "co", "k", "n"),
     [
         *((27, 4, 32, 16, 32), (27, 5, 16, 16, 16), (27, 24, 16, 32, 16), (27, 32, 64, 32, 64), (27, 64, 64, 64, 64)),
-        *((8, 96, 96, 96, 96), (8, 128, 96, 128, 96), (1, 96, 19, 96, 32)),
+        *((8, 96, 96, 96, 96), (8, 128, 96, 128, 96), (1, 96, 19, 96, 32), (3, 128, 128, 128, 128)),
     ],
 )
 def test_weights_of_few_channels_or_offsets_stay(volume, ci, co, k, n):
@@ -130,6 +130,7 @@ def test_weights_of_few_channels_or_offsets_stay(volume, ci, co, k, n):
         {"volume": 1},
         {"volume": 29},
         {"volume": 13, "ci": 96, "co": 96},
+        {"volume": 1, "ci": 128, "co": 20},  # by 96 columns
     ],
     ids=str,
 )
@@ -161,7 +162,7 @@ def test_weights_that_stay_lie_in_the_order_of_lanes(tile: ResidentTile):
 
 @pytest.mark.parametrize("shape", [(29, 64, 64), (27, 48, 64), (27, 65, 64), (27, 64, 65)], ids=str)
 def test_a_weight_that_does_not_fit_is_refused(shape):
-    with pytest.raises(ValueError, match="28 offsets"):
+    with pytest.raises(ValueError, match="28 offsets, 49 to 64 channels to at most 64, got"):
         ResidentTile(64, 64, 2, 4).pack(torch.zeros(shape))
 
 
@@ -223,16 +224,16 @@ def test_what_adds_up_otherwise_does_not_compete():
 
 @pytest.mark.parametrize("tile", [*MMA_TILES, *FP32_TILES, *TF32_TILES], ids=str)
 def test_a_portable_launch_has_a_block_for_each_tile_of_each_part(tile):
-    assert tile.grid(1, 1, 1, 3) == 3
-    assert tile.grid(tile.m + 1, 1, tile.n, 3) == 6
-    assert tile.grid(tile.m, 1, tile.n + 1) == 2
+    assert tile.grid(1, 1, 1, 3, 132) == 3
+    assert tile.grid(tile.m + 1, 1, tile.n, 3, 132) == 6
+    assert tile.grid(tile.m, 1, tile.n + 1, 1, 132) == 2
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
 def test_a_launch_on_hopper_has_about_as_many_blocks_as_there_are_likely_to_be_tiles(tile):
-    assert tile.grid(10**6, 10 * tile.m, tile.n) == 10
-    assert tile.grid(10**6, 10 * tile.m, tile.n, 3) == 15
-    assert tile.grid(2 * tile.m, 10 * tile.m, tile.n + 1) == 4
+    assert tile.grid(10**6, 10 * tile.m, tile.n, 1, 132) == 10
+    assert tile.grid(10**6, 10 * tile.m, tile.n, 3, 132) == 15
+    assert tile.grid(2 * tile.m, 10 * tile.m, tile.n + 1, 1, 132) == 4
 
 
 @pytest.mark.parametrize("tile", [*WGMMA_TILES, *MMA_TILES, *TF32_TILES], ids=str)

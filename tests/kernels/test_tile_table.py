@@ -109,6 +109,10 @@ def test_tiles_of_hopper_and_portable_ones_compete_where_both_run():
     assert {tile.n for tile in contenders(NARROW.shape, H200)} == {32, 64}
 
 
+def test_what_can_be_read_in_pieces_has_entries_of_its_own():
+    assert Group(replace(NARROW.shape, readable=True), NARROW.kind).key == NARROW.key._replace(readable=True)
+
+
 def test_what_adds_up_otherwise_competes_with_its_like_alone():
     shape = replace(NARROW.shape, readable=True)
 

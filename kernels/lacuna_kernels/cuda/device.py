@@ -40,7 +40,7 @@ class DeviceLimits:
 
 @dataclass(slots=True)
 class _Sides:
-    """Streams beside another, the first of which are taken: by calls of `at_once` that have not returned, by stages."""
+    """Streams beside another, of which the first are taken: by `at_once` until it returns, or by `start_beside`."""
 
     streams: list[torch.cuda.Stream] = field(default_factory=list)
     taken: int = 0
@@ -120,8 +120,8 @@ class Device:
     def start_beside(self, stages: Sequence[tuple[Launch, Launch]], others: Launch) -> None:
         """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
 
-        A stage is made of launches that come after those of the stages before it, and of launches that come after these
-        alone. None of their kernels may take tiles from a counter, either.
+        A stage is made of launches that come after the first ones of the stages before it, and of others that come
+        after these alone. None of their kernels may take tiles from a counter, either.
         """
         main = torch.cuda.current_stream(self.index)
         beside = self._besides.setdefault(main.cuda_stream, _Sides())

@@ -27,7 +27,8 @@ def relational_graph_conv(writer: Writer, layer: Layer) -> None:
     channels, bias = writer.types[node.inputs[0]].channels, writer.weights.bias(layer)
     aligned = are_aligned(writer, [x], dtype) and are_whole_pieces(channels, dtype=dtype)
     tf32 = layer.precision is Precision.TF32
-    shape = ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points, tf32=tf32)
+    relations = len(layer.weights["weight"])
+    shape = ConvShape(channels, node.out_channels, dtype, aligned, writer.room.points, tf32=tf32, volume=relations)
     weight = packed(writer, layer, candidates(shape, device.limits)[0], beside="root")
 
     def run(b: Buffers) -> None:

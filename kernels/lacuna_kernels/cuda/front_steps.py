@@ -14,7 +14,7 @@ from lacuna_kernels.types import Level
 
 
 @dataclass(frozen=True, slots=True)
-class _Sites:
+class LevelStage:
     """The levels whose sites are made at once, how, and then the kernel maps that lead from or to them."""
 
     levels: Sequence[Level]
@@ -41,7 +41,7 @@ class Front:
     means: Task
     clear: Task
     own: Sequence[MapTask]
-    stages: Sequence[_Sites]
+    stages: Sequence[LevelStage]
 
     @classmethod
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
@@ -64,8 +64,9 @@ class Front:
         made = [level for stage in levels[1:] for level in stage]
         at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
         stages = [
-            _Sites(stage, [sites_task(writer, level) for level in stage], after)
+            LevelStage(stage, [sites_task(writer, level) for level in stage], after)
             for stage, after in zip(levels[1:], at_stage[1:], strict=True)
+            if stage
         ]
         return cls(means, cleared_tables(writer, made), at_stage[0], stages)
 

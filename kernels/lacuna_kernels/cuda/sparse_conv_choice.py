@@ -34,6 +34,7 @@ RESIDENT_TILES = (
     *(ResidentTile(32, 16, 2, 8), ResidentTile(32, 32, 2, 7), ResidentTile(32, 64, 2, 5)),
     *(ResidentTile(64, 16, 2, 5), ResidentTile(64, 32, 2, 5), ResidentTile(64, 64, 2, 4)),
     *(ResidentTile(96, 32, 1, 5), ResidentTile(96, 96, 1, 4), ResidentTile(128, 96, 1, 3)),
+    ResidentTile(128, 128, 1, 3),
 )
 PORTABLE: Mapping[Precision, tuple[Tile, ...]] = {
     Precision.FP32: FP32_TILES,
@@ -90,29 +91,30 @@ class ConvShape:
 
 
 def candidates(shape: ConvShape, limits: DeviceLimits | None = None) -> list[Tile]:
-    """Tiles for a layer, best first: on Hopper some by the measurements of an H200, then those that run on any GPU.
+    """Tiles for a layer, best first, that add up in one order: those that run on any GPU.
 
-    All add up in one order.
+    On Hopper, by the measurements of an H200, one comes before them; where weights can stay, tiles for that come alone.
     """
-    tiles: list[Tile] = [*_portable(shape)]
+    portable = _portable(shape)
+    if limits is None or not limits.hopper:
+        return portable
+    if stay := resident(shape):
+        return stay
     wide = shape.ci >= _LEAST_IN and shape.dtype is not torch.float32
-    if limits is not None and limits.hopper and shape.aligned and wide:
-        tiles.insert(0, _of_hopper(shape, limits.multiprocessors))
-    if limits is not None and limits.hopper:
-        tiles = [*resident(shape)] or tiles
-    return tiles
+    return [_of_hopper(shape, limits.multiprocessors), *portable] if shape.aligned and wide else portable
 
 
 def resident(shape: ConvShape) -> list[Tile]:
     """Tiles whose weights stay, that can make a layer: then they do, however many rows it has, so that bits stay.
 
-    Linear layers of fewer channels than a MinkUNet's head were not measured.
+    None pads to more than twice the columns. Linear layers of fewer channels than a MinkUNet's head were not measured.
     """
     if not shape.readable or shape.dtype.itemsize != 2 or shape.split or shape.shortcut:
         return []
     if shape.volume == 1 and shape.ci < _LINEAR_LEAST_IN:
         return []
-    fit = [tile for tile in RESIDENT_TILES if 0 <= tile.k - shape.ci < 16 and shape.co <= tile.n]
+    most = 2 * _padded_to(shape.co, 16)
+    fit = [tile for tile in RESIDENT_TILES if 0 <= tile.k - shape.ci < 16 and shape.co <= tile.n <= most]
     return [tile for tile in fit if shape.volume <= tile.offsets]
 
 

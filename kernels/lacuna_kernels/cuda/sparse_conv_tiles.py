@@ -50,10 +50,11 @@ class Tile(Protocol):
         """Whether a launch may begin before the kernel before it has ended."""
         ...
 
-    def grid(self, most: int, likely: int, co: int, parts: int = 1, multiprocessors: int = 1) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int, multiprocessors: int) -> int:
         """Blocks of a launch for at most so many rows of co channels, of which so many rows are likely to be there.
 
-        parts  of the offsets, each with tiles of its own
+        parts            of the offsets, each with tiles of its own
+        multiprocessors  that there are
         """
         ...
 
@@ -94,7 +95,7 @@ class _OfPatches:
         """After the kernel before."""
         return False
 
-    def grid(self, most: int, likely: int, co: int, parts: int = 1, multiprocessors: int = 1) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int, multiprocessors: int) -> int:
         """One a tile."""
         return parts * blocks(most, self.m) * blocks(co, self.n)
 
@@ -212,7 +213,7 @@ class WgmmaTile:
         """Beside the end of the kernel before."""
         return True
 
-    def grid(self, most: int, likely: int, co: int, parts: int = 1, multiprocessors: int = 1) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int, multiprocessors: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
         rows = likely if parts == 1 else likely * 3 // 2  # half of them have offsets of a part before the last, or so
         return blocks(min(most * parts, rows), self.m) * blocks(co, self.n)
@@ -272,8 +273,8 @@ class ResidentTile:
 
     @property
     def m(self) -> int:
-        """Output rows."""
-        return 64 * self.warpgroups
+        """Output rows of a warpgroup, which goes through their offsets alone."""
+        return 64
 
     @property
     def early(self) -> bool:
@@ -294,9 +295,9 @@ class ResidentTile:
     def _offset_bytes(self) -> int:
         return blocks(self.k, _PANEL) * _PANEL * self.n * 2
 
-    def grid(self, most: int, likely: int, co: int, parts: int = 1, multiprocessors: int = 1) -> int:
+    def grid(self, most: int, likely: int, co: int, parts: int, multiprocessors: int) -> int:
         """One a multiprocessor, if so many have something to do."""
-        return min(multiprocessors, blocks(min(most, likely), 64))
+        return min(multiprocessors, blocks(min(most, likely), self.m))
 
     @property
     def threads(self) -> int:
@@ -326,7 +327,8 @@ class ResidentTile:
     def pack(self, weight: Tensor) -> Tensor:
         """As for WgmmaTile, but a lane's neighbours are side by side in x and y: see src/sparse_conv_resident.cu."""
         if len(weight) > self.offsets or not 0 <= self.k - weight.shape[1] < 16 or weight.shape[2] > self.n:
-            raise ValueError(f"{self} has room for {self.offsets} offsets, got a weight of {tuple(weight.shape)}")
+            most = f"{self.offsets} offsets, {self.k - 15} to {self.k} channels to at most {self.n}"
+            raise ValueError(f"{self} takes {most}, got a weight of {tuple(weight.shape)}")
         padded, wide = _padded(weight, _PANEL, self.n), min(8, self.n // 4)
         volume, ci, co = padded.shape
         together = min(self.k, 32)  # lane % 4, product, half, neighbour

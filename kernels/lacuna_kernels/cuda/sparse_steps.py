@@ -10,7 +10,7 @@ from lacuna_kernels.cuda.arena import BufferSpec
 from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.front_steps import write_front
-from lacuna_kernels.cuda.fusion import Layer
+from lacuna_kernels.cuda.fusion import GAPLESS, Layer
 from lacuna_kernels.cuda.global_pool import global_pool as launch_global_pool
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
@@ -53,7 +53,8 @@ def voxelize(writer: Writer, layer: Layer) -> None:
     made = placement_specs(level, points) | site_specs(writer, level)
     work, means = f"{node.name}:work", f"{node.name}:means"
     features = writer.output(layer)[layer.output]
-    if features.dtype.itemsize == 2 and layer.output not in writer.parts:  # then convolutions can read whole pieces
+    gapless = any(isinstance(other.node, GAPLESS) and layer.output in other.inputs for other in writer.layers)
+    if features.dtype.itemsize == 2 and not gapless:  # then convolutions can read whole pieces
         padding = -features.shape[1] % piece_of(features.shape[1])
         features, writer.padding[layer.output] = replace(features, padding=padding), padding
 

@@ -119,7 +119,7 @@ class Writer:
     A value's buffer has its name. The counts of its rows, on the device, are those of its axis (`count_of`).
     `layers` are all of the network, those to come too. `convolutions` are the groups of sparse convolutions, by their
     steps' names, `map_parts` into how many parts the offsets of kernel maps are divided, by the maps' names, and
-    `padding` how many zeros follow each row of a value, if any do.
+    `padding` how many zeros follow each row of values that may have some.
     """
 
     def __init__(

@@ -40,6 +40,7 @@ class Key(NamedTuple):
     stride: int
     rows: int
     split: bool
+    readable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,8 @@ class Group:
     def key(self) -> Key:
         """What an entry is found by: the rows in classes."""
         s, rows = self.shape, class_of(self.shape.rows)
-        return Key(
-            s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, s.volume, self.kind, s.stride, rows, s.split
-        )
+        sizes = (s.ci, s.co, s.precision, s.aligned, s.single, s.shortcut, s.volume, self.kind, s.stride, rows)
+        return Key(*sizes, s.split, s.readable)
 
     def __str__(self) -> str:
         s = self.shape
@@ -85,6 +85,7 @@ class TileEntry(BaseModel):
     stride: Count
     rows: Count
     split: bool = False
+    readable: bool = False
     objective: Objective
     tiles: dict[str, Measurement]
 

@@ -19,6 +19,8 @@ struct Ordering {
     int parts, length, bins, pitch, volume, unused;
 };
 
+static_assert(sizeof(Ordering) == 112, "as it is packed");
+
 struct Orderings {
     Ordering of[MOST_ORDERINGS];
 };

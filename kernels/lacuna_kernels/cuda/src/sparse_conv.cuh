@@ -2,6 +2,7 @@
 //   y[m] = f(bias + residual[m] + sum over offsets k of x[map[k, i]] @ weight[k] + shortcut[m] @ weight[volume])
 // for places i in use, m = order[i]; the shortcut is one offset more, from rows of another matrix to themselves.
 // Sums run in that order, over the channels of each offset upwards, in fp32; what a tile skips would have added zeros.
+// (sparse_conv_resident.cu has an order of its own, which does not depend on more, either.)
 // Where the offsets are in parts, those of each but the last are summed up by themselves and added to the last one's in
 // their order. So a row's bits depend on its neighbours alone, and on how the offsets are
 // divided: not on its place, the tile, the batch or the capacity.

@@ -30,7 +30,8 @@ constexpr int THREADS = 128 * WARPGROUPS, STEPS = CHANNELS / 16, PANEL_BYTES = T
 constexpr int OFFSET_BYTES = (CHANNELS + 31) / 32 * PANEL_BYTES, MOST_OFFSETS = 32, CHUNK = 8;
 constexpr int LISTS = 256, WEIGHTS = 2048;  // where in shared memory they are, after the barriers
 constexpr int WIDE = TILE_N < 32 ? 4 : 8, PIECES = TILE_N / 4 / WIDE;  // channels of y side by side; so many of a lane
-static_assert(CHANNELS % 16 == 0 && TILE_N % 16 == 0, "products are of 16 channels, and a lane has pieces of one size");
+static_assert(CHANNELS == 16 || CHANNELS % 32 == 0, "a lane reads pieces of one size");
+static_assert(TILE_N == 16 || TILE_N % 32 == 0, "and writes such");
 static_assert(CHUNK % STAGES == 0, "a register's place in a chunk is known");
 static_assert(LISTS + WARPGROUPS * 4 * MOST_OFFSETS <= WEIGHTS, "room for the lists");
 
@@ -248,6 +249,7 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
                      const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y,
                      int y_pitch, int co, int activation, float negative_slope, int settled) {
     const uint32_t shared = dynamic_shared();
+    if (!settled) wait_for_kernels_before();
     if (threadIdx.x == 0) {
         barrier_init(shared, 1);
         barriers_are_ready();
@@ -256,7 +258,6 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
             copy_in(shared + WEIGHTS + from, weight + from, OFFSET_BYTES, shared);
     }
     __syncthreads();
-    if (!settled) wait_for_kernels_before();
     const KernelMap map = {map_rows, present, order, keys, ones, 1, volume, 1, capacity};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const Rows source(x, x_pitch, ci);

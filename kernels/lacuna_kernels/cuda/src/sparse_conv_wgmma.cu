@@ -25,8 +25,8 @@
 
 #include "sparse_conv_panels.cuh"
 
-constexpr int RESIDENT = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 64 registers that five leave
-constexpr int EVEN = 65536 / (THREADS * RESIDENT) / 8 * 8;  // registers of a thread, if all have equally many
+constexpr int AT_ONCE = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 64 registers that five leave
+constexpr int EVEN = 65536 / (THREADS * AT_ONCE) / 8 * 8;  // registers of a thread, if all have equally many
 constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Rows = WarpRows<TILE_N>;
@@ -70,7 +70,7 @@ struct Work {
                 __shfl_sync(EVERY_LANE, read.column, 0)};
     }
 
-    // By one thread, before all meet.
+    // By one thread, while the others wait for it.
     __device__ __forceinline__ void take() const { stages.tile() = tiles.at(progress->take()); }
 
     // Once all threads are done with the tile. The stages are free: rows lay there, and what the next tile's copies
@@ -150,7 +150,7 @@ struct Work {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
 sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                   int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
                   const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
