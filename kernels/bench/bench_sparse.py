@@ -39,7 +39,8 @@ from lacuna_kernels.cuda.offset_slots import PARTS, offset_slots, parts_of
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_weight, part_sums, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates, resident
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile, WgmmaTile, piece_of
+from lacuna_kernels.cuda.sparse_conv_hopper import WgmmaTile, piece_of
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry

@@ -19,7 +19,8 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile, Tile
 from lacuna_kernels.ops.activation import Activation, activate
 from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import (

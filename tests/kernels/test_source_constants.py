@@ -3,7 +3,7 @@
 import re
 import struct
 
-from lacuna_kernels.cuda import coordinates, kernel_map, key_order, sparse_conv_tiles
+from lacuna_kernels.cuda import coordinates, kernel_map, key_order, sparse_conv_hopper
 from lacuna_kernels.cuda.compiler import SOURCES
 
 
@@ -25,8 +25,8 @@ def test_maps_are_ordered_so_many_at_a_time_and_packed_alike() -> None:
 def test_weights_that_stay_begin_alike() -> None:
     source = (SOURCES / "sparse_conv_resident.cu").read_text()
 
-    assert f"MOST_OFFSETS = {sparse_conv_tiles._MOST_RESIDENT}," in source
-    assert f"WEIGHTS = {sparse_conv_tiles._BESIDE_WEIGHTS};" in source
+    assert f"MOST_OFFSETS = {sparse_conv_hopper._MOST_RESIDENT}," in source
+    assert f"WEIGHTS = {sparse_conv_hopper._BESIDE_WEIGHTS};" in source
 
 
 def test_a_block_numbers_so_many_candidates() -> None:

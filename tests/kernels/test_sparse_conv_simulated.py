@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
-from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
 from lacuna_kernels.ops.activation import Activation, activate
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
 from tests.cases import assert_close, tolerance

@@ -20,7 +20,8 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tf32Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile
 
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16

@@ -28,7 +28,8 @@ from lacuna_kernels.cuda.sparse_conv_choice import (
     ConvShape,
     candidates,
 )
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, ResidentTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile
 from lacuna_kernels.cuda.steps import Weights
 from lacuna_kernels.cuda.tile_table import Group, TileEntry, TileTable, contenders, name_of
 from lacuna_kernels.cuda.tuned import Tuned, add_to_table, read_table, table_path

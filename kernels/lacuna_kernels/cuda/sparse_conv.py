@@ -10,7 +10,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import KernelMap
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import ResidentTile, Tile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.ops.activation import DEFAULT_SLOPE, Activation
 
 PROGRESS = 3

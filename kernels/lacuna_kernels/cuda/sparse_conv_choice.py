@@ -8,7 +8,8 @@ import torch
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, ResidentTile, Tf32Tile, Tile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile
 from lacuna_kernels.graph import Precision
 
 FP32_TILES = (

@@ -28,7 +28,8 @@ from lacuna_kernels.cuda.site_steps import (
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_tiles import Tile, piece_of
+from lacuna_kernels.cuda.sparse_conv_hopper import piece_of
+from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task
