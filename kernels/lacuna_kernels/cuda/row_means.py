@@ -49,16 +49,16 @@ def row_means(
     work          int32 [row_means_work(points, capacity)]
     padding       so many elements after each row of y become 0
     """
-    points, capacity, channels = len(row_of_point), len(y), y.shape[1] + padding
+    points, capacity, width = len(row_of_point), len(y), y.shape[1] + padding
     bits = capacity.bit_length()  # -1 has more, and comes last
     keys, order = sort(device, row_of_point, count, bits, work[: sort_work(points)])
     starts = work[sort_work(points) :]
     device.kernel(STARTS)((blocks(points + 1, THREADS), 1, 1), (THREADS, 1, 1), keys, count, rows, starts)
-    block = row_block(channels)
+    block = row_block(width)
     device.kernel(_row_means("row_mean", x.dtype, y.dtype))(
         (blocks(capacity, block[1]), 1, 1),
         block,
-        *(x, x.stride(0), order, starts, rows, int(first_only), y, y.stride(0), channels, y.shape[1]),
+        *(x, x.stride(0), order, starts, rows, int(first_only), y, y.stride(0), width, y.shape[1]),
     )
 
 

@@ -21,15 +21,15 @@ class Task:
 def at_once(device: Device, tasks: Sequence[Task]) -> Work:
     """Tasks that do not depend on one another, side by side."""
     some = [task for task in tasks if task.makes]
-    return Work(read_by(some), made_by(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
+    return Work(_read_by(some), _made_by(some), lambda b: device.at_once([partial(task.run, b) for task in some]))
 
 
-def made_by(tasks: Sequence[Task]) -> dict[str, BufferSpec]:
+def _made_by(tasks: Sequence[Task]) -> dict[str, BufferSpec]:
     """What tasks make."""
     return {key: spec for task in tasks for key, spec in task.makes.items()}
 
 
-def read_by(tasks: Sequence[Task]) -> list[str]:
+def _read_by(tasks: Sequence[Task]) -> list[str]:
     """What tasks read that none of them makes."""
-    made = made_by(tasks)
+    made = _made_by(tasks)
     return [key for key in dict.fromkeys(key for task in tasks for key in task.reads) if key not in made]
