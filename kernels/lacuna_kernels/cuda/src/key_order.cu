@@ -8,6 +8,8 @@
 
 #define THREADS 256
 #define WIDE 1024
+#define TURNS 4
+#define PLACES 1024  // for keys of a block's rows
 #define FEW_BINS 768
 
 // The bin of a key: those of one part follow those of another.
@@ -16,21 +18,56 @@ __device__ inline int bin_of(int key, int part, int parts) {
 }
 
 // counts int32 [bins], from all 0, becomes how many rows are in each; ranks [parts, length] how many came before a row.
-extern "C" __global__ void __launch_bounds__(THREADS)
-count_keys(const __grid_constant__ Orderings orderings) {
-    const Ordering o = orderings.of[blockIdx.y];
-    const int n = *o.count, lane = threadIdx.x % 32;
-    for (int row = blockIdx.x * THREADS + threadIdx.x; row - lane < n; row += gridDim.x * THREADS) {
-        const unsigned here = __ballot_sync(FULL_WARP, row < n);
-        for (int part = 0; part < o.parts && row < n; ++part) {
-            const int bin = bin_of(o.keys[row], part, o.parts);
-            const unsigned equal = __match_any_sync(here, bin);
-            const int first = __ffs(equal) - 1;
-            int before = 0;
-            if (lane == first) before = atomicAdd(o.counts + bin, __popc(equal));
-            before = __shfl_sync(equal, before, first);
-            o.ranks[(size_t)part * o.length + row] = before + __popc(equal & ((1u << lane) - 1));
+// Many rows have one of few keys: a block counts those of its own first, as everybody would wait for a few counts.
+struct OwnCounts {
+    int bins[PLACES], counts[PLACES];
+
+    // The place of a bin, -1 if others have both of those where it may be.
+    __device__ int place_of(int bin) {
+        const int hash = int(bin * 0x9e3779b1u >> 22);
+#pragma unroll
+        for (int turn = 0; turn < 2; ++turn) {
+            const int found = atomicCAS(bins + (hash ^ turn), -1, bin);
+            if (found == -1 || found == bin) return hash ^ turn;
         }
+        return -1;
+    }
+};
+static_assert(PLACES == 1 << 10, "a hash has 10 bits");
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+count_keys(const __grid_constant__ Orderings orderings) {
+    __shared__ OwnCounts own;
+    const Ordering o = orderings.of[blockIdx.y];
+    const int n = *o.count, lane = threadIdx.x % 32, turns = (n + THREADS * TURNS - 1) / (THREADS * TURNS) * o.parts;
+    for (int turn = blockIdx.x; turn < turns; turn += gridDim.x) {
+        const int part = turn % o.parts, start = turn / o.parts * (THREADS * TURNS) + threadIdx.x;
+        for (int i = threadIdx.x; i < PLACES; i += THREADS) own.bins[i] = -1, own.counts[i] = 0;
+        __syncthreads();
+        int rank[TURNS], place[TURNS];
+#pragma unroll
+        for (int i = 0; i < TURNS; ++i) {
+            const int row = start + i * THREADS, bin = row < n ? bin_of(o.keys[row], part, o.parts) : -1;
+            const unsigned equal = __match_any_sync(FULL_WARP, bin);
+            const int first = __ffs(equal) - 1;
+            place[i] = -1, rank[i] = 0;
+            if (lane == first && bin >= 0) {
+                place[i] = own.place_of(bin);
+                rank[i] = atomicAdd(place[i] < 0 ? o.counts + bin : own.counts + place[i], __popc(equal));
+            }
+            place[i] = __shfl_sync(FULL_WARP, place[i], first);
+            rank[i] = __shfl_sync(FULL_WARP, rank[i], first) + __popc(equal & ((1u << lane) - 1));
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < PLACES; i += THREADS)
+            if (own.counts[i]) own.counts[i] = atomicAdd(o.counts + own.bins[i], own.counts[i]);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < TURNS; ++i) {
+            const int row = start + i * THREADS, before = place[i] < 0 ? 0 : own.counts[place[i]];
+            if (row < n) o.ranks[(size_t)part * o.length + row] = before + rank[i];
+        }
+        __syncthreads();
     }
 }
 
