@@ -41,7 +41,7 @@ from lacuna_kernels.cuda.sparse_conv import PROGRESS, are_whole_pieces, pack_wei
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, WGMMA_TILES, ConvShape, candidates, resident
 from lacuna_kernels.cuda.sparse_conv_hopper import WgmmaTile, piece_of
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tile
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, placing_work, voxelize, voxels_of_points
 from lacuna_kernels.ops.coordinates import submanifold_geometry
 from lacuna_kernels.types import Geometry
 
@@ -117,7 +117,7 @@ class Frontend:
         self.maps |= {f"down {level}": self._map(HALVING, n) for level in range(1, LEVELS)}
         self.maps |= {f"up {level}": self._map(HALVING, n) for level in range(LEVELS - 1)}
         self.features = torch.zeros(n, points.shape[1], dtype=dtype, device="cuda")
-        self.work = [ints(numbering_work(n)), ints(row_means_work(n, n)), ints(numbering_work(n))]
+        self.work = [ints(placing_work(n)), ints(row_means_work(n, n)), ints(numbering_work(n))]
         self.map_work = [ints(map_work(CUBE.volume, n, PARTS)) for _ in range(MOST_ORDERINGS)]
         self.offsets = {
             (g, parts): Offsets(g, pack_geometry(g).cuda(), offset_slots(g, parts).cuda())

@@ -28,7 +28,7 @@ from lacuna_kernels.cuda.kernel_map import (
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
-from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, voxelize, voxels_of_points
+from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, placing_work, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
 from lacuna_kernels.ops.sparse_conv import gather_multiply_add
@@ -58,6 +58,7 @@ STRIDED = [
     Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1)),
     Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
     Geometry((3, 3, 3), (2, 2, 2), (0, 1, 1), (1, 1, 1)),
+    Geometry((3, 3, 3), (2, 2, 2), (2, 3, 0), (1, 1, 1)),
     Geometry((3, 1, 1), (2, 1, 1), (0, 0, 0), (1, 1, 1)),
     Geometry((2, 3, 2), (3, 4, 5), (1, 0, 2), (2, 1, 3)),
     Geometry((3, 3, 3), (1, 1, 1), (0, 2, 1), (1, 1, 1)),
@@ -122,7 +123,7 @@ def voxelized(
     points = len(cloud.points)
     sites = room_for_sites(points if capacity is None else capacity, len(cloud.offsets) - 1 - SPARE_ITEMS)
     placement, overflow = room_for_placement(points), flag()
-    work = ints(numbering_work(points))
+    work = ints(placing_work(points))
     voxelize(device, cloud, grid, placement, sites, work, overflow)
     voxels_of_points(device, cloud, placement, sites, work)
     return placement, sites, overflow

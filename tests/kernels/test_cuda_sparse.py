@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.kernel_map import MapJob, make_maps, map_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
-from lacuna_kernels.cuda.voxelize import Grid, site_of_points, voxelize, voxels_of_points
+from lacuna_kernels.cuda.voxelize import Grid, placing_work, site_of_points, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.ops.devoxelize import gather_rows, interpolate
@@ -154,7 +153,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
     reach, sums = offsets_on_device(geometry, kernel_map.parts), sums_for(kernel_map, packed, y)
-    work = [ints(numbering_work(capacity)), ints(row_means_work(capacity, capacity))]
+    work = [ints(placing_work(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 
     def run() -> None:

@@ -1,6 +1,5 @@
 """Sites on the device: their table, those that convolutions make, and where every item begins."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,14 +12,17 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.errors import Unsupported
 from lacuna_kernels.types import Geometry, Triple
 
-INSERT, COUNT, NUMBER, ADD = (
-    Variant("sites.cu", name) for name in ("insert_outputs", "count_firsts", "number_outputs", "add_sites")
+INSERT, INSERT_NEAR, MARK, COUNT, NUMBER, ADD = (
+    Variant("sites.cu", name)
+    for name in ("insert_outputs", "insert_near_outputs", "mark_firsts", "count_firsts", "number_outputs", "add_sites")
 )
-VARIANTS = (INSERT, COUNT, NUMBER, ADD)
+VARIANTS = (INSERT, INSERT_NEAR, MARK, COUNT, NUMBER, ADD)
 
 THREADS = 256
 TILE = 4 * THREADS
 """Candidates that a block numbers."""
+NEAR_LANES = 4
+"""Threads of an input, where outputs are inserted block by block."""
 FREE = -1
 TABLES, HEAD_ROWS, BUCKET = 3, 2, 4
 """Rows of a level's table, those of them that are the heads of blocks, and entries of a bucket of these."""
@@ -65,8 +67,8 @@ class SiteBuffer:
         return (*self.heads, self.cells, self.coordinates)
 
     def made_by(self, overflow: Tensor) -> tuple[Tensor | int, ...]:
-        """What kernels that number sites write: `Room` of src/numbering.cuh, and the sites."""
-        return (self.count, self.capacity, overflow, self.coordinates)
+        """What kernels that number sites write: `Room` of src/numbering.cuh."""
+        return (self.count, self.capacity, overflow, self.coordinates, self.cells)
 
 
 def table_slots(capacity: int) -> int:
@@ -84,13 +86,14 @@ def pack_geometry(geometry: Geometry, spatial_shape: Triple | None = None) -> Te
 
 def numbering_work(candidates: int) -> int:
     """Numbers of int32 that numbering the sites of so many candidates takes."""
-    return candidates + blocks(candidates, TILE) * (TILE // 32 + 1)
+    return blocks(candidates, TILE) * (TILE // 32 + 1)
 
 
-def numbering_buffers(work: Tensor, candidates: int) -> Sequence[Tensor]:
-    """The slots of candidates, which of them come first, and how many of each tile do."""
-    words = blocks(candidates, TILE) * TILE // 32
-    return work[: numbering_work(candidates)].tensor_split([candidates, candidates + words])
+def numbering_buffers(work: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """Which candidates come first, a bit for each, and how many of each tile do."""
+    tiles = blocks(candidates, TILE)
+    bits, sums, _ = work.tensor_split([tiles * TILE // 32, numbering_work(candidates)])
+    return bits, sums
 
 
 def check_candidates(inputs: int, most: int) -> None:
@@ -119,25 +122,26 @@ def output_sites(
     """
     most = prod(geometry.fan_out)
     candidates = inputs.capacity * most
-    slots, firsts, sums = numbering_buffers(work, candidates)
+    bits, sums = numbering_buffers(work, candidates)
     block, given = (THREADS, 1, 1), (inputs.coordinates, inputs.count, packed, most)
-    device.kernel(INSERT)(
-        (blocks(candidates, THREADS), 1, 1),
+    near = _is_near(geometry)
+    device.kernel(INSERT_NEAR if near else INSERT)(
+        (blocks(inputs.capacity * NEAR_LANES if near else candidates, THREADS), 1, 1),
         block,
-        *given,
-        *(*outputs.candidates, slots, outputs.cells, outputs.capacity, overflow),
+        *(*given, inputs.cells, *outputs.candidates, bits, len(bits), overflow),
     )
-    count_firsts(device, inputs.count, most, outputs, work, candidates)
-    tiles = (blocks(candidates, TILE), 1, 1)
-    device.kernel(NUMBER)(tiles, block, *given, firsts, sums, *outputs.made_by(overflow))
+    table, _ = outputs.candidates
+    quarters = len(table) // 4
+    device.kernel(MARK)((blocks(quarters, THREADS), 1, 1), block, table, quarters, bits)
+    device.kernel(COUNT)((blocks(len(sums), THREADS // 32), 1, 1), block, inputs.count, most, bits, sums)
+    device.kernel(NUMBER)((len(sums), 1, 1), block, *given, bits, sums, *outputs.made_by(overflow))
     add_sites(device, outputs, overflow)
 
 
-def count_firsts(device: Device, count: Tensor, most: int, sites: SiteBuffer, work: Tensor, candidates: int) -> None:
-    """Launch the finding of candidates, `most` for each of `count`, that are the first of their site."""
-    slots, firsts, sums = numbering_buffers(work, candidates)
-    given = (count, most, sites.candidates[0], slots)
-    device.kernel(COUNT)((blocks(candidates, TILE), 1, 1), (THREADS, 1, 1), *given, firsts, sums)
+def _is_near(g: Geometry) -> bool:
+    """Whether the outputs that an input makes are the same as for its neighbours in a block of 2 x 2 x 2, or fewer."""
+    strided = g.kernel_size == (3, 3, 3) and g.stride == (2, 2, 2) and g.dilation == (1, 1, 1)
+    return strided and not g.generative and not g.floor_sites
 
 
 def add_sites(device: Device, sites: SiteBuffer, overflow: Tensor) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lacuna_kernels.cuda.arena import BufferSpec
-from lacuna_kernels.cuda.coordinates import numbering_work
 from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilinear
 from lacuna_kernels.cuda.front_steps import write_front
 from lacuna_kernels.cuda.fusion import GAPLESS, Layer
@@ -34,7 +33,7 @@ from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.cuda.tile_table import Group, MapKind
-from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, voxels_of_points
+from lacuna_kernels.cuda.voxelize import Grid, PointBuffer, placing_work, voxels_of_points
 from lacuna_kernels.cuda.voxelize import voxelize as launch_voxelize
 from lacuna_kernels.graph import Precision
 from lacuna_kernels.ops.devoxelize import Devoxelize
@@ -72,7 +71,7 @@ def voxelize(writer: Writer, layer: Layer) -> None:
         given = (b[cloud], placement.voxel_of_point, count, y, sites.count, b[means])
         row_means(device, *given, first_only=first, padding=features.padding)
 
-    placed = Task(given, made | {work: ints(numbering_work(points))}, place)
+    placed = Task(given, made | {work: ints(placing_work(points))}, place)
     scratch = {means: ints(row_means_work(points, writer.room.sites(level)))}
     reduced = Task([*given, *placed.makes], {layer.output: features} | scratch, reduce)
     write_front(writer, layer.output, level, placed, reduced)

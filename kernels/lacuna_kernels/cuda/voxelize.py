@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lacuna_kernels.cuda.compiler import Variant
-from lacuna_kernels.cuda.coordinates import TILE, SiteBuffer, add_sites, count_firsts, numbering_buffers
+from lacuna_kernels.cuda.coordinates import SiteBuffer, add_sites, numbering_buffers, numbering_work
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.types import Triple
 
-PLACE, INSERT, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS = (
+PLACE, INSERT, FIRST, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS = (
     Variant("voxelize.cu", name)
-    for name in ("place_points", "insert_points", "number_voxels", "voxels_of_points", "site_of_points")
+    for name in ("place_points", "insert_points", "first_points", "number_voxels", "voxels_of_points", "site_of_points")
 )
-VARIANTS = (PLACE, INSERT, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS)
+VARIANTS = (PLACE, INSERT, FIRST, NUMBER, VOXELS_OF_POINTS, SITE_OF_POINTS)
 
 THREADS = 256
 
@@ -56,6 +56,11 @@ class Grid:
     cells: Triple | None = None
 
 
+def placing_work(points: int) -> int:
+    """Numbers of int32 that `voxelize` needs to work with."""
+    return points + numbering_work(points)
+
+
 def voxelize(
     device: Device,
     cloud: PointBuffer,
@@ -70,12 +75,12 @@ def voxelize(
     Points that limits.check_request would refuse count as outside the range. `placement.voxel_of_point` is left to
     `voxels_of_points`.
 
-    work      int32 [numbering_work(points)], kept for `voxels_of_points`
+    work      int32 [placing_work(points)], kept for `voxels_of_points`
     overflow  int32 [1], becomes 1 if there are more voxels than room; which of them are then made is left open, but
               no row lies at or past the room
     """
     points = len(cloud.points)
-    slots, firsts, sums = numbering_buffers(work, points)
+    slots, (bits, sums) = work[:points], numbering_buffers(work[points:], points)
     launch, candidates = ((blocks(points, THREADS), 1, 1), (THREADS, 1, 1)), sites.candidates
     device.kernel(PLACE)(
         *launch,
@@ -87,13 +92,13 @@ def voxelize(
     )
     device.kernel(INSERT)(
         *launch,
-        *(placement.voxels, cloud.count, *candidates, slots, sites.cells, sites.capacity, overflow),
+        *(placement.voxels, cloud.count, *candidates, slots, overflow),
     )
-    count_firsts(device, cloud.count, 1, sites, work, points)
+    tiles = (len(sums), 1, 1), (THREADS, 1, 1)
+    device.kernel(FIRST)(*tiles, cloud.count, slots, candidates[0], bits, sums)
     device.kernel(NUMBER)(
-        (blocks(points, TILE), 1, 1),
-        (THREADS, 1, 1),
-        *(placement.voxels, cloud.count, slots, candidates[0], firsts, sums, *sites.made_by(overflow)),
+        *tiles,
+        *(placement.voxels, cloud.count, slots, candidates[0], bits, sums, *sites.made_by(overflow)),
     )
     add_sites(device, sites, overflow)
 
@@ -103,7 +108,7 @@ def voxels_of_points(
 ) -> None:
     """Launch the writing of `placement.voxel_of_point`, by what `voxelize` left in its `work` and the sites' table."""
     points = len(cloud.points)
-    slots, _, _ = numbering_buffers(work, points)
+    slots = work[:points]
     grid, block = (blocks(points, THREADS), 1, 1), (THREADS, 1, 1)
     device.kernel(VOXELS_OF_POINTS)(grid, block, slots, cloud.count, sites.candidates[0], placement.voxel_of_point)
 

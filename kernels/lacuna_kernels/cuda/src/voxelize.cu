@@ -1,5 +1,5 @@
 // Points to voxels: each point's voxel, and the voxels numbered in the order of their first point.
-// Launched in this order: place_points, insert_points, count_firsts (sites.cu), number_voxels,
+// Launched in this order: place_points, insert_points, first_points, number_voxels,
 // add_sites (sites.cu); then voxels_of_points.
 #include "geometry.cuh"
 #include "numbering.cuh"
@@ -34,13 +34,11 @@ place_points(const float* __restrict__ points, int columns, const int* __restric
 }
 
 // slots int32 [points]: where in the table of candidates, int32 [mask + 1], a point's voxel is, -1 for a point outside.
-// cells [capacity, 8] becomes -1 for as many voxels as there may be.
 extern "C" __global__ void __launch_bounds__(THREADS)
 insert_points(const Site* __restrict__ voxels, const int* __restrict__ count, int* __restrict__ table, int mask,
-              int* __restrict__ slots, Cells* __restrict__ cells, int capacity, int* __restrict__ overflow) {
+              int* __restrict__ slots, int* __restrict__ overflow) {
     const int p = blockIdx.x * THREADS + threadIdx.x;
     if (p >= *count) return;
-    if (p < capacity) cells[p] = no_cells();
     const Site voxel = voxels[p];
     int slot = -1;
     if (voxel.item >= 0) {
@@ -50,13 +48,34 @@ insert_points(const Site* __restrict__ voxels, const int* __restrict__ count, in
     slots[p] = slot;
 }
 
+// bits, sums: `Firsts` of numbering.cuh.
+extern "C" __global__ void __launch_bounds__(THREADS)
+first_points(const int* __restrict__ count, const int* __restrict__ slots, const int* __restrict__ table,
+             unsigned* __restrict__ bits, int* __restrict__ sums) {
+    const int n = *count, start = blockIdx.x * TILE;
+    if (start >= n) return;
+    int found = 0, all;
+#pragma unroll
+    for (int turn = 0; turn < TURNS; ++turn) {
+        const int p = start + turn * THREADS + threadIdx.x, slot = p < n ? slots[p] : -1;
+        const bool first = slot >= 0 && table[slot] == p;
+        const unsigned word = __ballot_sync(FULL_WARP, first);
+        if (threadIdx.x % 32 == 0) bits[p / 32] = word;
+        found += first;
+    }
+    block_exclusive_sum<THREADS>(found, &all);
+    if (threadIdx.x == 0) sums[blockIdx.x] = all;
+}
+
 // The table of candidates becomes one of rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
 number_voxels(const Site* __restrict__ voxels, const int* __restrict__ count, const int* __restrict__ slots,
-              int* __restrict__ table, const unsigned* __restrict__ firsts, const int* __restrict__ sums,
-              int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites) {
-    number_firsts(*count, firsts, sums, {made_count, capacity, overflow}, [&](int p, int row) {
-        if (row >= 0) sites[row] = voxels[p];
+              int* __restrict__ table, const unsigned* __restrict__ bits, const int* __restrict__ sums,
+              int* __restrict__ made_count, int capacity, int* __restrict__ overflow, Site* __restrict__ sites,
+              Cells* __restrict__ cells) {
+    const Room room = {made_count, capacity, overflow, sites, cells};
+    number_firsts(*count, {bits, sums}, room, [&](int p, int row) {
+        if (row >= 0) room.put(row, voxels[p]);
         table[slots[p]] = row;
     });
 }
