@@ -28,8 +28,9 @@ MMA_TILES = (
     *(MmaTile(128, 32, 32, (8, 1)), MmaTile(128, 32, 16, (8, 1))),
 )
 _WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
+_TALL = WgmmaTile(128, 128, 3, 128, 2, 2)
 _NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5)
-WGMMA_TILES = (_WIDEST, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
+WGMMA_TILES = (_WIDEST, _TALL, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
 RESIDENT_TILES = (
     *(ResidentTile(16, 16, 4, 8), ResidentTile(16, 32, 4, 7), ResidentTile(16, 64, 2, 6)),
     *(ResidentTile(32, 16, 2, 8), ResidentTile(32, 32, 2, 7), ResidentTile(32, 64, 2, 5)),
@@ -127,6 +128,8 @@ def _portable(shape: ConvShape) -> list[Tile]:
 
 
 _LEAST_IN, _LINEAR_LEAST_IN = 32, 96
+_TALL_TURNS = 2.5
+"""Tiles one after another, below which those of half as many rows end sooner."""
 
 
 def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
@@ -136,6 +139,11 @@ def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
     n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
     if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
         return _WIDEST
+    rows = (
+        shape.rows * 3 // 2 if shape.split else shape.rows
+    )  # half of them have offsets of a part before the last, or so
+    if n == 128 and blocks(rows, _TALL.m) * blocks(shape.co, n) >= _TALL_TURNS * _TALL.blocks * multiprocessors:
+        return _TALL
     return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)
 
 

@@ -26,6 +26,7 @@ class WgmmaTile:
     stages    steps under way
     bringers  threads that gather
     blocks    of a multiprocessor, at least
+    halves    of the tile, of each of which a warpgroup multiplies 64 rows
     """
 
     m: int
@@ -33,6 +34,7 @@ class WgmmaTile:
     stages: int
     bringers: int
     blocks: int
+    halves: int = 1
 
     @property
     def early(self) -> bool:
@@ -51,8 +53,8 @@ class WgmmaTile:
 
     @property
     def threads(self) -> int:
-        """Threads of a block: a warpgroup multiplies 64 rows."""
-        return 2 * self.m + self.bringers
+        """Threads of a block."""
+        return 2 * self.m // self.halves + self.bringers
 
     def variant(self, dtype: torch.dtype, aligned: bool, split: bool = False) -> Variant:
         """The kernel."""
@@ -65,6 +67,7 @@ class WgmmaTile:
             ("STAGES", self.stages),
             ("BRINGERS", self.bringers),
             ("BLOCKS", self.blocks),
+            ("HALVES", self.halves),
             ("SPLIT", int(split)),
         )
         shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4

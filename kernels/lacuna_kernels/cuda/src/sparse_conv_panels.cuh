@@ -8,7 +8,7 @@
 #include "sparse_conv.cuh"
 #include "team.cuh"
 
-constexpr int MULTIPLIERS = TILE_M * 2, THREADS = MULTIPLIERS + BRINGERS;
+constexpr int MULTIPLIERS = TILE_M * 2 / HALVES, THREADS = MULTIPLIERS + BRINGERS;
 constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW_BYTES = 2 * PANEL_K;
 constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = BRINGERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread

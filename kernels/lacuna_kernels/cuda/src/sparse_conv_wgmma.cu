@@ -1,7 +1,7 @@
 // Sparse convolution in fp16 or bf16 on Hopper's tensor cores: an implicit GEMM, output-stationary (sparse_conv.cuh).
 // A block makes TILE_M rows x TILE_N channels of y from panels, 32 channels of what one offset leads to: those of the
 // tile's first offset, then those of its next, two at a time, whichever they are of. Of the threads
-//   multiply  each of TILE_M / 64 warpgroups has 64 rows of the tile
+//   multiply  each warpgroup has 64 rows of the tile, or 64 of each of its HALVES
 //   bring     BRINGERS threads more copy what rows the next offsets lead to, and gather panels (zeros where there is no
 //             row) in 16-byte copies; two of them have the patches of the offsets' weights copied beside them, STAGES
 //             pairs of panels ahead
@@ -20,6 +20,7 @@
 #define STAGES 3
 #define BRINGERS 128
 #define BLOCKS 1  // of a multiprocessor
+#define HALVES 1
 #define SPLIT 0   // whether the offsets are in parts
 #endif
 
@@ -34,13 +35,19 @@ using Tiling = Tiles<TILE_M, TILE_N>;
 static_assert(TILE_N % 16 == 0, "a warp writes whole rounds of pieces");
 static_assert(TILE_M / 16 * Rows::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
 
+// What a thread adds up, of each half of the tile.
+using Sums = float[HALVES][TILE_N / 2];
+
 // `a` and `b` are the first of two panels.
-__device__ __forceinline__ void multiply_step(float (&sums)[TILE_N / 2], uint32_t a, uint32_t b) {
+__device__ __forceinline__ void multiply_step(Sums& sums, uint32_t a, uint32_t b) {
     products_begin();
 #pragma unroll
     for (int k = 0; k < 2 * PANEL_K / 16; ++k)
-        multiply_add<TILE_N, 0>(sums, operand_of_32(a + k / 2 * A_PANEL + k % 2 * 32),
-                                operand_of_32(b + k / 2 * B_PANEL + k % 2 * 32), 1, Element());
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half)
+            multiply_add<TILE_N, 0>(sums[half],
+                                    operand_of_32(a + half * (A_PANEL / HALVES) + k / 2 * A_PANEL + k % 2 * 32),
+                                    operand_of_32(b + k / 2 * B_PANEL + k % 2 * 32), 1, Element());
     products_commit();
 }
 
@@ -117,17 +124,28 @@ struct Work {
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
         const int warp = warp_of_block(), group = warp / 4;
         const WarpOffsetWalk offsets = walk();
-        const Rows mine(map, offsets.part, offsets.place + warp * 16, offsets.places, tile().column);
+        Rows mine[HALVES];
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+            const int first = offsets.place + half * (TILE_M / HALVES) + warp * 16;
+            mine[half] = Rows(map, offsets.part, first, offsets.places, tile().column);
+        }
         const bool last = map.is_last(offsets.part);
-        float sums[TILE_N / 2] = {};
-        if (SPLIT && last) mine.begin_with_bias(y, sums);  // under way while offsets are counted
+        Sums sums = {};
+        if (SPLIT && last) {  // under way while offsets are counted
+#pragma unroll
+            for (int half = 0; half < HALVES; ++half) mine[half].begin_with_bias(y, sums[half]);
+        }
         const int steps = this->steps(offsets, offsets.total());
         wait_for_kernels_before();
         let_next_kernel_begin();
-        if (!SPLIT)
-            mine.begin(y, sums);
-        else if (last)
-            mine.add_residual(y, sums);
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+            if (!SPLIT)
+                mine[half].begin(y, sums[half]);
+            else if (last)
+                mine[half].add_residual(y, sums[half]);
+        }
         int before = 0, step = 0;
         do {
             barrier_wait(stages.full(ring.stage), ring.phase);
@@ -141,12 +159,18 @@ struct Work {
         products_wait<0>();
         barrier_arrive(stages.empty(before));
 #pragma unroll
-        for (int n = 0; n < TILE_N / 2; ++n) is_changed(sums[n]);
+        for (int n = 0; n < HALVES * TILE_N / 2; ++n) is_changed(sums[n / (TILE_N / 2)][n % (TILE_N / 2)]);
         barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
         Element* own = static_cast<Element*>(shared_pointer(stages.a(0))) + warp * Rows::ELEMENTS;
-        if (SPLIT && !map.is_last(tile().part)) return mine.keep(sums, parts, tile().part);
-        if (SPLIT) mine.add_parts(sums, map, parts, progress, tiles.before_last());
-        mine.write(y, sums, own);
+#pragma unroll
+        for (int half = 0; half < HALVES; ++half) {
+            if (SPLIT && !map.is_last(tile().part)) {
+                mine[half].keep(sums[half], parts, tile().part);
+                continue;
+            }
+            if (SPLIT) mine[half].add_parts(sums[half], map, parts, progress, tiles.before_last());
+            mine[half].write(y, sums[half], own);
+        }
     }
 };
 
