@@ -38,6 +38,24 @@ def test_every_offset_of_other_convolutions_has_a_bit_and_all_bits_are_used(geom
     assert sorted(set(bits.tolist())) == list(range(min(16, geometry.volume)))
 
 
+def test_where_most_offsets_are_there_the_furthest_have_a_bit_each():
+    geometry = submanifold_geometry((3, 3, 3), (1, 1, 1))
+    bits = offset_slots(geometry, dense=True)[:, 1]
+
+    distance = (torch.cartesian_prod(*[torch.arange(3)] * 3) - 1).pow(2).sum(1)
+    assert sorted(bits[bits >= 0].tolist()) == list(range(16))
+    assert set(distance[bits >= 8].tolist()) == {3}
+    assert set(distance[bits < 0].tolist()) == {0, 1, 2}
+    assert int((bits < 0).sum()) == 11
+
+
+def test_few_offsets_and_those_of_several_parts_have_the_same_bits_where_most_are_there():
+    plane, cube = submanifold_geometry((3, 1, 3), (1, 1, 1)), submanifold_geometry((3, 3, 3), (1, 1, 1))
+
+    assert torch.equal(offset_slots(plane, dense=True), offset_slots(plane))
+    assert torch.equal(offset_slots(cube, 3, dense=True), offset_slots(cube, 3))
+
+
 def test_a_submanifold_convolution_of_one_offset_has_no_bits():
     assert offset_bits(submanifold_geometry((1, 1, 1), (1, 1, 1))).tolist() == [-1]
 

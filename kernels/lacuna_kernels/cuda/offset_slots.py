@@ -32,12 +32,15 @@ def key_bits(volume: int) -> int:
     return min(volume, _KEY_BITS)
 
 
-def offset_slots(geometry: Geometry, parts: int = 1) -> Tensor:
+def offset_slots(geometry: Geometry, parts: int = 1, *, dense: bool = False) -> Tensor:
     """The offsets part by part, and which bit of a row's key each sets, -1 for none: int32 [k, 2].
 
     Of several parts, planes along z, the middle one comes last. Of each those furthest from the middle of the kernel,
     which the fewest rows have, set the highest bits; a bit is for several neighbours in that order if there are more
     offsets than bits. The middle of a submanifold convolution, which all rows have, sets none.
+
+    dense  whether most rows have most offsets: then the furthest have a bit each, and the nearest none, if they are in
+           one part; of several, a row that has any offset of a part must have a bit of it
     """
     size_x, size_y, size_z = geometry.kernel_size
     assert parts == 1 or (parts == size_z == PARTS and geometry.volume <= 32)  # a word of a map, a digit a part
@@ -47,20 +50,20 @@ def offset_slots(geometry: Geometry, parts: int = 1) -> Tensor:
     slots = []
     for part, plane in enumerate(planes):
         offsets = [(x, y, z) for x, y in product(range(size_x), range(size_y)) for z in plane]
-        bits = _bits(geometry, offsets, most)
+        bits = _bits(geometry, offsets, most, dense and parts == 1)
         for (x, y, z), bit in zip(offsets, bits, strict=True):
             slots.append([(x * size_y + y) * size_z + z, bit if bit < 0 else PART_BITS * part + bit])
     return torch.tensor(slots, dtype=torch.int32)
 
 
-def _bits(geometry: Geometry, offsets: list[Triple], most: int) -> list[int]:
+def _bits(geometry: Geometry, offsets: list[Triple], most: int, dense: bool) -> list[int]:
     """Which of so many bits each of these offsets sets."""
     distances = [_distance(geometry, offset) for offset in offsets]
     telling = [at for at, distance in enumerate(distances) if distance or not _is_submanifold(geometry)]
     telling.sort(key=distances.__getitem__)
-    bits = [-1] * len(offsets)
+    bits, too_many = [-1] * len(offsets), max(0, len(telling) - most)
     for rank, at in enumerate(telling):
-        bits[at] = rank * min(most, len(offsets)) // len(telling)
+        bits[at] = max(-1, rank - too_many) if dense else rank * min(most, len(offsets)) // len(telling)
     return bits
 
 
