@@ -80,6 +80,13 @@ static unsigned __reduce_or_sync(unsigned mask, unsigned value) {
     return word;
 }
 
+static unsigned __byte_perm(unsigned low, unsigned high, unsigned which) {
+    const unsigned long long bytes = (unsigned long long)high << 32 | low;
+    unsigned word = 0;
+    for (int at = 0; at < 4; ++at) word |= unsigned(bytes >> 8 * (which >> 4 * at & 7) & 0xff) << 8 * at;
+    return word;
+}
+
 static int __ffs(int word) { return __builtin_ffs(word); }
 static int __popc(unsigned word) { return __builtin_popcount(word); }
 static float __fsub_rn(float a, float b) { return a - b; }

@@ -6,6 +6,7 @@
 // which row each cell of its block is, -1 for none. Entries are in buckets of BUCKET, filled in order, that are read at
 // once, so that hardly ever a second place has to be looked at.
 #pragma once
+#include "read_if.cuh"
 
 #define FREE (-1)
 
@@ -114,7 +115,9 @@ struct BlockSearch {
 #pragma unroll
         for (int i = BUCKET - 1; i >= 0; --i)  // the first is taken, as free ones have a hash, too
             if (bucket.entries[i].hash == hash) head = bucket.entries[i].head;
-        found = sites[max(head, 0)];
+        uint4 words;  // else the compiler would read them after those of the search before have come
+        read_row(words, head, sites + head);
+        found = {int(words.x), int(words.y), int(words.z), int(words.w)};
     }
     __device__ int end(const Bucket* __restrict__ buckets, unsigned mask, const Site* __restrict__ sites) const {
         const bool sure = head == FREE ? bucket.entries[BUCKET - 1].head == FREE : same_site(block_of(found), block);

@@ -79,7 +79,7 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
 }
 
 // Where an offset leads to from the first input that an output reads, by which of its coordinates are odd: among the
-// 2 x 2 x 2 blocks from that one on, and the block's cells, by 8 bits.
+// 2 x 2 x 2 blocks from that one on, and the block's cells. A byte for each of the 8 cells that it may lie in.
 struct Steps {
     unsigned even, odd;  // by x
 
@@ -92,7 +92,18 @@ struct Steps {
     __device__ static unsigned step(int x, int y, int z) {
         return ((x >> 1) << 2 | (y >> 1) << 1 | z >> 1) << 3 | (x & 1) << 2 | (y & 1) << 1 | (z & 1);
     }
-    __device__ unsigned from(int cell) const { return (cell >> 2 ? odd : even) >> 8 * (cell & 3) & 0xff; }
+    __device__ unsigned from(int cell) const { return __byte_perm(even, odd, cell) & 0xff; }
+};
+
+// Which of the blocks from an output's first input on it reads, that one or the next along each axis, as in a cell's number.
+struct Reach {
+    int next, odd;  // the next one always, or from an odd coordinate on
+
+    __device__ explicit Reach(const Geometry& g) : next(0), odd(0) {
+        for (int axis = 0; axis < 3; ++axis)
+            next |= (g.size[axis] > 2) << (2 - axis), odd |= (g.size[axis] > 1) << (2 - axis);
+    }
+    __device__ bool has(int block, int cell) const { return (block & ~(next | (odd & cell))) == 0; }
 };
 
 // forward_rows of kernels of up to 3 offsets an axis, side by side, up to 32 in all: an output reads from at most
@@ -110,44 +121,47 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
     const int n = *count, lane = threadIdx.x % 32, corner = lane % 8, part = part_of(lane, found.volume, parts);
     const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
     const int padding_x = g.padding[0], padding_y = g.padding[1], padding_z = g.padding[2];
-    const int size_x = g.size[0], size_y = g.size[1], size_z = g.size[2];
+    const int corner_x = corner >> 2, corner_y = corner >> 1 & 1, corner_z = corner & 1;
     const Slot slot = found.slot(lane);
-    const Steps steps(slot.offset / (size_y * size_z), slot.offset / size_z % size_y, slot.offset % size_z);
+    const Steps steps(slot.offset / (g.size[1] * g.size[2]), slot.offset / g.size[2] % g.size[1], slot.offset % g.size[2]);
+    const Reach reach(g);
+    const bool mine = lane < found.volume;
+    const unsigned bit = bit_of(slot, 0);
     clear(bins, bin_count);
     for (int first = (blockIdx.x * WARPS + threadIdx.x / 32) * SITES; first < n; first += gridDim.x * WARPS * SITES) {
         BlockSearch search[SEARCHES];
-        bool reached[SEARCHES];
         int head[SEARCHES], cell[SEARCHES];
 #pragma unroll
         for (int i = 0; i < SEARCHES; ++i) {
             const Site site = outputs[min(first + 4 * i + lane / 8, n - 1)];
             const Site from = {site.item, site.x * stride_x - padding_x, site.y * stride_y - padding_y,
                                site.z * stride_z - padding_z};
-            const Site block = {from.item, (from.x >> 1) + (corner >> 2), (from.y >> 1) + (corner >> 1 & 1),
-                                (from.z >> 1) + (corner & 1)};
-            reached[i] = from.x + size_x > 2 * block.x && from.y + size_y > 2 * block.y && from.z + size_z > 2 * block.z;
             cell[i] = cell_of(from);
-            search[i].start(buckets, mask, block);
+            search[i].start(buckets, mask, {from.item, (from.x >> 1) + corner_x, (from.y >> 1) + corner_y,
+                                            (from.z >> 1) + corner_z});
         }
 #pragma unroll
         for (int i = 0; i < SEARCHES; ++i) search[i].look(inputs);
 #pragma unroll
-        for (int i = 0; i < SEARCHES; ++i) head[i] = reached[i] ? search[i].end(buckets, mask, inputs) : -1;
+        for (int i = 0; i < SEARCHES; ++i)
+            head[i] = reach.has(corner, cell[i]) ? search[i].end(buckets, mask, inputs) : -1;
         int row[SITES];
 #pragma unroll
         for (int i = 0; i < SITES; ++i) {
             const unsigned step = steps.from(__shfl_sync(FULL_WARP, cell[i / 4], 8 * (i % 4)));
             const int there = __shfl_sync(FULL_WARP, head[i / 4], 8 * (i % 4) + (step >> 3));
-            row[i] = lane < found.volume && there >= 0 ? cells[8 * (size_t)there + (step & 7)] : -1;
+            row[i] = mine && there >= 0 ? cells[8 * (size_t)there + (step & 7)] : -1;
         }
+        const int sites = min(SITES, n - first);
+        int* to = found.of(first) + lane;
         unsigned own = 0;
 #pragma unroll
-        for (int i = 0; i < SITES; ++i) {
-            const unsigned word = __reduce_or_sync(FULL_WARP, bit_of(slot, row[i]));
+        for (int i = 0; i < SITES; ++i, to += pitch) {
+            const unsigned word = __reduce_or_sync(FULL_WARP, row[i] >= 0 ? bit : 0);
             if (lane == i) own = word;
-            if (first + i < n && found.reads(lane, part, word)) found.of(first + i)[lane] = row[i];
+            if (i < sites && (parts == 1 || found.reads(lane, part, word))) *to = row[i];
         }
-        if (lane < min(SITES, n - first)) keys[first + lane] = key_of(own, parts);
+        if (lane < sites) keys[first + lane] = key_of(own, parts);
     }
 }
 
