@@ -37,7 +37,8 @@ class KernelMap:
     The offsets may be in parts, each with its own order. All rows are in that of the last part; in those of others the
     rows that have any of its offsets come last, and of those before them only some are told, which fill up 256 places.
 
-    rows     int32 [k, capacity], the input row of each offset and place, -1 for none
+    rows     int32 [k, capacity], the input row of each offset and place, -1 for none; nothing is told of offsets that
+             none of 256 places has
     order    int32 [parts, capacity], the output row of each place
     present  int32 [parts, ceil(capacity / 64), ceil(k / 32)]: bit k % 32 of word k / 32 tells whether any of 64 places
              has it
@@ -98,7 +99,10 @@ def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[in
 
 def map_work(volume: int, capacity: int, parts: int = 1) -> int:
     """Numbers of int32 that making a map needs to work with."""
-    return capacity * _pitch(volume) + order_work(capacity, key_bins(key_bits(volume), parts), parts)
+    pitch = _pitch(volume)
+    return capacity * (pitch + blocks(pitch, WORD_BITS)) + order_work(
+        capacity, key_bins(key_bits(volume), parts), parts
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +133,30 @@ class MapJob:
         return BLOCK if self.offsets.halves else NEAR if self.offsets.near else FORWARD
 
     @property
-    def rows(self) -> Tensor:
-        """What each output reads, by slot, before it is in order: int32 [capacity, pitch]."""
+    def found(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What each output reads before it is in order, by which slots, and the rest of `work`.
+
+        These are int32 [capacity, pitch] and, bit by bit, int32 [capacity * ceil(pitch / 32)].
+        """
         volume, capacity = self.result.rows.shape
-        return self.work[: capacity * _pitch(volume)].view(capacity, -1)
+        pitch = _pitch(volume)
+        ends = [capacity * pitch, capacity * (pitch + blocks(pitch, WORD_BITS))]
+        rows, masks, rest = self.work.tensor_split(ends)
+        return rows.view(capacity, -1), masks, rest
 
     @property
     def ordering(self) -> Ordering:
         """How the outputs are put in order."""
         m = self.result
         bins = key_bins(key_bits(len(m.rows)), m.parts)
-        return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, self.work[self.rows.numel() :])
+        return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, self.found[2])
+
+    @property
+    def packed(self) -> bytes:
+        """`struct Ordering` of src/ordering.cuh."""
+        (rows, masks, _), m = self.found, self.result
+        given = (rows, masks, self.offsets.slots, m.rows, m.present)
+        return self.ordering.packed(given, rows.shape[1], len(m.rows), close=self.kernel is NEAR)
 
 
 def make_maps(device: Device, jobs: Sequence[MapJob]) -> None:
@@ -147,16 +164,8 @@ def make_maps(device: Device, jobs: Sequence[MapJob]) -> None:
     if not jobs:
         return
     device.at_once([partial(_find, device, job) for job in jobs])
-    orderings = [job.ordering for job in jobs]
-    packed = all_of(
-        [
-            ordering.packed(
-                (j.rows, j.offsets.slots, j.result.rows, j.result.present), j.rows.shape[1], len(j.result.rows)
-            )
-            for j, ordering in zip(jobs, orderings, strict=True)
-        ]
-    )
-    order_by_keys(device, orderings, packed)
+    packed = all_of([job.packed for job in jobs])
+    order_by_keys(device, [job.ordering for job in jobs], packed)
     results = [job.result for job in jobs]
     groups = blocks(max(m.present.shape[1] for m in results), THREADS // GROUP)
     turns = max(max(m.parts, m.present.shape[2]) for m in results)  # blocks of parts, or of words, take them
@@ -165,13 +174,14 @@ def make_maps(device: Device, jobs: Sequence[MapJob]) -> None:
 
 
 def _find(device: Device, job: MapJob) -> None:
-    (capacity, pitch), find, outputs, ordering = job.rows.shape, job.kernel, job.outputs, job.ordering
+    (rows, masks, _), find, outputs, ordering = job.found, job.kernel, job.outputs, job.ordering
+    capacity, pitch = rows.shape
     threads = capacity * _SITE_THREADS.get(find, min(pitch, WORD_BITS))
     device.kernel(find)(
         (min(device.limits.multiprocessors * BLOCKS, blocks(threads, THREADS)), 1, 1),
         (THREADS, 1, 1),
         *(outputs.coordinates, outputs.count, job.offsets.packed, job.offsets.slots, job.result.parts),
-        *(job.rows, pitch, job.result.keys, ordering.work, ordering.bins, *job.inputs.found_by),
+        *(rows, pitch, masks, job.result.keys, ordering.work, ordering.bins, *job.inputs.found_by),
     )
 
 

@@ -18,7 +18,7 @@ PART_BITS = 8
 MOST_ORDERINGS = 12
 """At a time."""
 _THREADS, _WIDE, _FEW_BINS = 256, 1024, 768
-_FORMAT = "11Q6i"
+_FORMAT = "12Q6i"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +40,15 @@ class Ordering:
     bins: int
     work: Tensor
 
-    def packed(self, of_map: Sequence[Tensor] = (), pitch: int = 0, volume: int = 0) -> bytes:
-        """`struct Ordering` of src/ordering.cuh. of_map: rows, slots, map and present, if a map is ordered."""
+    def packed(self, of_map: Sequence[Tensor] = (), pitch: int = 0, volume: int = 0, *, close: bool = False) -> bytes:
+        """`struct Ordering` of src/ordering.cuh. of_map: rows, masks, slots, map and present, if a map is ordered."""
         parts, length = self.order.shape
         counts, starts, ranks = self.work.tensor_split([self.bins, 2 * self.bins])
         pointers = [
             t.data_ptr() for t in (self.keys, self.count, counts, starts, ranks, self.order, self.ones, *of_map)
         ]
-        more = [0] * (11 - len(pointers))
-        return struct.pack(_FORMAT, *pointers, *more, parts, length, self.bins, pitch, volume, 0)
+        more = [0] * (12 - len(pointers))
+        return struct.pack(_FORMAT, *pointers, *more, parts, length, self.bins, pitch, volume, int(close))
 
 
 def all_of(packed: Sequence[bytes]) -> Struct:

@@ -3,7 +3,7 @@
 // row that an offset leads to from each place of `order`, or -1. Places past *count are not written.
 // The offsets may be in parts, as many each, with an order of their own: order int32 [parts, capacity]. Rows without any
 // offset of a part come first in its order, and but for the last part, which is for all rows, nothing is written of
-// tiles of them.
+// tiles of them. Nor is what no row of MOST_ROWS places has.
 // Launched in this order: forward_rows, inverse_rows, or what does the same for some kernels faster; [key_order.cu];
 // order_map.
 #include "geometry.cuh"
@@ -15,11 +15,6 @@
 #define WARPS (THREADS / 32)
 #define FULL_WARP 0xffffffffu
 
-// The part of a slot.
-__device__ inline int part_of(int slot, int volume, int parts) { return parts == 1 ? 0 : slot * parts / volume; }
-
-__device__ inline bool has_part(unsigned word, int part) { return word >> 8 * part & 0xff; }
-
 // What rows are sorted by: where their bits come in the Gray code, if there are parts the 8 of each.
 __device__ inline int key_of(unsigned word, int parts) {
     if (parts == 1) return gray_rank(word);
@@ -28,19 +23,18 @@ __device__ inline int key_of(unsigned word, int parts) {
     return key;
 }
 
-// What is made of output rows before they are in order. rows int32 [capacity, pitch] is what each reads by slot, -1 for
-// nothing and past the volume, but not of parts that it has nothing of; pitch is 8, 16 or a multiple of 32, and 32 if
-// there are parts. keys [capacity]; bins int32 [number of bins] becomes 0.
+// What is made of output rows before they are in order. masks uint32 [capacity, ceil(pitch / 32)] tells the slots by which
+// each reads anything, rows int32 [capacity, pitch] what: at the slot's place, or `close`, one after the other. pitch is 8,
+// 16 or a multiple of 32, and 32 if there are parts. keys [capacity]; bins int32 [number of bins] becomes 0.
 struct Found {
     const Slot* slots;
-    int volume, parts, *rows, pitch, *keys;
+    int volume, parts, *rows, pitch;
+    unsigned* masks;
+    int* keys;
 
     __device__ Slot slot(int at) const { return at < volume ? slots[at] : Slot{0, -1}; }
     __device__ int* of(int row) const { return rows + (size_t)row * pitch; }
-    // Whether somebody reads what a slot of a part leads to, if a row sets the bits of this word.
-    __device__ bool reads(int at, int part, unsigned word) const {
-        return parts == 1 || (at < volume && (part == parts - 1 || has_part(word, part)));
-    }
+    __device__ unsigned* mask_of(int row) const { return masks + (size_t)row * ((pitch + 31) / 32); }
 };
 
 __device__ inline void clear(int* __restrict__ bins, int number) {
@@ -60,21 +54,25 @@ __device__ inline void find_rows(const Site* __restrict__ outputs, int count, co
     };
     const auto way = way_at(lane);  // the same for all sites, if a lane has one offset
     const Slot slot = found.slot(lane);
-    const int part = part_of(lane, found.volume, found.parts);
+    const int group = threadIdx.x % 32 / across * across;  // of lanes
+    const auto put = [&](int m, int at, int row) {
+        const unsigned mask = __ballot_sync(FULL_WARP, row >= 0) >> group & ~0u >> (32 - across);
+        if (row >= 0) found.of(m)[at] = row;
+        if (lane == 0 && m < count) found.mask_of(m)[at / 32] = mask;
+    };
     for (int first = blockIdx.x * at_once; first < count; first += gridDim.x * at_once) {
         const int m = first + threadIdx.x / across;
         const Site site = m < count ? outputs[m] : Site{};
         const int row = m < count && lane < found.volume ? way(site) : -1;
         unsigned word = bit_of(slot, row);
+        put(m, lane, row);
         for (int at = lane + across; at < pitch; at += across) {
             const int more = m < count && at < found.volume ? way_at(at)(site) : -1;
-            if (m < count) found.of(m)[at] = more;
+            put(m, at, more);
             word |= bit_of(found.slot(at), more);
         }
         for (int step = across / 2; step; step /= 2) word |= __shfl_xor_sync(FULL_WARP, word, step);
-        if (m >= count) continue;
-        if (found.reads(lane, part, word)) found.of(m)[lane] = row;
-        if (lane == 0) found.keys[m] = key_of(word, found.parts);
+        if (lane == 0 && m < count) found.keys[m] = key_of(word, found.parts);
     }
 }
 
@@ -113,12 +111,12 @@ struct Reach {
 #define SITES (4 * SEARCHES)
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-          const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-          int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+          const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
+          int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
           const int* __restrict__ cells, const Site* __restrict__ inputs) {
     const Geometry& g = *geometry;
-    const Found found = {slots, volume_of(g), parts, rows, pitch, keys};
-    const int n = *count, lane = threadIdx.x % 32, corner = lane % 8, part = part_of(lane, found.volume, parts);
+    const Found found = {slots, volume_of(g), parts, rows, pitch, masks, keys};
+    const int n = *count, lane = threadIdx.x % 32, corner = lane % 8;
     const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
     const int padding_x = g.padding[0], padding_y = g.padding[1], padding_z = g.padding[2];
     const int corner_x = corner >> 2, corner_y = corner >> 1 & 1, corner_z = corner & 1;
@@ -126,7 +124,7 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
     const Steps steps(slot.offset / (g.size[1] * g.size[2]), slot.offset / g.size[2] % g.size[1], slot.offset % g.size[2]);
     const Reach reach(g);
     const bool mine = lane < found.volume;
-    const unsigned bit = bit_of(slot, 0);
+    const unsigned bit = bit_of(slot, 0), before = (1u << lane) - 1;
     clear(bins, bin_count);
     for (int first = (blockIdx.x * WARPS + threadIdx.x / 32) * SITES; first < n; first += gridDim.x * WARPS * SITES) {
         BlockSearch search[SEARCHES];
@@ -153,15 +151,16 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
             row[i] = mine && there >= 0 ? cells[8 * (size_t)there + (step & 7)] : -1;
         }
         const int sites = min(SITES, n - first);
-        int* to = found.of(first) + lane;
-        unsigned own = 0;
+        int* to = found.of(first);
+        unsigned own = 0, own_mask = 0;
 #pragma unroll
         for (int i = 0; i < SITES; ++i, to += pitch) {
             const unsigned word = __reduce_or_sync(FULL_WARP, row[i] >= 0 ? bit : 0);
-            if (lane == i) own = word;
-            if (i < sites && (parts == 1 || found.reads(lane, part, word))) *to = row[i];
+            const unsigned mask = __ballot_sync(FULL_WARP, row[i] >= 0);
+            if (lane == i) own = word, own_mask = mask;
+            if (i < sites && row[i] >= 0) to[__popc(mask & before)] = row[i];
         }
-        if (lane < sites) keys[first + lane] = key_of(own, parts);
+        if (lane < sites) keys[first + lane] = key_of(own, parts), *found.mask_of(first + lane) = own_mask;
     }
 }
 
@@ -169,27 +168,27 @@ near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const
 template <class RowAt>
 __device__ inline void put_down(const Found& found, int m, RowAt row_at) {
     int row[8];
-    unsigned word = 0;
+    unsigned word = 0, mask = 0;
 #pragma unroll
     for (int at = 0; at < 8; ++at) {
         row[at] = row_at(found.slots[at].offset);
-        word |= bit_of(found.slots[at], row[at]);
+        word |= bit_of(found.slots[at], row[at]), mask |= (row[at] >= 0) << at;
     }
     int4* to = reinterpret_cast<int4*>(found.of(m));
     to[0] = {row[0], row[1], row[2], row[3]}, to[1] = {row[4], row[5], row[6], row[7]};
-    found.keys[m] = key_of(word, 1);
+    found.keys[m] = key_of(word, 1), *found.mask_of(m) = mask;
 }
 
 // forward_rows of a kernel of 2^3 by strides of 2: what an output reads is a block.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 block_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__,
-           const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-           int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+           const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
+           int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
            const int* __restrict__ cells, const Site* __restrict__ inputs) {
     clear(bins, bin_count);
     for (int m = blockIdx.x * THREADS + threadIdx.x; m < *count; m += gridDim.x * THREADS) {
         const int head = find_block(buckets, mask, inputs, outputs[m]);
-        put_down({slots, 8, 1, rows, pitch, keys}, m,
+        put_down({slots, 8, 1, rows, pitch, masks, keys}, m,
                  [=](int offset) { return head < 0 ? -1 : cells[8 * (size_t)head + offset]; });
     }
 }
@@ -197,27 +196,27 @@ block_rows(const Site* __restrict__ outputs, const int* __restrict__ count, cons
 // inverse_rows of such a kernel: a fine site reads from the one coarse site whose block it lies in.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 cell_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__,
-          const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-          int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+          const Slot* __restrict__ slots, int, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
+          int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
           const int* __restrict__ cells, const Site* __restrict__ coarse) {
     clear(bins, bin_count);
     for (int m = blockIdx.x * THREADS + threadIdx.x; m < *count; m += gridDim.x * THREADS) {
         const Site site = fine[m];
         const int row = find_site(buckets, mask, cells, coarse, block_of(site)), cell = cell_of(site);
-        put_down({slots, 8, 1, rows, pitch, keys}, m, [=](int offset) { return offset == cell ? row : -1; });
+        put_down({slots, 8, 1, rows, pitch, masks, keys}, m, [=](int offset) { return offset == cell ? row : -1; });
     }
 }
 
 // input = output*stride - padding + k*dilation.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-             int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
+             int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
              const int* __restrict__ cells, const Site* __restrict__ inputs) {
     const Geometry& g = *geometry;  // not a copy, which would take too many registers
     const int stride_x = g.stride[0], stride_y = g.stride[1], stride_z = g.stride[2];
     clear(bins, bin_count);
-    find_rows(outputs, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
+    find_rows(outputs, *count, g, {slots, volume_of(g), parts, rows, pitch, masks, keys}, [&](int kx, int ky, int kz) {
         const Site from = reached_site({0, 0, 0, 0}, kx, ky, kz, g);
         return [=](Site output) {
             return find_site(buckets, mask, cells, inputs,
@@ -231,12 +230,12 @@ forward_rows(const Site* __restrict__ outputs, const int* __restrict__ count, co
 // coarse ones, and offset k leads from a fine site to the coarse site that it fed, or that made it, through k.
 extern "C" __global__ void __launch_bounds__(THREADS, 5)
 inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const Geometry* __restrict__ geometry,
-             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, int* __restrict__ keys,
-             int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
+             const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
+             int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
              const int* __restrict__ cells, const Site* __restrict__ coarse) {
     const Geometry& g = *geometry;
     clear(bins, bin_count);
-    find_rows(fine, *count, g, {slots, volume_of(g), parts, rows, pitch, keys}, [&](int kx, int ky, int kz) {
+    find_rows(fine, *count, g, {slots, volume_of(g), parts, rows, pitch, masks, keys}, [&](int kx, int ky, int kz) {
         return [=, &g](Site site) {
             Site from = {site.item, 0, 0, 0};
             const bool fed = output_cell(site.x, kx, 0, g, &from.x) && output_cell(site.y, ky, 1, g, &from.y) &&
@@ -249,12 +248,13 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
 // A warp puts 32 rows in their places at a time, for the offsets of a part, or for up to 32 of all, and with its neighbour
 // makes the word of `present` that says which of these any of GROUP rows has: uint32 [parts, capacity / GROUP, words], bit
 // k % 32 of word k / 32. ones [parts], if there are several: the place of the first row that has any of a part's offsets.
-// Blocks of parts, or of words, take turns; a row of blocks has a map.
+// A block has MOST_ROWS places. Blocks of parts, or of words, take turns; a row of blocks has a map.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 order_map(const __grid_constant__ Orderings orderings) {
     constexpr int GROUPS = WARPS / 2;
+    static_assert(GROUPS * GROUP == MOST_ROWS, "what a block leaves out nobody reads");
     __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
-    __shared__ unsigned words[WARPS];
+    __shared__ unsigned masks[WARPS];
     const Ordering o = orderings.of[blockIdx.y];
     const int volume = o.volume, parts = o.parts, turns = parts > 1 ? parts : (volume + 31) / 32;
     const int turn = blockIdx.x % turns, block = blockIdx.x / turns, blocks = gridDim.x / turns;
@@ -263,31 +263,42 @@ order_map(const __grid_constant__ Orderings orderings) {
     const int size = parts > 1 ? volume / parts : min(32, volume - slot);
     const int one = part < parts - 1 ? o.ones[part] : 0;  // before it no row has any
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = size > 16 ? 32 : size > 8 ? 16 : 8;
+    const int own_slot = slot % 32 + lane % across, words = parts > 1 ? 1 : turns;
+    const bool close = o.close && lane % across < size;
+    const unsigned before = own_slot < 32 ? (1u << own_slot) - 1 : 0, bit = lane % across < size ? 1u << own_slot : 0;
     const int groups = (o.length + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
     const int* order = o.order + (size_t)part * o.length;
     auto& found = found_of[warp];
     for (int next = first + block * GROUPS; next * GROUP < n; next += blocks * GROUPS) {
         const int group = next + warp / 2, start = group * GROUP + warp % 2 * 32;
         const int own = start + lane < n ? order[start + lane] : -1;
-        unsigned word = 0;
+        const unsigned mask = own >= 0 && start + lane >= one ? o.masks[(size_t)own * words + turn % words] : 0;
+        const unsigned any = __reduce_or_sync(FULL_WARP, mask);
+        if (lane == 0) masks[warp] = any;
+        __syncthreads();
         if (start < n) {
-#pragma unroll 16
+            const int* rows = o.rows + slot / 32 * 32;
+#pragma unroll 8
             for (int i = 0; i < across; ++i) {
                 const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
-                const bool some = m >= 0 && start + place >= one && lane % across < size;
-                found[lane % across][place] = some ? o.rows[(size_t)m * o.pitch + slot + lane % across] : -1;
+                const unsigned here = __shfl_sync(FULL_WARP, mask, place);
+                const int at = close ? __popc(here & before) : own_slot;
+                found[lane % across][place] = here & bit ? rows[(size_t)m * o.pitch + at] : -1;
             }
             __syncwarp();
-            for (int s = 0; s < size; ++s) {
-                const int offset = o.slots[slot + s].offset, row = found[s][lane];
-                if (start + lane < n) o.map[(size_t)offset * o.length + start + lane] = row;
-                if (__any_sync(FULL_WARP, row >= 0)) word |= 1u << offset % 32;
+            unsigned left = 0;
+            for (int w = 0; w < WARPS; ++w) left |= masks[w];
+            left = left >> slot % 32 & ~0u >> (32 - size);
+            for (; left; left &= left - 1) {
+                const int s = __ffs(left) - 1, offset = o.slots[slot + s].offset;
+                if (start + lane < n) o.map[(size_t)offset * o.length + start + lane] = found[s][lane];
             }
+            const unsigned both = masks[warp] | masks[warp ^ 1];
+            const unsigned told = both & bit ? 1u << o.slots[slot + lane % across].offset % 32 : 0;
+            const unsigned word = __reduce_or_sync(FULL_WARP, told);
+            const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * turns + turn;
+            if (lane == 0 && warp % 2 == 0) o.present[at] = word;
         }
-        if (lane == 0) words[warp] = word;
-        __syncthreads();
-        const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * turns + turn;
-        if (lane == 0 && warp % 2 == 0 && start < n) o.present[at] = words[warp] | words[warp + 1];
         __syncthreads();
     }
 }

@@ -13,13 +13,14 @@ struct Ordering {
     const int *keys, *count;
     int *counts, *starts, *ranks, *order, *ones;
     const int* rows;
+    const unsigned* masks;
     const Slot* slots;
     int* map;
     unsigned* present;
-    int parts, length, bins, pitch, volume, unused;
+    int parts, length, bins, pitch, volume, close;
 };
 
-static_assert(sizeof(Ordering) == 112, "as it is packed");
+static_assert(sizeof(Ordering) == 120, "as it is packed");
 
 struct Orderings {
     Ordering of[MOST_ORDERINGS];
