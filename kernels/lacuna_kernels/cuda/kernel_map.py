@@ -134,15 +134,15 @@ class MapJob:
 
     @property
     def found(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What each output reads before it is in order, by which slots, and the rest of `work`.
+        """What each output reads before it is in order, by which slots, and what the order is made with.
 
-        These are int32 [capacity, pitch] and, bit by bit, int32 [capacity * ceil(pitch / 32)].
+        The first two are int32 [capacity, pitch] and, bit by bit, int32 [capacity * ceil(pitch / 32)]. These come last,
+        as the others are read by 16 bytes.
         """
         volume, capacity = self.result.rows.shape
         pitch = _pitch(volume)
-        ends = [capacity * pitch, capacity * (pitch + blocks(pitch, WORD_BITS))]
-        rows, masks, rest = self.work.tensor_split(ends)
-        return rows.view(capacity, -1), masks, rest
+        rows, work, masks = self.work.tensor_split([capacity * pitch, -capacity * blocks(pitch, WORD_BITS)])
+        return rows.view(capacity, -1), masks, work
 
     @property
     def ordering(self) -> Ordering:
