@@ -22,7 +22,7 @@ VARIANTS = (NEAR, BLOCK, FORWARD, CELL, INVERSE, ORDER)
 
 GROUP = 64
 THREADS = 256
-BLOCKS = 3
+BLOCKS = 4
 """Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
 rows up would leave no room for what is made beside them."""
 WORD_BITS = 32

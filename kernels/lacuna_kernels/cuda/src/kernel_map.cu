@@ -109,7 +109,7 @@ struct Reach {
 // of them at a time; then, one output after the other, a lane has an offset.
 #define SEARCHES 2
 #define SITES (4 * SEARCHES)
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 near_rows(const Site* __restrict__ outputs, const int* __restrict__ count, const Geometry* __restrict__ geometry,
           const Slot* __restrict__ slots, int parts, int* __restrict__ rows, int pitch, unsigned* __restrict__ masks,
           int* __restrict__ keys, int* __restrict__ bins, int bin_count, const Bucket* __restrict__ buckets, int mask,
