@@ -149,11 +149,15 @@ class Device:
         """Make the device, and a stream of it, current on any thread, which may stay on the device afterwards.
 
         Torch does not always make its context current on a thread that has none; PyCUDA wants it on a stack of its own
-        where kernels are launched, which `launching` does.
+        where kernels are launched, which `launching` does. `torch.cuda.stream` would take 13 microseconds.
         """
         make_current(self._handle)
-        with torch.cuda.stream(stream):
+        before = torch.accelerator.current_stream(self.index)
+        torch.accelerator.set_stream(stream)
+        try:
             yield
+        finally:
+            torch.accelerator.set_stream(before)
 
     @contextmanager
     def launching(self, stream: torch.cuda.Stream) -> Iterator[None]:

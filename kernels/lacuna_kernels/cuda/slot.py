@@ -34,7 +34,8 @@ class Slot:
         self._header = blueprint.header.views(self.host[HEADER].numpy())
         self._status = blueprint.status.views(self.host[STATUS].numpy())
         self._graph = torch.cuda.CUDAGraph()
-        self._sent, self._began, self._ended, self._back = (_event() for _ in range(4))
+        self._sent, self._back = _event(), _event()
+        self._began, self._ended = _event(timing=True), _event(timing=True)
         self._outputs: dict[str, Tensor] = {}  # of the batch in flight, kept even if nobody waits for it
         self.buffers: Mapping[str, Tensor] = {}
         self._counter: TileCounter | None = None  # of the captured launches
@@ -124,13 +125,12 @@ class Slot:
 
     def _fill_header(self, batch: Batch) -> None:
         parts = self._header
-        parts[ITEMS][0] = next(iter(batch.values())).items
+        parts[ITEMS][0] = items = next(iter(batch.values())).items
         for name, value in batch.items():
             if value.offsets is not None:
                 given, offsets = value.offsets.numpy(), parts[f"{name}:offsets"]
-                parts[f"{name}:count"][0] = given[-1]
-                offsets[: len(given)] = given
-                offsets[len(given) :] = given[-1]
+                offsets[: items + 1] = given
+                offsets[items + 1 :] = parts[f"{name}:count"][0] = given[items]
 
     def _pinned_rows(self, buffer: str, rows: int) -> Tensor:
         """Pinned memory for so many rows of a buffer; in the steady state torch has some that others gave back.
@@ -198,8 +198,8 @@ class Slot:
         self._counter = None
 
 
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+def _event(*, timing: bool = False) -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]
 
 
 def _pinned(spec: BufferSpec) -> Tensor:
