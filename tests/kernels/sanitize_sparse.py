@@ -10,6 +10,9 @@ from lacuna_kernels.cuda.devoxelize import devoxelize_nearest, devoxelize_trilin
 from lacuna_kernels.cuda.edges import VECTOR_BYTES, edge_sums
 from lacuna_kernels.cuda.global_pool import global_pool
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
+from lacuna_kernels.cuda.scan import THREADS as SCANNED_AT_ONCE
+from lacuna_kernels.cuda.scan import TILE as SCAN_TILE
+from lacuna_kernels.cuda.scan import exclusive_scan, scan_work
 from lacuna_kernels.cuda.sort import FEW_TILES, TILE, sort, sort_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import FP32_TILES, MMA_TILES, RESIDENT_TILES, TF32_TILES, WGMMA_TILES
@@ -24,6 +27,7 @@ from tests.kernels.device_sites import cloud_on_device, counted, ints, mapped, p
 from tests.kernels.sanitized import noted
 
 HALVING = Geometry((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+CELLS = Geometry((2, 2, 2), (2, 2, 2), (0, 0, 0), (1, 1, 1))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SOURCES = {
     "devoxelize.cu",
@@ -118,9 +122,14 @@ def main() -> None:
         mapped(device, fine, coarse, HALVING)
         mapped(device, fine, fine, submanifold_geometry((5, 3, 3), (1, 2, 1)))
         mapped(device, coarse, fine, HALVING, backward=True)
+        cells, _ = strided(device, fine, CELLS, None, fine.capacity)
+        mapped(device, fine, cells, CELLS)
+        mapped(device, cells, fine, CELLS, backward=True)
         convolve(device, fine)
         many = (FEW_TILES + 1) * TILE
         sort(device, ints(many), counted(many), 8, ints(sort_work(many)))
+        wide = (SCANNED_AT_ONCE + 1) * SCAN_TILE
+        exclusive_scan(device, ints(wide), ints(wide), None, ints(scan_work(wide)))
         follow_points(device, cloud, placement, fine, coarse)
         follow_edges(device)
 
