@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lacuna_kernels import gpu_count
+from lacuna_kernels import Backend, Graph, Options, Precision, Program, gpu_count, random_weights
 from lacuna_kernels.cuda import sparse_steps
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.sparse_conv import pack_weight
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
+from tests.kernels.small_networks import Compiled
 
 HEADS = (5, 19)  # classes of the heads, linear layers that sparse convolutions run, which no table is asked for
 
@@ -71,3 +72,17 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tile]:
 
     monkeypatch.setattr(sparse_steps, "pack_weight", pack)
     return tiles
+
+
+@pytest.fixture
+def compiled(cuda_backend: Backend) -> Iterator[Compiled]:
+    """Compiles a network, and closes it when the test is over."""
+    programs = []
+
+    def build(graph: Graph, precision: Precision, **options: int) -> Program:
+        programs.append(cuda_backend.compile(graph, random_weights(graph, 1), Options(precision, **options)))
+        return programs[-1]
+
+    yield build
+    for program in programs:
+        program.close()
