@@ -28,6 +28,7 @@ from lacuna_kernels.cuda.coordinates import (
 )
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import (
+    GROUP,
     KernelMap,
     MapJob,
     Offsets,
@@ -179,12 +180,20 @@ def pairs(kernel_map: KernelMap, count: int, tile_m: int) -> tuple[int, int]:
     effective = executed = 0
     planes = [None] if kernel_map.parts == 1 else [0, 2, 1]  # of 27 offsets, see `offset_slots`
     for part, plane in enumerate(planes):
-        rows = kernel_map.rows if plane is None else kernel_map.rows[plane::3]
+        own = slice(None) if plane is None else slice(plane, None, 3)
         first = 0 if part == kernel_map.parts - 1 else int(kernel_map.ones[part])
-        there = torch.nn.functional.pad(rows[:, first:count] >= 0, (first % tile_m, -count % tile_m))
+        here = (kernel_map.rows[own] >= 0)[:, first:count] & told(kernel_map, part)[own, first:count]
+        there = torch.nn.functional.pad(here, (first % tile_m, -count % tile_m))
         effective += int(there.sum())
         executed += int(there.view(len(there), -1, tile_m).any(2).sum()) * tile_m
     return effective, executed
+
+
+def told(kernel_map: KernelMap, part: int) -> torch.Tensor:
+    """Where a map tells what an offset leads to: bool [k, places], whole groups of which any place has the offset."""
+    offsets = torch.arange(len(kernel_map.rows), device=kernel_map.rows.device)
+    bits = kernel_map.present[part][:, offsets // 32] >> offsets % 32 & 1
+    return bits.T.bool().repeat_interleave(GROUP, 1)
 
 
 class Bench:

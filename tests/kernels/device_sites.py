@@ -157,17 +157,19 @@ def mapped(
     *,
     backward: bool = False,
     parts: int = 1,
+    dense: bool = False,
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
     result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
     work = ints(map_work(geometry.volume, outputs.capacity, parts))
-    make_maps(device, [MapJob(inputs, outputs, offsets_on_device(geometry, parts), result, work, backward)])
+    offsets = offsets_on_device(geometry, parts, dense=dense)
+    make_maps(device, [MapJob(inputs, outputs, offsets, result, work, backward)])
     return result
 
 
-def offsets_on_device(geometry: Geometry, parts: int = 1) -> Offsets:
+def offsets_on_device(geometry: Geometry, parts: int = 1, *, dense: bool = False) -> Offsets:
     """What the maps of a convolution are made by."""
-    return Offsets(geometry, pack_geometry(geometry).to(PLACE), offset_slots(geometry, parts).to(PLACE))
+    return Offsets(geometry, pack_geometry(geometry).to(PLACE), offset_slots(geometry, parts, dense=dense).to(PLACE))
 
 
 def random_sites(points: tuple[int, ...], spread: int, centre: int = 0, seed: int = 0) -> Tensor:
@@ -235,13 +237,13 @@ def key_of(there: Tensor, bits: Tensor) -> int:
     return rank
 
 
-def check_map(found: KernelMap, expected: Tensor, geometry: Geometry) -> None:
+def check_map(found: KernelMap, expected: Tensor, geometry: Geometry, *, dense: bool = False) -> None:
     """Compare with a reference map int64 [k, m]: rows with equal keys may be in any order.
 
     `present` must tell the same as its rows.
     """
     (k, m), parts = expected.shape, found.parts
-    slots = offset_slots(geometry, parts).view(parts, k // parts, 2).long()
+    slots = offset_slots(geometry, parts, dense=dense).view(parts, k // parts, 2).long()
     for part, (offsets, bits) in enumerate(zip(slots[:, :, 0], slots[:, :, 1], strict=True)):
         own = expected[offsets]
         own_bits = torch.where(bits < 0, bits, bits - 8 * part)

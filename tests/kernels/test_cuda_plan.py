@@ -23,14 +23,14 @@ from lacuna_kernels.cuda.front_steps import Front, maps_task
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kernel_map import MapJob
 from lacuna_kernels.cuda.precision import DTYPES
-from lacuna_kernels.cuda.site_steps import MapTask, source_of
+from lacuna_kernels.cuda.site_steps import MapTask, is_dense, source_of
 from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
-from lacuna_kernels.cuda.steps import Weights, Writer
+from lacuna_kernels.cuda.steps import Weights, Writer, levels_of
 from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.ops.coordinates import unique_first
+from lacuna_kernels.ops.coordinates import submanifold_geometry, unique_first
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Triple
 from lacuna_kernels.zoo import centerpoint_encoder, minkunet
@@ -159,6 +159,20 @@ def test_nothing_of_a_front_reads_what_is_made_beside_it_or_later() -> None:
         for at_once in [tasks for stage in front.stages for tasks in (stage.sites, stage.maps)]:
             assert all(set(task.reads) <= made for task in at_once)
             made |= {name for task in at_once for name in task.makes}
+
+
+def test_levels_are_dense_whose_inputs_make_several_sites_and_their_maps_are_made_so() -> None:
+    for graph, dense in ((minkunet(5, width=0.25), [False] * 5), (centerpoint_encoder(), [False] + [True] * 4)):
+        levels = levels_of(graph.types)
+        layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+        device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90")))
+        writer = Writer(device, graph.types, Weights(torch.device("cpu")), Capacity(1000, 4), layers)
+
+        Front.of(writer, levels[0], Task([], {"features": BufferSpec((1,), torch.float32)}, lambda b: None))
+
+        assert [is_dense(level) for level in levels] == dense
+        cube = submanifold_geometry((3, 3, 3), (1, 1, 1))
+        assert {key[3] for key in writer.weights.held if key[:2] == ("slots", cube)} == set(dense)
 
 
 def all_read(front: Front) -> set[str]:

@@ -109,6 +109,14 @@ def test_maps_are_those_of_the_reference(device, geometry, parts):
         check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
 
 
+def test_rows_of_a_dense_level_are_in_the_order_of_their_furthest_offsets(device):
+    sites = sites_on_device(device, SITES[0], ITEMS)
+
+    found = mapped(device, sites, sites, CUBE, dense=True)
+
+    check_map(found, reference.kernel_map(SITES[0], SITES[0], CUBE), CUBE, dense=True)
+
+
 def test_maps_of_any_sizes_are_made_together(device):
     """In three parts and in one, of more offsets than a word has, and of no sites."""
     many, few, none = (sites_on_device(device, c, ITEMS) for c in (SITES[0], SITES[0][:5], SITES[0][:0]))

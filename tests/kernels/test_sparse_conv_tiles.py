@@ -50,6 +50,7 @@ def test_portable_tiles_fit_every_gpu_and_waste_little(ci: int, co: int, precisi
         (256, 256, 65536, False, 16, 128, 256),
         (256, 256, 65536, True, 16, 128, 256),
         (128, 128, 65536, False, 4, 64, 128),
+        (128, 128, 131072, False, 4, 128, 128),
         (256, 128, 32768, True, 4, 64, 128),
         (96, 96, 131072, False, 1, 128, 96),
         (32, 64, 131072, False, 1, 64, 64),  # with a shortcut, or linear
@@ -62,6 +63,13 @@ def test_hopper_takes_what_was_measured_to_be_fastest(ci, co, rows, single, stri
 
     assert isinstance(tile, WgmmaTile)
     assert (tile.m, tile.n) == (m, n)
+
+
+@pytest.mark.parametrize("split, m", [(False, 64), (True, 128)])
+def test_rows_of_parts_are_tiles_more(split, m):
+    shape = ConvShape(128, 128, HALF, aligned=True, rows=65536, stride=8, split=split)
+
+    assert candidates(shape, H200)[0].m == m
 
 
 @pytest.mark.parametrize(

@@ -287,10 +287,11 @@ def test_tiles_give_the_same_bits(folder: Path):
     rows = random_map(27, 50, 70, 0.15)
     x, weight = torch.randn(50, 72).half(), (torch.randn(27, 72, 40) * 0.1).half()
     kernel_map, count = map_of(rows, 70, nonsense), torch.tensor([70], dtype=torch.int32)
-    found = [torch.zeros(70, 40, dtype=HALF) for _ in range(2)]
+    tiles = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1), WgmmaTile(128, 64, 3, 128, 1, 2)]
+    found = [torch.zeros(70, 40, dtype=HALF) for _ in tiles]
 
-    for tile, y in zip((WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1)), found, strict=True):
+    for tile, y in zip(tiles, found, strict=True):
         sparse_conv(SimulatedDevice(folder, 1, 0), x, pack_weight(weight, HALF, tile), kernel_map, count, y)
 
     assert bool(found[0].any())
-    assert torch.equal(*found)
+    assert all(torch.equal(y, found[0]) for y in found)

@@ -139,7 +139,7 @@ def output_sites(
 
 
 def _is_near(g: Geometry) -> bool:
-    """Whether the outputs that an input makes are the same as for its neighbours in a block of 2 x 2 x 2, or fewer."""
+    """Whether `insert_near_outputs` makes the outputs: those of a kernel of 3^3 by strides of 2."""
     strided = g.kernel_size == (3, 3, 3) and g.stride == (2, 2, 2) and g.dilation == (1, 1, 1)
     return strided and not g.generative and not g.floor_sites
 

@@ -23,8 +23,7 @@ VARIANTS = (NEAR, BLOCK, FORWARD, CELL, INVERSE, ORDER)
 GROUP = 64
 THREADS = 256
 BLOCKS = 4
-"""Of a multiprocessor: blocks take turns, as there is room for many more rows than there are. More of those that look
-rows up would leave no room for what is made beside them."""
+"""Of a multiprocessor: blocks take turns, as there is room for many more rows than there are."""
 WORD_BITS = 32
 _SITE_THREADS = {NEAR: 4, BLOCK: 1, CELL: 1}
 """How many an output has, where it is not one for each offset."""
@@ -136,12 +135,13 @@ class MapJob:
     def found(self) -> tuple[Tensor, Tensor, Tensor]:
         """What each output reads before it is in order, by which slots, and what the order is made with.
 
-        The first two are int32 [capacity, pitch] and, bit by bit, int32 [capacity * ceil(pitch / 32)]. These come last,
-        as the others are read by 16 bytes.
+        The first two are int32 [capacity, pitch] and, bit by bit, int32 [capacity * ceil(pitch / 32)]: the bits lie
+        last, as the others are read by 16 bytes.
         """
         volume, capacity = self.result.rows.shape
         pitch = _pitch(volume)
-        rows, work, masks = self.work.tensor_split([capacity * pitch, -capacity * blocks(pitch, WORD_BITS)])
+        ends = [capacity * pitch, len(self.work) - capacity * blocks(pitch, WORD_BITS)]
+        rows, work, masks = self.work.tensor_split(ends)
         return rows.view(capacity, -1), masks, work
 
     @property

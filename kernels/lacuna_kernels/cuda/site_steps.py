@@ -51,7 +51,7 @@ def _are_cells(level: Level) -> bool:
     return g.floor_sites or (g.kernel_size == g.stride and g.padding == (0, 0, 0) and g.dilation == ONES)
 
 
-def _is_dense(level: Level) -> bool:
+def is_dense(level: Level) -> bool:
     """Whether most sites have most neighbours: those that a strided convolution made of inputs that feed several."""
     g = level.geometry
     return g is not None and not g.generative and not g.floor_sites and max(g.fan_out) > 1
@@ -118,7 +118,7 @@ def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level
     backward = node.mode == "inverse" or g.generative
     parts = 1 if backward else parts_of(g, max(level_out.stride))
     writer.map_parts[name] = parts
-    dense = node.mode == "submanifold" and _is_dense(level_out)
+    dense = node.mode == "submanifold" and is_dense(level_out)
     slots = held.make(("slots", g, parts, dense), lambda: held.upload(offset_slots(g, parts, dense=dense), torch.int32))
     offsets = Offsets(g, _geometry(writer, g, None), slots)
 

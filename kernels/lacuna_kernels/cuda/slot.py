@@ -130,7 +130,8 @@ class Slot:
             if value.offsets is not None:
                 given, offsets = value.offsets.numpy(), parts[f"{name}:offsets"]
                 offsets[: items + 1] = given
-                offsets[items + 1 :] = parts[f"{name}:count"][0] = given[items]
+                offsets[items + 1 :] = given[items]
+                parts[f"{name}:count"][0] = given[items]
 
     def _pinned_rows(self, buffer: str, rows: int) -> Tensor:
         """Pinned memory for so many rows of a buffer; in the steady state torch has some that others gave back.

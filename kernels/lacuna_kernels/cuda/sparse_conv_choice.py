@@ -8,7 +8,7 @@ import torch
 from lacuna_kernels.cuda.device import DeviceLimits
 from lacuna_kernels.cuda.precision import NATIVE
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile, rows_in_tiles
 from lacuna_kernels.cuda.sparse_conv_tiles import MmaTile, Tf32Tile, Tile
 from lacuna_kernels.graph import Precision
 
@@ -139,9 +139,7 @@ def _of_hopper(shape: ConvShape, multiprocessors: int) -> Tile:
     n = min((256, 128, 96, 64), key=lambda width: (_padded_to(shape.co, width), -width))
     if n == 256 and blocks(shape.rows, _WIDEST.m) * blocks(shape.co, n) >= 0.8 * multiprocessors:
         return _WIDEST
-    rows = (
-        shape.rows * 3 // 2 if shape.split else shape.rows
-    )  # half of them have offsets of a part before the last, or so
+    rows = rows_in_tiles(shape.rows, shape.split)
     if n == 128 and blocks(rows, _TALL.m) * blocks(shape.co, n) >= _TALL_TURNS * _TALL.blocks * multiprocessors:
         return _TALL
     return {96: _MIDDLE, 64: _NARROW}.get(n, _WIDE)

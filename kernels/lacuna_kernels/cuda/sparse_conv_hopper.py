@@ -43,8 +43,7 @@ class WgmmaTile:
 
     def grid(self, most: int, likely: int, co: int, parts: int, multiprocessors: int) -> int:
         """So many that each has a tile if no more are there than are likely; else some have several."""
-        rows = likely if parts == 1 else likely * 3 // 2  # half of them have offsets of a part before the last, or so
-        return blocks(min(most * parts, rows), self.m) * blocks(co, self.n)
+        return blocks(min(most * parts, rows_in_tiles(likely, parts > 1)), self.m) * blocks(co, self.n)
 
     @property
     def k(self) -> int:
@@ -164,6 +163,11 @@ class ResidentTile:
         pairs = whole.view(volume, ci // together, 4, together // 16, 2, 2, co).permute(0, 1, 3, 4, 2, 5, 6)
         in_turns = pairs.reshape(volume, ci, co // (4 * wide), 4, wide // 2, 2)
         return _panels(in_turns.transpose(3, 4).reshape(volume, ci, co), self.n)
+
+
+def rows_in_tiles(rows: int, split: bool) -> int:
+    """Rows of all tiles of a layer: of offsets in parts half of them have some of a part before the last, or so."""
+    return rows * 3 // 2 if split else rows
 
 
 def piece_of(channels: int) -> int:

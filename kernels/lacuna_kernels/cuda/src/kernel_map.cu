@@ -264,7 +264,6 @@ order_map(const __grid_constant__ Orderings orderings) {
     const int one = part < parts - 1 ? o.ones[part] : 0;  // before it no row has any
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = size > 16 ? 32 : size > 8 ? 16 : 8;
     const int own_slot = slot % 32 + lane % across, words = parts > 1 ? 1 : turns;
-    const bool close = o.close && lane % across < size;
     const unsigned before = own_slot < 32 ? (1u << own_slot) - 1 : 0, bit = lane % across < size ? 1u << own_slot : 0;
     const int groups = (o.length + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
     const int* order = o.order + (size_t)part * o.length;
@@ -272,7 +271,7 @@ order_map(const __grid_constant__ Orderings orderings) {
     for (int next = first + block * GROUPS; next * GROUP < n; next += blocks * GROUPS) {
         const int group = next + warp / 2, start = group * GROUP + warp % 2 * 32;
         const int own = start + lane < n ? order[start + lane] : -1;
-        const unsigned mask = own >= 0 && start + lane >= one ? o.masks[(size_t)own * words + turn % words] : 0;
+        const unsigned mask = own >= 0 && start + lane >= one ? o.masks[(size_t)own * words + (parts > 1 ? 0 : turn)] : 0;
         const unsigned any = __reduce_or_sync(FULL_WARP, mask);
         if (lane == 0) masks[warp] = any;
         __syncthreads();
@@ -282,7 +281,7 @@ order_map(const __grid_constant__ Orderings orderings) {
             for (int i = 0; i < across; ++i) {
                 const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
                 const unsigned here = __shfl_sync(FULL_WARP, mask, place);
-                const int at = close ? __popc(here & before) : own_slot;
+                const int at = o.close ? __popc(here & before) : own_slot;
                 found[lane % across][place] = here & bit ? rows[(size_t)m * o.pitch + at] : -1;
             }
             __syncwarp();

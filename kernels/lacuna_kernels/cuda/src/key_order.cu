@@ -17,7 +17,6 @@ __device__ inline int bin_of(int key, int part, int parts) {
     return parts == 1 ? key : part << 8 | (key >> 8 * part & 255);
 }
 
-// counts int32 [bins], from all 0, becomes how many rows are in each; ranks [parts, length] how many came before a row.
 // Many rows have one of few keys: a block counts those of its own first, as everybody would wait for a few counts.
 struct OwnCounts {
     int bins[PLACES], counts[PLACES];
@@ -35,6 +34,7 @@ struct OwnCounts {
 };
 static_assert(PLACES == 1 << 10, "a hash has 10 bits");
 
+// counts int32 [bins], from all 0, becomes how many rows are in each; ranks [parts, length] how many came before a row.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 count_keys(const __grid_constant__ Orderings orderings) {
     __shared__ OwnCounts own;

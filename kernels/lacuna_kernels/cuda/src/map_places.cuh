@@ -2,4 +2,4 @@
 #pragma once
 
 #define GROUP 64       // places of a word of `present`
-#define MOST_ROWS 256  // of a tile: in parts of the offsets before the last, places are written by so many
+#define MOST_ROWS 256  // of a tile: a map has all of so many places of each offset that any of them has, and no others

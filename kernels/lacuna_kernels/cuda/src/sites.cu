@@ -7,7 +7,7 @@
 #include "numbering.cuh"
 
 #define WARPS (THREADS / 32)
-#define ROWS 8  // of a warp at a time: more would leave multiprocessors idle
+#define ROWS 8  // of a warp: more would leave multiprocessors idle
 
 struct OutputSite {
     const Site* inputs;
@@ -41,8 +41,7 @@ insert_outputs(const Site* __restrict__ inputs, const int* __restrict__ count, c
     if (site_of.make(candidate, &output) && insert_site(table, mask, output, candidate, site_of) < 0) *overflow = 1;
 }
 
-// The outputs of kernels of 3^3 by strides of 2: an input makes up to two along an axis, all inputs of a block of 2^3 the
-// same two.
+// The outputs of kernels of 3^3 by strides of 2: along an axis, inputs of a block of 2^3 make one or both of the same two.
 struct NearOutput {
     const Site* inputs;
     int padding[3];
@@ -86,32 +85,29 @@ insert_near_outputs(const Site* __restrict__ inputs, const int* __restrict__ cou
         feeds |= (unsigned)fed << cell;
     }
 
-    for (int start = (blockIdx.x * WARPS + threadIdx.x / 32) * ROWS; start < n; start += gridDim.x * WARPS * ROWS) {
-        const int row = start + lane;
-        const bool head = lane < ROWS && row < n && cells[8 * (size_t)row + cell_of(inputs[row])] == row;
-        const unsigned word = __ballot_sync(FULL_WARP, head);
-        if (head) heads[__popc(word & ((1u << lane) - 1))] = row;
-        __syncwarp();
-        for (int at = lane / 8, turn = 0; turn < __popc(word); turn += 4, at += 4) {
-            const int of = at < __popc(word) ? heads[at] : -1;
-            const int mine = of < 0 ? -1 : cells[8 * (size_t)of + own];
-            unsigned first = ~0u;  // the smallest row of those that make the output, and which cell it is
+    const int start = (blockIdx.x * WARPS + threadIdx.x / 32) * ROWS, row = start + lane;
+    const bool head = lane < ROWS && row < n && cells[8 * (size_t)row + cell_of(inputs[row])] == row;
+    const unsigned word = __ballot_sync(FULL_WARP, head);
+    if (head) heads[__popc(word & ((1u << lane) - 1))] = row;
+    __syncwarp();
+    for (int at = lane / 8, turn = 0; turn < __popc(word); turn += 4, at += 4) {
+        const int of = at < __popc(word) ? heads[at] : -1;
+        const int mine = of < 0 ? -1 : cells[8 * (size_t)of + own];
+        unsigned first = ~0u;  // the smallest row of those that make the output, and which cell it is
 #pragma unroll
-            for (int cell = 0; cell < 8; ++cell) {
-                const int there = __shfl_sync(FULL_WARP, mine, group + cell);
-                if (there >= 0 && feeds >> cell & 1) first = min(first, (unsigned)there << 3 | cell);
-            }
-            if (first == ~0u) continue;
-            const Site block = block_of(inputs[of]);
-            const Site output = {block.item, block.x + step[0], block.y + step[1], block.z + step[2]};
-            if (!inside(output.x, 0, g) || !inside(output.y, 1, g) || !inside(output.z, 2, g)) continue;
-            int candidate = first >> 3;
-#pragma unroll
-            for (int axis = 0; axis < 3; ++axis)
-                candidate = candidate << 1 | (((NearOutput::nth(first, axis) + g.padding[axis]) >> 1) - step[axis]);
-            if (insert_site(table, mask, output, candidate, site_of) < 0) *overflow = 1;
+        for (int cell = 0; cell < 8; ++cell) {
+            const int there = __shfl_sync(FULL_WARP, mine, group + cell);
+            if (there >= 0 && feeds >> cell & 1) first = min(first, (unsigned)there << 3 | cell);
         }
-        __syncwarp();
+        if (first == ~0u) continue;
+        const Site block = block_of(inputs[of]);
+        const Site output = {block.item, block.x + step[0], block.y + step[1], block.z + step[2]};
+        if (!inside(output.x, 0, g) || !inside(output.y, 1, g) || !inside(output.z, 2, g)) continue;
+        int candidate = first >> 3;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis)
+            candidate = candidate << 1 | (((NearOutput::nth(first, axis) + g.padding[axis]) >> 1) - step[axis]);
+        if (insert_site(table, mask, output, candidate, site_of) < 0) *overflow = 1;
     }
 }
 

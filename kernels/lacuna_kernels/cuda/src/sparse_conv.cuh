@@ -47,7 +47,7 @@ struct Tile {
 // offsets come last in an order, and their tiles take longest.
 template <int M, int N>
 struct Tiles {
-    static_assert(MOST_ROWS % M == 0, "all places of a tile are written, see kernel_map.cu");
+    static_assert(MOST_ROWS % M == 0, "a map has all places of a tile, of the offsets that `present` tells, see kernel_map.cu");
 
     const KernelMap& map;
     int rows, across;  // of y in use; tiles side by side

@@ -21,6 +21,7 @@ static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
 static_assert(BRINGERS % 64 == 0, "each of the two panels has whole warps");
 static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
 static_assert(TILE_M % GROUP == 0, "tiles are of whole groups");
+static_assert(TILE_M % (64 * HALVES) == 0, "a warpgroup multiplies 64 rows of each half");
 static_assert(16 * STAGES + 8 * CHUNKS + 8 <= TILE_AT, "room for the barriers");
 static_assert(OFFSETS >= 2 * STAGES, "nobody is so far ahead that it overwrites rows that others still read");
 
