@@ -25,7 +25,9 @@ from lacuna_kernels.zoo import minkunet
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", nargs="+", type=Path)
-    parser.add_argument("--model", type=Path, help="a model folder; MinkUNet-42 with random weights by default")
+    parser.add_argument(
+        "--model", type=Path, help="NAME/VERSION of a model; MinkUNet-42 with random weights by default"
+    )
     parser.add_argument("--batch", type=int, default=1, help="scans at a time")
     parser.add_argument("--precision", type=Precision, default=Precision.FP16)
     parser.add_argument("--repeat", type=int, default=100)
@@ -48,7 +50,8 @@ def main() -> None:
         model.graph, model.weights, Options(options.precision, initial_cost=points, max_cost=1 << 23)
     )
     name = options.model or "MinkUNet-42"
-    print(f"{backend.device.name}, torch {torch.__version__}; {name}, {options.precision}, {options.batch} scans")
+    precision = options.precision if options.device == "cuda" else Precision.FP32  # whatever is asked for
+    print(f"{backend.device.name}, torch {torch.__version__}; {name}, {precision}, {options.batch} scans")
     print(f"compiled in {time.perf_counter() - start:.1f} s, {program.memory_bytes / 2**20:.0f} MiB")
     for batch in batches:
         program.submit(batch).result()

@@ -6,6 +6,7 @@ from pathlib import Path
 from bench.kronecker_grid import density, intensity
 from bench.kronecker_measure import Record
 from bench.kronecker_summary import fractions, gain
+from bench.plotting import pyplot
 from lacuna_kernels.cuda.kronecker.problem import Layout
 from lacuna_kernels.graph import Precision
 
@@ -42,13 +43,8 @@ def _draw(
     y: Callable[[Record], float],
     line: float | None,
 ) -> None:
-    import matplotlib as mpl  # noqa: PLC0415  of the tools, not of what they measure
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = path.name  # the same results give the same file
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    drawn = pyplot(path.name)
+    figure, panels = drawn.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for panel, layout in zip(panels, Layout, strict=True):
         for precision, color in COLORS.items():
             chosen = [r for r in records if r.problem.layout is layout and r.problem.precision is precision]
@@ -67,4 +63,4 @@ def _draw(
     panels[0].set_ylabel(labels[1])
     panels[1].legend(loc="best", frameon=False)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    drawn.close(figure)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.plotting import pyplot
 from lacuna_kernels import Precision
 
 COLORS = {
@@ -55,16 +56,11 @@ def _peer(panel: Any, place: float, height: float) -> None:
 def _draw(records: Sequence[Record], path: Path, label: str, bars: Callable[[Any, float, Record], None]) -> None:
     if not records:
         return
-    import matplotlib as mpl  # noqa: PLC0415  of the tools, not of what they measure
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = path.name  # the same results give the same file
-    from matplotlib import pyplot  # noqa: PLC0415
-
+    drawn = pyplot(path.name)
     networks = [*dict.fromkeys(record["network"] for record in records)]
     of = {name: sorted((r for r in records if r["network"] == name), key=lambda r: r["clouds"]) for name in networks}
     widths = [max(2, len(own)) for own in of.values()]
-    figure, panels = pyplot.subplots(
+    figure, panels = drawn.subplots(
         1,
         len(networks),
         figsize=(3 + 1.1 * sum(widths), 4.2),
@@ -83,4 +79,4 @@ def _draw(records: Sequence[Record], path: Path, label: str, bars: Callable[[Any
     panels[0][0].set_ylabel(label)
     figure.legend([*told.values()], [*told], loc="outside right center", frameon=False)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    drawn.close(figure)

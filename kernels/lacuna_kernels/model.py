@@ -37,7 +37,7 @@ def load_model(folder: Path) -> Model:
     path = folder / "model.safetensors"
     if not path.is_file():
         if graph.weight_shapes():
-            raise WeightError(f"{path.name} is missing in {folder.name!r}; the graph has weights")
+            raise WeightError(f"{path.name} is missing in {_short(folder)!r}; the graph has weights")
         return Model(graph, {})
     try:
         weights = load_file(path)
@@ -105,9 +105,14 @@ def _gain(name: str, shape: tuple[int, ...]) -> float:
     return math.sqrt(1 / math.prod(shape[1:]))
 
 
+def _short(folder: Path) -> str:
+    """A model folder by its name and version."""
+    return "/".join(folder.parts[-2:])
+
+
 def _read_json(path: Path) -> object:
     if not path.is_file():
-        raise GraphError(f"{path.name} is missing in {path.parent.name!r}")
+        raise GraphError(f"{path.name} is missing in {_short(path.parent)!r}")
     if path.stat().st_size > MAX_GRAPH_BYTES:
         raise GraphError(f"{path.name} has {path.stat().st_size} bytes, at most {MAX_GRAPH_BYTES} are read")
     try:
