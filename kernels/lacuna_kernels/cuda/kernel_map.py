@@ -98,10 +98,8 @@ def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[in
 
 def map_work(volume: int, capacity: int, parts: int = 1) -> int:
     """Numbers of int32 that making a map needs to work with."""
-    pitch = _pitch(volume)
-    return capacity * (pitch + blocks(pitch, WORD_BITS)) + order_work(
-        capacity, key_bins(key_bits(volume), parts), parts
-    )
+    pitch, order = _pitch(volume), order_work(capacity, key_bins(key_bits(volume), parts), parts)
+    return capacity * (pitch + blocks(pitch, WORD_BITS)) + order
 
 
 @dataclass(frozen=True, slots=True)
