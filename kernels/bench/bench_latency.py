@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", nargs="+", type=Path)
     parser.add_argument(
-        "--model", type=Path, help="NAME/VERSION of a model; MinkUNet-42 with random weights by default"
+        "--model", type=Path, help="folder NAME/VERSION of a model; MinkUNet-42 with random weights by default"
     )
     parser.add_argument("--batch", type=int, default=1, help="scans at a time")
     parser.add_argument("--precision", type=Precision, default=Precision.FP16)

@@ -145,9 +145,9 @@ class MapJob:
     @property
     def ordering(self) -> Ordering:
         """How the outputs are put in order."""
-        m = self.result
+        (_, _, work), m = self.found, self.result
         bins = key_bins(key_bits(len(m.rows)), m.parts)
-        return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, self.found[2])
+        return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, work)
 
     @property
     def packed(self) -> bytes:
