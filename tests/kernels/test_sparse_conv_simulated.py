@@ -11,7 +11,7 @@ from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import map_of, nonsense, random_map, sums_for
 from tests.kernels.simulated import SimulatedDevice, guarded
 
-TILES = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1)]
+TILES = [WgmmaTile(64, 64, 2, 96, 1), WgmmaTile(128, 32, 3, 128, 1)]
 INPUTS = 50
 SPARE = 9
 """Rows of y past the count, which are left alone."""

@@ -29,7 +29,7 @@ MMA_TILES = (
 )
 _WIDEST, _WIDE, _MIDDLE = WgmmaTile(128, 256, 4, 128, 1), WgmmaTile(64, 128, 4, 128, 2), WgmmaTile(128, 96, 3, 128, 2)
 _TALL = WgmmaTile(128, 128, 3, 128, 2, 2)
-_NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 64, 4), WgmmaTile(64, 32, 3, 64, 5)
+_NARROW, _NARROWEST = WgmmaTile(64, 64, 3, 96, 4), WgmmaTile(64, 32, 3, 96, 5)
 WGMMA_TILES = (_WIDEST, _TALL, _WIDE, _MIDDLE, _NARROW, _NARROWEST)
 RESIDENT_TILES = (
     *(ResidentTile(16, 16, 4, 8), ResidentTile(16, 32, 4, 7), ResidentTile(16, 64, 2, 6)),

@@ -11,8 +11,8 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, padded
 
 _BARRIERS_BYTES = 1024
-_LOOKED_UP = 24
-"""Offsets whose rows are in shared memory."""
+_SLOTS, _ROWS_APART = 16, 8
+"""Offsets whose rows are in shared memory, and which rows a thread gathers."""
 _PANEL = 32
 """Channels that lie side by side in a weight."""
 _MOST_RESIDENT, _BESIDE_WEIGHTS, _SHARED_BYTES = 32, 2048, 232_448
@@ -69,7 +69,7 @@ class WgmmaTile:
             ("HALVES", self.halves),
             ("SPLIT", int(split)),
         )
-        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _LOOKED_UP * self.m * 4
+        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _SLOTS * (self.m + 4 * (self.bringers // 64 * 64 - (0 if self.bringers % 64 else 64)) // 8) * 4
         early = 1  # the cluster of a kernel that may begin before the one before it has ended
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, early)
 

@@ -63,7 +63,7 @@ struct Work {
     Progress* progress;
     int index = blockIdx.x;
     Tile own = SPLIT ? Tile{} : tiles.at(index);  // all threads find it out, unless one takes it for them
-    int looked_up = 0;                            // where the next tile's chunks begin
+    int looked_up = 0;                            // offsets of the tiles before
     int turn = 0;                                 // of tiles that were taken
     Ring ring;
 
@@ -114,11 +114,12 @@ struct Work {
     __device__ __forceinline__ void bring() {
         const WarpOffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
-        const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
-        const int first = looked_up + EMPTY, end = first + total;
-        Bringer{stages, input, beside, offsets, offsets, thread, first, end}.bring(
-            weight + (size_t)(tile_of_warp().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, steps, ring);
-        if (total) looked_up = Bringer::next_chunk(end - 1);
+        const Bringers bringers{stages, input, beside, offsets, looked_up, looked_up + total, steps, offsets.ends_in_shortcut()};
+        if (warp_of_block() < (MULTIPLIERS + GATHERERS) / 32)
+            bringers.gather(ring);
+        else
+            bringers.scout(weight + (size_t)(tile_of_warp().column / TILE_N) * B_PANEL, (size_t)tiles.across * B_PANEL, ring);
+        looked_up += total;
     }
 
     __device__ __forceinline__ void multiply(const Output& y, const PartSums& parts) {
@@ -194,8 +195,8 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
             work.take();
         }
         for (int s = 0; s < STAGES; ++s)
-            barrier_init(stages.full(s), BRINGERS + 2), barrier_init(stages.empty(s), MULTIPLIERS);
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) barrier_init(stages.looked_up(chunk), BRINGERS);
+            barrier_init(stages.full(s), GATHERERS + SCOUTS), barrier_init(stages.empty(s), MULTIPLIERS);
+        for (int slot = 0; slot < SLOTS; ++slot) barrier_init(stages.looked_up(slot), 1);
         barrier_init(stages.taken(), 1);
         barriers_are_ready();
     }
