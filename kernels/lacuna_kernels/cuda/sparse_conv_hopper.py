@@ -76,11 +76,14 @@ class WgmmaTile:
     @property
     def packing(self) -> str:
         """In panels."""
-        return f"panels of {self.n}"
+        return f"neighbours in panels of {self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:
-        """[volume * panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4."""
-        return _panels(padded(weight, self.k, self.n), self.n)
+        """[volume * panels of k channels, tiles of n, n, k]; piece p of row n lies at p xor n / 2 % 4.
+
+        Columns are in an order by which a lane's sums are neighbours.
+        """
+        return _panels(_neighbours(padded(weight, self.k, self.n), 8), self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +164,7 @@ class ResidentTile:
         volume, ci, co = whole.shape
         together = min(self.k, 32)  # lane % 4, product, half, neighbour
         pairs = whole.view(volume, ci // together, 4, together // 16, 2, 2, co).permute(0, 1, 3, 4, 2, 5, 6)
-        in_turns = pairs.reshape(volume, ci, co // (4 * wide), 4, wide // 2, 2)
-        return _panels(in_turns.transpose(3, 4).reshape(volume, ci, co), self.n)
+        return _panels(_neighbours(pairs.reshape(volume, ci, co), wide), self.n)
 
 
 def rows_in_tiles(rows: int, split: bool) -> int:
@@ -173,6 +175,13 @@ def rows_in_tiles(rows: int, split: bool) -> int:
 def piece_of(channels: int) -> int:
     """How many of an input's channels a ResidentTile reads at a time."""
     return PIECE // 2 if channels <= 16 else PIECE
+
+
+def _neighbours(whole: Tensor, wide: int) -> Tensor:
+    """Columns so that what a lane has, two of every 8, are `wide` neighbours."""
+    volume, ci, co = whole.shape
+    in_turns = whole.reshape(volume, ci, co // (4 * wide), 4, wide // 2, 2)
+    return in_turns.transpose(3, 4).reshape(volume, ci, co)
 
 
 def _panels(whole: Tensor, n: int) -> Tensor:

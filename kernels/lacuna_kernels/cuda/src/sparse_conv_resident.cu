@@ -22,20 +22,16 @@
 #include <type_traits>
 
 #include "hopper.cuh"
+#include "lane_rows.cuh"
 #include "launch_order.cuh"
 #include "read_if.cuh"
-#include "sparse_conv.cuh"
 
 constexpr int THREADS = 128 * WARPGROUPS, STEPS = CHANNELS / 16, PANEL_BYTES = TILE_N * 64;
 constexpr int OFFSET_BYTES = (CHANNELS + 31) / 32 * PANEL_BYTES, MOST_OFFSETS = 32, CHUNK = 8;
 constexpr int LISTS = 256, WEIGHTS = 2048;  // where in shared memory they are, after the barriers
-constexpr int WIDE = TILE_N < 32 ? 4 : 8, PIECES = TILE_N / 4 / WIDE;  // channels of y side by side; so many of a lane
 static_assert(CHANNELS == 16 || CHANNELS % 32 == 0, "a lane reads pieces of one size");
-static_assert(TILE_N == 16 || TILE_N % 32 == 0, "and writes such");
 static_assert(CHUNK % STAGES == 0, "a register's place in a chunk is known");
 static_assert(LISTS + WARPGROUPS * 4 * MOST_OFFSETS <= WEIGHTS, "room for the lists");
-
-struct __align__(2 * WIDE) Neighbours { Element values[WIDE]; };
 
 // What a lane reads of a row at a time, one of four: a piece of 16 channels, or of 32.
 using Words = std::conditional_t<CHANNELS == 16, uint2, uint4>;
@@ -105,76 +101,11 @@ struct Places {
                 found[i] = map.map ? map.map[(size_t)list[at] * map.capacity + place] : place;
         }
     }
-
-    __device__ __forceinline__ int row_of_y() const {
-        const int place = first + threadIdx.x % 16;
-        return place < rows ? map.row_of(0, place) : -1;
-    }
 };
 
 // Of the offsets looked up, where the `at`-th of a chunk leads from the lane's upper row, or from the one 8 below.
 __device__ __forceinline__ int found_at(const int (&found)[CHUNK / 2], int at, int half) {
     return __shfl_sync(EVERY_LANE, found[at / 2], at % 2 * 16 + half * 8 + threadIdx.x % 32 / 4);
-}
-
-// Rows of y that a lane makes; negative past the last.
-using TwoRows = int[2];
-
-// The first channel of a lane's piece.
-__device__ __forceinline__ int column_of(int piece) { return piece * 32 + threadIdx.x % 4 * WIDE; }
-
-__device__ __forceinline__ void begin(const Output& output, const TwoRows& rows, float (&sums)[TILE_N / 2]) {
-    const bool whole = is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels);
-#pragma unroll
-    for (int piece = 0; piece < PIECES; ++piece) {
-        const int column = column_of(piece);
-        float bias[WIDE];
-#pragma unroll
-        for (int c = 0; c < WIDE; ++c) bias[c] = output.bias_of(column + c);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            Neighbours more = {};
-            if (output.residual && rows[h] >= 0) {
-                const Element* from = output.residual + (size_t)rows[h] * output.residual_pitch + column;
-                if (whole && column < output.channels) more = *reinterpret_cast<const Neighbours*>(from);
-                if (!whole) {
-#pragma unroll
-                    for (int c = 0; c < WIDE; ++c)
-                        if (column + c < output.channels) more.values[c] = from[c];
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c) {
-                float& sum = sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2];
-                sum = output.residual && rows[h] >= 0 ? bias[c] + to_float(more.values[c]) : bias[c];
-            }
-        }
-    }
-}
-
-__device__ __forceinline__ void write(const Output& output, const TwoRows& rows, float (&sums)[TILE_N / 2]) {
-    output.activate_all(sums);
-    const bool whole = is_made_of<Neighbours>(output.y, output.y_pitch, output.channels);
-#pragma unroll
-    for (int piece = 0; piece < PIECES; ++piece) {
-        const int column = column_of(piece);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            if (rows[h] < 0 || column >= output.channels) continue;
-            Neighbours made;
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c)
-                made.values[c] = from_float<Element>(sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2]);
-            Element* to = output.y + (size_t)rows[h] * output.y_pitch + column;
-            if (whole) {
-                *reinterpret_cast<Neighbours*>(to) = made;
-                continue;
-            }
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c)
-                if (column + c < output.channels) to[c] = made.values[c];
-        }
-    }
 }
 
 // A warpgroup's work: 64 rows at a time.
@@ -212,14 +143,14 @@ struct Work {
         int here[CHUNK / 2], next[CHUNK / 2];
         places.look_up(here, 0);
         places.look_up(next, CHUNK);
-        const int row = places.row_of_y(), upper = threadIdx.x % 32 / 4;
-        const TwoRows own = {__shfl_sync(EVERY_LANE, row, upper), __shfl_sync(EVERY_LANE, row, upper + 8)};
+        const LaneRows<TILE_N> own(map, 0, places.first, rows, 0);
         if (first) wait_for_kernels_before(), let_next_kernel_begin();
         Gathered gathered[STAGES];
 #pragma unroll
         for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
         float sums[TILE_N / 2];
-        begin(output, own, sums);
+        own.begin_with_bias(output, sums);
+        own.add_residual(output, sums);
         if (first) barrier_wait(shared, 0);
         unsigned left = places.word;
 #pragma unroll 1
@@ -238,7 +169,7 @@ struct Work {
             for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
             places.look_up(next, base + 2 * CHUNK);
         }
-        write(output, own, sums);
+        own.write(output, sums);
     }
 };
 

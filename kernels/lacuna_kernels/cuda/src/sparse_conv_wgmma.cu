@@ -24,16 +24,15 @@
 #define SPLIT 0   // whether the offsets are in parts
 #endif
 
+#include "lane_rows.cuh"
 #include "sparse_conv_panels.cuh"
 
 constexpr int AT_ONCE = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 64 registers that five leave
 constexpr int EVEN = 65536 / (THREADS * AT_ONCE) / 8 * 8;  // registers of a thread, if all have equally many
 constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
-using Rows = WarpRows<TILE_N>;
+using Rows = LaneRows<TILE_N>;
 using Tiling = Tiles<TILE_M, TILE_N>;
-static_assert(TILE_N % 16 == 0, "a warp writes whole rounds of pieces");
-static_assert(TILE_M / 16 * Rows::ELEMENTS * 2 <= STAGES * STAGE, "rows lie where the stages were");
 
 // What a thread adds up, of each half of the tile.
 using Sums = float[HALVES][TILE_N / 2];
@@ -133,7 +132,7 @@ struct Work {
         }
         const bool last = map.is_last(offsets.part);
         Sums sums = {};
-        if (SPLIT && last) {  // under way while offsets are counted
+        if (!SPLIT || last) {  // under way while offsets are counted
 #pragma unroll
             for (int half = 0; half < HALVES; ++half) mine[half].begin_with_bias(y, sums[half]);
         }
@@ -142,10 +141,7 @@ struct Work {
         let_next_kernel_begin();
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
-            if (!SPLIT)
-                mine[half].begin(y, sums[half]);
-            else if (last)
-                mine[half].add_residual(y, sums[half]);
+            if (!SPLIT || last) mine[half].add_residual(y, sums[half]);
         }
         int before = 0, step = 0;
         do {
@@ -161,8 +157,6 @@ struct Work {
         barrier_arrive(stages.empty(before));
 #pragma unroll
         for (int n = 0; n < HALVES * TILE_N / 2; ++n) is_changed(sums[n / (TILE_N / 2)][n % (TILE_N / 2)]);
-        barrier_of<MULTIPLIERS>(1);  // all are done with the stages: each warp takes a part of them
-        Element* own = static_cast<Element*>(shared_pointer(stages.a(0))) + warp * Rows::ELEMENTS;
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
             if (SPLIT && !map.is_last(tile().part)) {
@@ -170,7 +164,7 @@ struct Work {
                 continue;
             }
             if (SPLIT) mine[half].add_parts(sums[half], map, parts, progress, tiles.before_last());
-            mine[half].write(y, sums[half], own);
+            mine[half].write(y, sums[half]);
         }
     }
 };
