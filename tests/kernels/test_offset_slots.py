@@ -49,11 +49,10 @@ def test_where_most_offsets_are_there_the_furthest_have_a_bit_each():
     assert int((bits < 0).sum()) == 11
 
 
-def test_few_offsets_and_those_of_several_parts_have_the_same_bits_where_most_are_there():
-    plane, cube = submanifold_geometry((3, 1, 3), (1, 1, 1)), submanifold_geometry((3, 3, 3), (1, 1, 1))
+def test_few_offsets_have_the_same_bits_where_most_are_there():
+    plane = submanifold_geometry((3, 1, 3), (1, 1, 1))
 
     assert torch.equal(offset_slots(plane, dense=True), offset_slots(plane))
-    assert torch.equal(offset_slots(cube, 3, dense=True), offset_slots(cube, 3))
 
 
 def test_a_submanifold_convolution_of_one_offset_has_no_bits():

@@ -69,7 +69,11 @@ class WgmmaTile:
             ("HALVES", self.halves),
             ("SPLIT", int(split)),
         )
-        shared_bytes = _BARRIERS_BYTES + self.stages * (self.m + self.n) * 2 * self.k * 2 + _SLOTS * (self.m + 4 * (self.bringers // 64 * 64 - (0 if self.bringers % 64 else 64)) // 8) * 4
+        shared_bytes = (
+            _BARRIERS_BYTES
+            + self.stages * (self.m + self.n) * 2 * self.k * 2
+            + _SLOTS * (self.m + 4 * (self.bringers // 64 * 64 - (0 if self.bringers % 64 else 64)) // 8) * 4
+        )
         early = 1  # the cluster of a kernel that may begin before the one before it has ended
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, early)
 

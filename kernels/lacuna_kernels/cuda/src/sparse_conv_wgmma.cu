@@ -79,15 +79,13 @@ struct Work {
     // By one thread, while the others wait for it.
     __device__ __forceinline__ void take() const { stages.tile() = tiles.at(progress->take()); }
 
-    // Once all threads are done with the tile. The stages are free: rows lay there, and what the next tile's copies
-    // write comes after.
+    // The next tile. If tiles are taken, once all threads are done with this one.
     __device__ __forceinline__ void go_on() {
-        publish_shared();
-        __syncthreads();
         if (!SPLIT) {
             own = tiles.at(index += gridDim.x);
             return;
         }
+        __syncthreads();
         if (threadIdx.x == 0) {
             if (!map.is_last(tile().part)) progress->tell_made();
             if (tiles.all() > int(gridDim.x))
