@@ -1,10 +1,10 @@
 // What sums of a convolution begin with and where they go, for kernels whose weights are packed so that a lane's sums are
-// of neighbouring channels: all of it goes by 16 bytes a lane (8 of up to 16 channels).
+// of neighbouring channels: all of it goes by 16 bytes a lane (8 of up to 16 channels) where that can be.
 #pragma once
 #include "sparse_conv.cuh"
 
-// A lane's two of a warp's 16 rows of WIDTH channels: of each piece of four lanes' neighbours it has its own, WIDE of
-// them, as sums 4 * (piece * WIDE / 2 + c / 2) + 2 * h + c % 2 of row h and channel c.
+// A lane's two of a warp's 16 rows of WIDTH channels. Four lanes share a piece of 4 * WIDE channels, of which each has
+// WIDE neighbours: sum 4 * (piece * WIDE / 2 + c / 2) + 2 * h + c % 2 is that of row h and its c-th.
 template <int WIDTH>
 struct LaneRows {
     static constexpr int WIDE = WIDTH < 32 ? 4 : 8, PIECES = WIDTH / 4 / WIDE;
@@ -31,50 +31,64 @@ struct LaneRows {
     }
     __device__ __forceinline__ int column_of(int piece) const { return column + piece * 4 * WIDE; }
 
-    __device__ __forceinline__ void begin_with_bias(const Output& output, Sums& sums) const {
-        const bool whole = output.bias && output.channels % WIDE == 0 && (size_t)output.bias % 16 == 0;
+    // Do something with each sum, its row and channel, by code that is short.
+    template <class Do>
+    __device__ __forceinline__ void each(const Output& output, Sums& sums, Do what) const {
+        in_turns(sums, [&](int group, float (&four)[4]) {
+            const int at = column_of(group / (WIDE / 2)) + group % (WIDE / 2) * 2;
+#pragma unroll
+            for (int n = 0; n < 4; ++n)
+                if (rows[n / 2] >= 0 && at + n % 2 < output.channels) what(four[n], rows[n / 2], at + n % 2);
+        });
+    }
+
+    // Do something with each row's neighbours that there are.
+    template <class Do>
+    __device__ __forceinline__ void each_piece(const Output& output, Do what) const {
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece) {
-            const int at = column_of(piece);
-            float bias[WIDE] = {};
-            if (whole && at < output.channels) {
+            if (piece % 4 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
 #pragma unroll
-                for (int c = 0; c < WIDE; c += 4) {
-                    const float4 four = *reinterpret_cast<const float4*>(output.bias + at + c);
-                    bias[c] = four.x, bias[c + 1] = four.y, bias[c + 2] = four.z, bias[c + 3] = four.w;
+            for (int h = 0; h < 2; ++h)
+                if (rows[h] >= 0 && column_of(piece) < output.channels) what(piece, h, column_of(piece));
+        }
+    }
+
+    __device__ __forceinline__ void begin_with_bias(const Output& output, Sums& sums) const {
+#pragma unroll
+        for (int n = 0; n < WIDTH / 2; ++n) sums[n] = 0.0f;
+        if (!output.bias) return;
+        if (output.channels % WIDE || (size_t)output.bias % 16) {
+            each(output, sums, [&](float& sum, int, int at) { sum = output.bias[at]; });
+            return;
+        }
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) {
+            if (column_of(piece) >= output.channels) continue;
+#pragma unroll
+            for (int c = 0; c < WIDE; c += 4) {
+                const float4 four = *reinterpret_cast<const float4*>(output.bias + column_of(piece) + c);
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    sum(sums, piece, h, c) = four.x, sum(sums, piece, h, c + 1) = four.y;
+                    sum(sums, piece, h, c + 2) = four.z, sum(sums, piece, h, c + 3) = four.w;
                 }
-            } else if (!whole && output.bias) {
-#pragma unroll
-                for (int c = 0; c < WIDE; ++c) bias[c] = output.bias_of(at + c);
             }
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c) sum(sums, piece, 0, c) = sum(sums, piece, 1, c) = bias[c];
         }
     }
 
     __device__ __forceinline__ void add_residual(const Output& output, Sums& sums) const {
         if (!output.residual) return;
-        const bool whole = is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels);
-#pragma unroll
-        for (int piece = 0; piece < PIECES; ++piece) {
-            if (piece % 4 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
-            const int at = column_of(piece);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (rows[h] < 0 || at >= output.channels) continue;
-                const Element* from = output.residual + (size_t)rows[h] * output.residual_pitch + at;
-                Neighbours more = {};
-                if (whole) {
-                    more = *reinterpret_cast<const Neighbours*>(from);
-                } else {
-#pragma unroll
-                    for (int c = 0; c < WIDE; ++c)
-                        if (at + c < output.channels) more.values[c] = from[c];
-                }
-#pragma unroll
-                for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
-            }
+        const auto from = [&](int row, int at) { return output.residual + (size_t)row * output.residual_pitch + at; };
+        if (!is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels)) {
+            each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*from(row, at)); });
+            return;
         }
+        each_piece(output, [&](int piece, int h, int at) {
+            const Neighbours more = *reinterpret_cast<const Neighbours*>(from(rows[h], at));
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
+        });
     }
 
     // Keeps the sums of a part before the last.
@@ -83,13 +97,12 @@ struct LaneRows {
         for (int h = 0; h < 2; ++h) {
             if (rows[h] < 0) continue;
 #pragma unroll
-            for (int piece = 0; piece < PIECES; ++piece) {
-                float4* to = reinterpret_cast<float4*>(parts.at(part, rows[h], column_of(piece)));
+            for (int piece = 0; piece < PIECES; ++piece)
 #pragma unroll
                 for (int c = 0; c < WIDE; c += 4)
-                    to[c / 4] = make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
-                                            sum(sums, piece, h, c + 3));
-            }
+                    *reinterpret_cast<float4*>(parts.at(part, rows[h], column_of(piece) + c)) =
+                        make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
+                                    sum(sums, piece, h, c + 3));
         }
     }
 
@@ -106,45 +119,35 @@ struct LaneRows {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const bool has = before[h] >> 8 * part & 0xff;
-                float4 fours[PIECES][WIDE / 4];  // all under way before the first is added
+                const float* from = parts.at(part, max(rows[h], 0), column);
+                float4 fours[WIDTH / 16];  // all under way before the first is added
 #pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece)
+                for (int n = 0; n < WIDTH / 16; ++n) {
+                    const int at = n / (WIDE / 4) * 4 * WIDE + n % (WIDE / 4) * 4;
+                    fours[n] = has ? *reinterpret_cast<const float4*>(from + at) : float4{};
+                }
 #pragma unroll
-                    for (int c = 0; c < WIDE; c += 4)
-                        fours[piece][c / 4] = has ? *reinterpret_cast<const float4*>(parts.at(part, rows[h], column_of(piece) + c)) : float4{};
-#pragma unroll
-                for (int piece = 0; piece < PIECES; ++piece)
-#pragma unroll
-                    for (int c = 0; c < WIDE; c += 4) {
-                        const float4& four = fours[piece][c / 4];
-                        sum(sums, piece, h, c) += four.x, sum(sums, piece, h, c + 1) += four.y;
-                        sum(sums, piece, h, c + 2) += four.z, sum(sums, piece, h, c + 3) += four.w;
-                    }
+                for (int n = 0; n < WIDTH / 16; ++n) {
+                    const int piece = n / (WIDE / 4), c = n % (WIDE / 4) * 4;
+                    sum(sums, piece, h, c) += fours[n].x, sum(sums, piece, h, c + 1) += fours[n].y;
+                    sum(sums, piece, h, c + 2) += fours[n].z, sum(sums, piece, h, c + 3) += fours[n].w;
+                }
             }
         }
     }
 
     __device__ __forceinline__ void write(const Output& output, Sums& sums) const {
         output.activate_all(sums);
-        const bool whole = is_made_of<Neighbours>(output.y, output.y_pitch, output.channels);
-#pragma unroll
-        for (int piece = 0; piece < PIECES; ++piece) {
-            const int at = column_of(piece);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (rows[h] < 0 || at >= output.channels) continue;
-                Neighbours made;
-#pragma unroll
-                for (int c = 0; c < WIDE; ++c) made.values[c] = from_float<Element>(sum(sums, piece, h, c));
-                Element* to = output.y + (size_t)rows[h] * output.y_pitch + at;
-                if (whole) {
-                    *reinterpret_cast<Neighbours*>(to) = made;
-                    continue;
-                }
-#pragma unroll
-                for (int c = 0; c < WIDE; ++c)
-                    if (at + c < output.channels) to[c] = made.values[c];
-            }
+        const auto to = [&](int row, int at) { return output.y + (size_t)row * output.y_pitch + at; };
+        if (!is_made_of<Neighbours>(output.y, output.y_pitch, output.channels)) {
+            each(output, sums, [&](float& sum, int row, int at) { *to(row, at) = from_float<Element>(sum); });
+            return;
         }
+        each_piece(output, [&](int piece, int h, int at) {
+            Neighbours made;
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c) made.values[c] = from_float<Element>(sum(sums, piece, h, c));
+            *reinterpret_cast<Neighbours*>(to(rows[h], at)) = made;
+        });
     }
 };

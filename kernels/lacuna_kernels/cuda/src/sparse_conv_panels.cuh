@@ -104,6 +104,7 @@ struct Bringers {
                     rows[i] = four.x, rows[i + 1] = four.y, rows[i + 2] = four.z, rows[i + 3] = four.w;
                 }
             }
+            from = hidden(from);  // else it takes two instructions more to find each row
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
             const uint32_t to = stages.a(ring.stage) + own;
 #pragma unroll
