@@ -26,7 +26,7 @@ from lacuna_kernels.cuda.sparse_conv_tiles import Tf32Tile
 WIDTHS = [(1, 1), (3, 5), (5, 19), (19, 96), (4, 32), (32, 32), (96, 96), (192, 128), (64, 33), (130, 257), (512, 512)]
 HALF = torch.float16
 H200 = DeviceLimits(132, 232_448, "sm_90")
-NAMES = ("BARRIERS", "OFFSETS", "CHUNKS")
+NAMES = ("BARRIERS", "GATHERERS", "SLOTS")
 
 
 @pytest.mark.parametrize("ci, co", WIDTHS)
@@ -102,11 +102,12 @@ def test_every_source_for_hopper_alone_has_a_portable_one_beside_it():
 
 def test_shared_memory_is_as_large_as_the_kernel_takes_it_to_be():
     source = (SOURCES / "sparse_conv_panels.cuh").read_text()
-    barriers, offsets, chunks = (int(re.search(rf"{name} = (\d+)", source)[1]) for name in NAMES)
+    barriers, gatherers, slots = (int(re.search(rf"{name} = (\d+)", source)[1]) for name in NAMES)
 
     for tile in WGMMA_TILES:
         stages = tile.stages * 2 * (tile.m + tile.n) * 64
-        assert tile.variant(HALF, True).dynamic_shared_bytes == barriers + stages + offsets * chunks * tile.m * 4
+        rows = tile.m + gatherers // 8 * 4  # those of a thread are followed by four words
+        assert tile.variant(HALF, True).dynamic_shared_bytes == barriers + stages + slots * rows * 4
         blocks = 233_472 // (tile.variant(HALF, True).dynamic_shared_bytes + 1024)  # of an H200's multiprocessor
         assert blocks >= tile.blocks
 
@@ -151,6 +152,11 @@ def test_other_weights_do_not(change):
     assert not any(isinstance(tile, ResidentTile) for tile in candidates(shape, replace(H200, architecture="sm_80")))
 
 
+def row_of_column(j: int, wide: int) -> int:
+    """Of a panel, so that `wide` neighbours are a lane's: two of every eight rows are."""
+    return j // (4 * wide) * 4 * wide + j % wide // 2 * 8 + j // wide % 4 * 2 + j % 2
+
+
 @pytest.mark.parametrize("tile", RESIDENT_TILES, ids=str)
 def test_weights_that_stay_lie_in_the_order_of_lanes(tile: ResidentTile):
     volume, ci, co = 3, tile.k - 3, tile.n - 1
@@ -164,7 +170,7 @@ def test_weights_that_stay_lie_in_the_order_of_lanes(tile: ResidentTile):
         lane, part = c % together // (together // 4), c % (together // 4)  # who has read it, and which of its own it is
         product, half, neighbour = part // 4, part // 2 % 2, part % 2
         place = c // together * together % 32 + product * 16 + half * 8 + lane * 2 + neighbour
-        row = j // (4 * wide) * 4 * wide + j % wide // 2 * 8 + j // wide % 4 * 2 + j % 2
+        row = row_of_column(j, wide)
         assert packed[k, c // 32, row, place // 8 ^ row // 2 % 4, place % 8] == weight[k, c, j]
     assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
 
@@ -186,14 +192,14 @@ def test_weights_that_stay_have_a_block_a_multiprocessor(tile):
 
 
 @pytest.mark.parametrize("tile", WGMMA_TILES, ids=str)
-def test_weights_of_hopper_are_swizzled_by_64_bytes(tile: WgmmaTile):
+def test_weights_of_hopper_are_swizzled_by_64_bytes_and_a_lanes_columns_are_neighbours(tile: WgmmaTile):
     volume, ci, co = 2, 70, tile.n + 3
     weight = torch.randn(volume, ci, co).half()
 
     packed = tile.pack(weight).view(volume, 3, 2, tile.n, 4, 8)
 
-    for k, c, j in [(0, 0, 0), (1, 69, co - 1), (1, 17, 5), (0, 63, tile.n - 1)]:
-        row, channel = j % tile.n, c % 32
+    for k, c, j in [(0, 0, 0), (1, 69, co - 1), (1, 17, 5), (0, 63, tile.n - 1), (1, 40, 14)]:
+        row, channel = row_of_column(j % tile.n, 8), c % 32
         assert packed[k, c // 32, j // tile.n, row, channel // 8 ^ row // 2 % 4, channel % 8] == weight[k, c, j]
     assert packed.sum(dtype=torch.float64) == weight.sum(dtype=torch.float64)
 

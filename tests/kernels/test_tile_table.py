@@ -287,7 +287,7 @@ def test_tiles_give_the_same_bits(folder: Path):
     rows = random_map(27, 50, 70, 0.15)
     x, weight = torch.randn(50, 72).half(), (torch.randn(27, 72, 40) * 0.1).half()
     kernel_map, count = map_of(rows, 70, nonsense), torch.tensor([70], dtype=torch.int32)
-    tiles = [WgmmaTile(64, 64, 2, 64, 1), WgmmaTile(128, 32, 3, 128, 1), WgmmaTile(128, 64, 3, 128, 1, 2)]
+    tiles = [WgmmaTile(64, 64, 2, 96, 1), WgmmaTile(128, 32, 3, 128, 1), WgmmaTile(128, 64, 3, 128, 1, 2)]
     found = [torch.zeros(70, 40, dtype=HALF) for _ in tiles]
 
     for tile, y in zip(tiles, found, strict=True):

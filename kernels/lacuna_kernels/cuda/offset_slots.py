@@ -40,8 +40,8 @@ def offset_slots(geometry: Geometry, parts: int = 1, *, dense: bool = False) -> 
     which the fewest rows have, set the highest bits; a bit is for several neighbours in that order if there are more
     offsets than bits. The middle of a submanifold convolution, which all rows have, sets none.
 
-    dense  whether most rows have most offsets: then the furthest have a bit each, and the nearest none; in one part, as of
-           several a row that has any offset of a part must have a bit of it
+    dense  whether most rows have most offsets: then the furthest have a bit each, and the nearest none; in one part, as
+           of several a row that has any offset of a part must have a bit of it
     """
     size_x, size_y, size_z = geometry.kernel_size
     assert parts == 1 or (parts == size_z == PARTS and geometry.volume <= 32)  # a word of a map, a digit a part

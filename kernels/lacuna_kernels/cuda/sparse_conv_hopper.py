@@ -11,8 +11,8 @@ from lacuna_kernels.cuda.scan import blocks
 from lacuna_kernels.cuda.sparse_conv_tiles import PIECE, padded
 
 _BARRIERS_BYTES = 1024
-_SLOTS, _ROWS_APART = 16, 8
-"""Offsets whose rows are in shared memory, and which rows a thread gathers."""
+_SLOTS, _BESIDE_ROWS = 16, 32
+"""Offsets whose rows are in shared memory, and words beside those of each."""
 _PANEL = 32
 """Channels that lie side by side in a weight."""
 _MOST_RESIDENT, _BESIDE_WEIGHTS, _SHARED_BYTES = 32, 2048, 232_448
@@ -24,7 +24,7 @@ class WgmmaTile:
     """In 16 bits on Hopper's tensor cores, of aligned inputs.
 
     stages    steps under way
-    bringers  threads that gather
+    bringers  threads that bring a step: two warps that gather, the others, one or two, go ahead of them
     blocks    of a multiprocessor, at least
     halves    of the tile, of each of which a warpgroup multiplies 64 rows
     """
@@ -69,17 +69,14 @@ class WgmmaTile:
             ("HALVES", self.halves),
             ("SPLIT", int(split)),
         )
-        shared_bytes = (
-            _BARRIERS_BYTES
-            + self.stages * (self.m + self.n) * 2 * self.k * 2
-            + _SLOTS * (self.m + 4 * (self.bringers // 64 * 64 - (0 if self.bringers % 64 else 64)) // 8) * 4
-        )
+        stages = self.stages * (self.m + self.n) * 2 * self.k * 2
+        shared_bytes = _BARRIERS_BYTES + stages + _SLOTS * (self.m + _BESIDE_ROWS) * 4
         early = 1  # the cluster of a kernel that may begin before the one before it has ended
         return Variant("sparse_conv_wgmma.cu", "sparse_conv_wgmma", constants, ("sm_90a",), shared_bytes, early)
 
     @property
     def packing(self) -> str:
-        """In panels."""
+        """In panels, whose rows are in the order of a lane's."""
         return f"neighbours in panels of {self.n}"
 
     def pack(self, weight: Tensor) -> Tensor:

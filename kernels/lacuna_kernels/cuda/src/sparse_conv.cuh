@@ -195,19 +195,6 @@ struct Output {
         return residual ? sum + to_float(residual[(size_t)row * residual_pitch + column]) : sum;
     }
 
-    // `begin` in two steps.
-    __device__ float bias_of(int column) const { return bias && column < channels ? bias[column] : 0.0f; }
-
-    __device__ float add_residual(float sum, int row, int column) const {
-        if (!residual || column >= channels) return sum;
-        return sum + to_float(residual[(size_t)row * residual_pitch + column]);
-    }
-
-    __device__ void write(float sum, int row, int column) const {
-        if (column < channels)
-            y[(size_t)row * y_pitch + column] = from_float<Element>(activate(sum, activation, negative_slope));
-    }
-
     // `activate` in place; code for all activations of all sums would be long.
     template <int COUNT>
     __device__ __forceinline__ void activate_all(float (&sums)[COUNT]) const {
@@ -289,51 +276,6 @@ struct WarpRows {
                 const Element* residual = output.residual + (size_t)rows[h] * output.residual_pitch + at;
                 const Pair pair = *reinterpret_cast<const Pair*>(residual);
                 sums[n + 2 * h] += to_float(pair.values[0]), sums[n + 2 * h + 1] += to_float(pair.values[1]);
-            }
-        }
-    }
-
-    __device__ __forceinline__ int first_column() const { return column + threadIdx.x % 4 * 2; }  // of the lane
-
-    // `begin` in two steps, for those who read the bias before the residual is there.
-    __device__ __forceinline__ void begin_with_bias(const Output& output, float (&sums)[WIDTH / 2]) const {
-        const int from = first_column();
-        if (output.channels % 2) {
-            in_turns(sums, [&](int group, float (&four)[4]) {
-#pragma unroll
-                for (int n = 0; n < 4; ++n) four[n] = output.bias_of(from + group * 8 + n % 2);
-            });
-            return;
-        }
-#pragma unroll
-        for (int n = 0; n < WIDTH / 2; n += 4) {
-            const int at = from + n / 4 * 8;
-            const bool here = at < output.channels && output.bias;
-            const float2 bias = here ? *reinterpret_cast<const float2*>(output.bias + at) : float2{};
-            sums[n] = sums[n + 2] = bias.x, sums[n + 1] = sums[n + 3] = bias.y;
-        }
-    }
-
-    __device__ __forceinline__ void add_residual(const Output& output, float (&sums)[WIDTH / 2]) const {
-        if (!output.residual) return;
-        const int from = first_column(), rows[2] = {row_of_half(row, 0), row_of_half(row, 1)};
-        if (!is_made_of<Pair>(output.residual, output.residual_pitch, output.channels)) {
-            in_turns(sums, [&](int group, float (&four)[4]) {
-#pragma unroll
-                for (int n = 0; n < 4; ++n)
-                    if (rows[n / 2] >= 0) four[n] = output.add_residual(four[n], rows[n / 2], from + group * 8 + n % 2);
-            });
-            return;
-        }
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const Element* residual = output.residual + (size_t)max(rows[h], 0) * output.residual_pitch + from;
-#pragma unroll
-            for (int n = 0; n < WIDTH / 8; ++n) {
-                if (n % 8 == 0) asm volatile("" ::: "memory");  // else more is under way than there are registers for
-                if (from + n * 8 >= output.channels || rows[h] < 0) continue;
-                const Pair pair = *reinterpret_cast<const Pair*>(residual + n * 8);
-                sums[4 * n + 2 * h] += to_float(pair.values[0]), sums[4 * n + 2 * h + 1] += to_float(pair.values[1]);
             }
         }
     }

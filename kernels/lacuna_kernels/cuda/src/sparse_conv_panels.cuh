@@ -9,18 +9,18 @@
 #include "team.cuh"
 
 constexpr int MULTIPLIERS = TILE_M * 2 / HALVES, THREADS = MULTIPLIERS + BRINGERS;
-constexpr int SCOUTS = BRINGERS % 64 ? 1 : 2, GATHERERS = BRINGERS - 32 * SCOUTS;  // warps of those who bring; threads
+constexpr int GATHERERS = 64, SCOUTS = (BRINGERS - GATHERERS) / 32;  // threads and warps of those who bring
 constexpr int PANEL_K = 32, PANEL_PIECES = PANEL_K / PIECE, ROW_BYTES = 2 * PANEL_K;
 constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE = 2 * (A_PANEL + B_PANEL);
 constexpr int ROWS_APART = GATHERERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int OWN_ROWS = GATHERS + 4;  // words that a thread's rows take, so that threads side by side share no banks
-constexpr int SLOTS = 16, SLOT = ROWS_APART * OWN_ROWS * 4, BATCH = 4;  // offsets whose rows are in shared memory, bytes of one;
-                                                                     // offsets looked up together
-constexpr int AHEAD = SLOTS - 2 * STAGES;  // of the offset that a step begins with: others may still read what the
-                                           // last stages were gathered by, two offsets a step
+constexpr int SLOTS = 16, SLOT = ROWS_APART * OWN_ROWS * 4;  // offsets whose rows are in shared memory; bytes of one
+// How many are looked up together, and how far they may be ahead of that which a step begins with: what the last stages
+// are gathered by, up to two offsets a step, may still be read.
+constexpr int BATCH = 4, AHEAD = SLOTS - 2 * STAGES;
 constexpr int BARRIERS = 1024, TILE_AT = 960;  // bytes before the stages; where of these the block's tile is
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
-static_assert(GATHERERS % 64 == 0, "each of the two panels has whole warps");
+static_assert(SCOUTS == 1 || SCOUTS == 2, "one looks up where rows lie, one has weights copied");
 static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
 static_assert(TILE_M % GROUP == 0, "tiles are of whole groups");
 static_assert(TILE_M % (64 * HALVES) == 0, "a warpgroup multiplies 64 rows of each half");
@@ -44,7 +44,7 @@ struct Stages {
 
 __device__ __forceinline__ int panels_of(const Source& source) { return (source.ci + PANEL_K - 1) / PANEL_K; }
 
-// A place in the row of a tile's panels: which of an offset's, the tile's offsets being [first, end) of all that the block
+// A place in the row of a tile's panels: which panel of which offset, the tile's last being `end` - 1 of all that the block
 // goes through.
 struct Panel {
     int end, width, last;  // panels of an offset, and of the last
@@ -61,9 +61,9 @@ struct Panel {
     }
 };
 
-// Those who bring a tile's panels. GATHERERS gather: half of their warps have the even panels, half the odd ones, a
-// thread a piece of every ROWS_APART-th row. Scouts go ahead: they look up where rows lie, a few offsets ahead, and have
-// weights copied; two of them share that.
+// Those who bring a tile's panels. Two warps gather, one the even panels and one the odd ones, a thread a piece of every
+// ROWS_APART-th row. Scouts go ahead: they look up where the rows of the next offsets lie, and have weights copied; two
+// of them share that.
 struct Bringers {
     const Stages& stages;
     const Source &input, &shortcut;
@@ -81,8 +81,8 @@ struct Bringers {
 
     __device__ __forceinline__ void gather(Ring& ring) const {
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
-        const int half = (warp_of_block() - MULTIPLIERS / 32) / (GATHERERS / 64);
-        const int row = thread % (GATHERERS / 2) / PANEL_PIECES, piece = thread % PANEL_PIECES;
+        const int half = warp_of_block() - MULTIPLIERS / 32;
+        const int row = thread % 32 / PANEL_PIECES, piece = thread % PANEL_PIECES;
         const uint32_t own = half * A_PANEL + row * ROW_BYTES + (piece ^ row / 2 % 4) * 16;
         Panel at = panel(half);
         int found = first - 1;

@@ -2,15 +2,15 @@
 // A block makes TILE_M rows x TILE_N channels of y from panels, 32 channels of what one offset leads to: those of the
 // tile's first offset, then those of its next, two at a time, whichever they are of. Of the threads
 //   multiply  each warpgroup has 64 rows of the tile, or 64 of each of its HALVES
-//   bring     BRINGERS threads more copy what rows the next offsets lead to, and gather panels (zeros where there is no
-//             row) in 16-byte copies; two of them have the patches of the offsets' weights copied beside them, STAGES
-//             pairs of panels ahead
+//   bring     BRINGERS threads more gather panels in 16-byte copies, zeros where there is no row, up to STAGES pairs of
+//             panels ahead. Scouts among them look up before where the rows lie, and have the patches of the offsets'
+//             weights copied beside them: so those who gather do little else
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
 // tells whether map and count were complete before that kernel began; if not, they may be written while this one runs
 // already, and are read after it, too.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past
-// ci and co.
+// ci and co. Channels of y are in an order by which a lane makes neighbours (lane_rows.cuh).
 #ifndef ELEMENT
 #define ELEMENT __half
 #endif
