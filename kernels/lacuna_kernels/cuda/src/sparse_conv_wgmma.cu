@@ -5,9 +5,10 @@
 //   bring     BRINGERS threads more gather panels in 16-byte copies, zeros where there is no row, up to STAGES pairs of
 //             panels ahead. Scouts among them look up before where the rows lie, and have the patches of the offsets'
 //             weights copied beside them: so those who gather do little else
-// A launch may begin before the kernel before it has ended: x, residual and y are touched only after that. `settled`
-// tells whether map and count were complete before that kernel began; if not, they may be written while this one runs
-// already, and are read after it, too.
+// A launch may begin before the kernel before it has ended: x, residual and y are touched only after that, but tiles are
+// taken at once, so that launches which follow one another must not have the same `progress`. `settled` tells whether
+// map and count were complete before that kernel began; if not, they may be written while this one runs already, and are
+// read after it, too.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past
 // ci and co. Channels of y are in an order by which a lane makes neighbours (lane_rows.cuh).
@@ -182,10 +183,7 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
     const Tiling tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
     Work work{stages, map, input, beside, weight, tiles, progress};
     if (threadIdx.x == 0) {
-        if (SPLIT) {
-            wait_for_kernels_before();  // which may be launches that count by the same numbers
-            work.take();
-        }
+        if (SPLIT) work.take();
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), GATHERERS + SCOUTS), barrier_init(stages.empty(s), MULTIPLIERS);
         for (int slot = 0; slot < SLOTS; ++slot) barrier_init(stages.looked_up(slot), 1);
