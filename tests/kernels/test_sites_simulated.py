@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, make_maps, map_work
+from lacuna_kernels.cuda.row_means import list_points, row_means_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Value
@@ -157,3 +158,17 @@ def test_blocks_with_the_hash_of_free_entries_are_found(device):
     sites = sites_on_device(device, coordinates, ITEMS)
 
     check_map(mapped(device, sites, sites, CUBE), reference.kernel_map(coordinates, coordinates, CUBE), CUBE)
+
+
+@pytest.mark.parametrize("points, rows", [(700, 300), (700, 3), (300, 1), (1, 1), (0, 5)])
+def test_points_are_listed_by_row_in_their_order(device, points, rows):
+    capacity = rows + SPARE
+    row_of_point = torch.randint(-1, rows + 1, (points + SPARE,), dtype=torch.int32)  # the last is not in use
+    work = device_sites.ints(row_means_work(len(row_of_point), capacity))
+
+    listed = list_points(device, row_of_point, device_sites.counted(points), device_sites.counted(rows), work)
+
+    for row in range(rows):
+        start, size = int(listed.starts[row]), int(listed.counts[row])
+        expected = (row_of_point[:points] == row).nonzero()[:, 0]
+        assert listed.order[start : start + size].tolist() == expected.tolist()

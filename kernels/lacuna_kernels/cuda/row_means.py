@@ -1,5 +1,6 @@
 """Launches of src/row_means.cu: the mean of the points of each row, added in their order."""
 
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -9,7 +10,6 @@ from lacuna_kernels.cuda.activation import ELEMENTS
 from lacuna_kernels.cuda.compiler import Variant
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.scan import blocks
-from lacuna_kernels.cuda.sort import sort, sort_work
 
 THREADS = 256
 
@@ -19,13 +19,16 @@ def _row_means(name: str, source: torch.dtype, result: torch.dtype) -> Variant:
     return Variant("row_means.cu", name, constants)
 
 
-STARTS = _row_means("row_starts", torch.float32, torch.float32)
-VARIANTS = (STARTS, *(_row_means("row_mean", *types) for types in product(ELEMENTS, repeat=2)))
+COUNT, START, LIST, ORDER = (
+    _row_means(name, torch.float32, torch.float32)
+    for name in ("count_points", "start_rows", "list_points", "order_points")
+)
+VARIANTS = (COUNT, START, LIST, ORDER, *(_row_means("row_mean", *types) for types in product(ELEMENTS, repeat=2)))
 
 
 def row_means_work(points: int, rows: int) -> int:
     """Numbers of int32 that `row_means` needs to work with."""
-    return sort_work(points) + rows + 1
+    return 2 * rows + 1 + 2 * points
 
 
 def row_means(
@@ -49,17 +52,42 @@ def row_means(
     work          int32 [row_means_work(points, capacity)]
     padding       so many elements after each row of y become 0
     """
-    points, capacity, width = len(row_of_point), len(y), y.shape[1] + padding
-    bits = capacity.bit_length()  # -1 has more, and comes last
-    keys, order = sort(device, row_of_point, count, bits, work[: sort_work(points)])
-    starts = work[sort_work(points) :]
-    device.kernel(STARTS)((blocks(points + 1, THREADS), 1, 1), (THREADS, 1, 1), keys, count, rows, starts)
-    block = row_block(width)
+    width, shape = y.shape[1] + padding, row_block(y.shape[1] + padding)
+    listed = list_points(device, row_of_point, count, rows, work)
     device.kernel(_row_means("row_mean", x.dtype, y.dtype))(
-        (blocks(capacity, block[1]), 1, 1),
-        block,
-        *(x, x.stride(0), order, starts, rows, int(first_only), y, y.stride(0), width, y.shape[1]),
+        (blocks(len(y), shape[1]), 1, 1),
+        shape,
+        *(x, x.stride(0), listed.order, listed.starts, listed.counts, rows, int(first_only)),
+        *(y, y.stride(0), width, y.shape[1]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PointsOfRows:
+    """Which points belong to each row: counts[i] of them, from order[starts[i]] on.
+
+    starts, counts  int32 [capacity]
+    order           int32 [points]
+    """
+
+    starts: Tensor
+    counts: Tensor
+    order: Tensor
+
+
+def list_points(device: Device, row_of_point: Tensor, count: Tensor, rows: Tensor, work: Tensor) -> PointsOfRows:
+    """Launch the listing of the points of each row, in their order; in parts of `work`. For the rest see row_means."""
+    points = len(row_of_point)
+    capacity = (len(work) - 2 * points - 1) // 2
+    cleared, starts, ranks, listed = torch.split(work, [capacity + 1, capacity, points, points])
+    counts, taken, order = cleared[:capacity], cleared[capacity:], ranks  # which nobody reads any more by then
+    cleared.zero_()
+    by_point, block = (blocks(points, THREADS), 1, 1), (THREADS, 1, 1)
+    device.kernel(COUNT)(by_point, block, row_of_point, count, rows, counts, ranks)
+    device.kernel(START)((blocks(capacity, THREADS), 1, 1), block, counts, rows, taken, starts)
+    device.kernel(LIST)(by_point, block, row_of_point, count, rows, starts, ranks, listed)
+    device.kernel(ORDER)(by_point, block, row_of_point, count, rows, starts, counts, listed, order)
+    return PointsOfRows(starts, counts, order)
 
 
 def row_block(channels: int) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 // Runs the kernels of a source, -D KERNELS="X(name) ..." -D SOURCE="its file", on the CPU, if they take nothing of Hopper:
-// block after block.
+// block after block, whose threads are side by side.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <vector_types.h>
 
 #include <algorithm>
@@ -31,6 +33,7 @@ struct Place {
 static int grid_columns;  // of the grid
 #define threadIdx (Place{machine::current->index, 0})
 #define blockIdx (Place{machine::first_block % grid_columns, machine::first_block / grid_columns})
+#define blockDim (Place{machine::block_threads, 1})
 #define gridDim (Place{grid_columns, machine::grid / grid_columns})
 
 static void __syncthreads() { machine::meet("block", machine::block_threads); }
