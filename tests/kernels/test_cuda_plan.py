@@ -224,6 +224,14 @@ def test_most_layers_of_minkunet_take_tiles_of_hopper(monkeypatch: pytest.Monkey
     assert len(taken) == 43
 
 
+def test_what_only_the_host_reads_is_written_as_it_reads_it_by_tiles_whose_weights_stay() -> None:
+    found = [drawn(graph, Capacity(1 << 17, 16)) for graph in (centerpoint_encoder(), minkunet(19, scores=True))]
+
+    converted = [[step.name for step in plan.steps if step.name.startswith("convert")] for plan in found]
+    assert [len(names) for names in converted] == [0, 1]  # scores are taken to the points first
+    assert {found[0].outputs[buffer].dtype for buffer in found[0].results.values()} == {torch.float32}
+
+
 def test_columns_of_a_concat_that_begin_off_a_piece_are_not_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, bool] = {}
 

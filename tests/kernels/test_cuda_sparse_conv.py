@@ -271,8 +271,9 @@ def test_weights_that_stay_give_what_float64_gives(hopper, tile, dtype, outputs,
     x, weight = operands(ci, co, k, inputs, dtype)
     bias, rest = torch.randn(co, device="cuda"), torch.zeros(len(x), -ci % tile.piece, dtype=dtype, device="cuda")
     padded = torch.cat([x, rest, poisoned(len(x), 16, dtype=dtype)], 1)  # nothing after the last piece is read
-    wide = poisoned(outputs + SPARE, co + 11, dtype=dtype)
-    y, residual = wide[:, 3 : 3 + co], torch.randn(outputs + SPARE, co, device="cuda").to(dtype)
+    start = 3 if outputs % 2 else 8
+    wide = poisoned(outputs + SPARE, co + 16, dtype=dtype)
+    y, residual = wide[:, start : start + co], torch.randn(outputs + SPARE, co, device="cuda").to(dtype)
     sums = expected_conv(x, weight, rows) + bias.double() + residual[:outputs].double()
     given = {"bias": bias, "residual": residual, "activation": Activation.RELU}
 
@@ -285,6 +286,12 @@ def test_weights_that_stay_give_what_float64_gives(hopper, tile, dtype, outputs,
     y[:] = residual
     sparse_conv(hopper, padded[:, :ci], packed, kernel_map, counted(outputs), y, **given)
     assert_close(y[:outputs], sums.tanh(), allowed(dtype, tile, k * ci))
+
+    wide = poisoned(outputs + SPARE, co + 16)  # as the last layer of a network has it
+    y, given = wide[:, start : start + co], {"bias": bias, "residual": residual}
+    sparse_conv(hopper, padded[:, :ci], packed, kernel_map, counted(outputs), y, **given)
+    assert_close(y[:outputs], sums, tolerance(Precision.FP32, k * ci))
+    assert int(wide.isnan().sum()) == wide.numel() - outputs * co
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -79,9 +79,9 @@ def sparse_conv(
                 concat; see ResidentTile for what may have to follow them
     kernel_map  None for the identity, with one offset: a linear layer
     count       int32 [1], output rows in use
-    y           [capacity, out_channels], of the type of x and the weight
+    y           [capacity, out_channels], of the type of x and the weight; fp32, too, if a ResidentTile makes it
     bias        fp32 [out_channels]
-    residual    [capacity, out_channels], of the type of y; may be y
+    residual    [capacity, out_channels], of the type of x; may be y
     shortcut    [capacity, shortcut channels], of the type of x
     settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
                 they may be read while that one runs
@@ -91,7 +91,9 @@ def sparse_conv(
     """
     tile, volume = weight.tile, weight.volume
     capacity, co = y.shape
-    assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype == y.dtype
+    resident = isinstance(tile, ResidentTile)
+    assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype
+    assert y.dtype is x.dtype or (resident and y.dtype is torch.float32)
     assert (0 if shortcut is None else shortcut.shape[1]) == weight.shortcut_channels
     read: tuple[Tensor | int | None, ...] = (None, None, None, None, None, 1, volume, 1)
     parts = 1
@@ -99,7 +101,7 @@ def sparse_conv(
         m, parts = kernel_map, kernel_map.parts
         assert m.rows.shape == (volume, capacity)
         read = (m.rows, m.present, m.order, m.keys, m.ones, parts, volume, m.present.shape[2])
-    assert shortcut is None or not isinstance(tile, ResidentTile)
+    assert shortcut is None or not resident
     if parts > 1:
         assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, weight)
     assert max(given.stride(0) * len(given) for given in (x, shortcut) if given is not None) < MOST_ELEMENTS
@@ -116,6 +118,7 @@ def sparse_conv(
         *(bias, residual, 0 if residual is None else residual.stride(0), y, y.stride(0), co),
         *(ACTIVATION_CODES[activation], float(slope)),
         *([int(settled)] if tile.early else []),
+        *([int(y.dtype is not x.dtype)] if resident else []),
     )
 
 

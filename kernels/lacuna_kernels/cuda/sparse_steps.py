@@ -27,7 +27,7 @@ from lacuna_kernels.cuda.site_steps import (
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_hopper import piece_of
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, piece_of
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
@@ -132,7 +132,15 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
             progress=progress,
         )
 
-    writer.add(layer.output, reads, writer.output(layer) | scratch, run)
+    writer.add(layer.output, reads, _output(writer, layer, tile) | scratch, run)
+
+
+def _output(writer: Writer, layer: Layer, tile: Tile) -> dict[str, BufferSpec]:
+    """Room for a convolution's output: fp32, as the host gets it, if no layer reads it and the tile can."""
+    read = any(layer.output in other.inputs for other in writer.layers) or layer.output in writer.parts
+    if read or not isinstance(tile, ResidentTile):
+        return writer.output(layer)
+    return {layer.output: writer.spec(layer.output, torch.float32)}
 
 
 def _sources(writer: Writer, layer: Layer) -> tuple[str, str | None, str | None]:

@@ -29,6 +29,10 @@ struct LaneRows {
     static __device__ __forceinline__ float& sum(Sums& sums, int piece, int h, int c) {
         return sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2];
     }
+    static __device__ __forceinline__ float4 four_of(Sums& sums, int piece, int h, int c) {
+        return make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
+                           sum(sums, piece, h, c + 3));
+    }
     __device__ __forceinline__ int column_of(int piece) const { return column + piece * 4 * WIDE; }
 
     // Do something with each sum, its row and channel, by code that is short.
@@ -101,8 +105,7 @@ struct LaneRows {
 #pragma unroll
                 for (int c = 0; c < WIDE; c += 4)
                     *reinterpret_cast<float4*>(parts.at(part, rows[h], column_of(piece) + c)) =
-                        make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
-                                    sum(sums, piece, h, c + 3));
+                        four_of(sums, piece, h, c);
         }
     }
 
@@ -134,6 +137,22 @@ struct LaneRows {
                 }
             }
         }
+    }
+
+    // As fp32, which y then is.
+    __device__ __forceinline__ void write_wide(const Output& output, Sums& sums) const {
+        output.activate_all(sums);
+        float* y = reinterpret_cast<float*>(output.y);
+        const auto to = [&](int row, int at) { return y + (size_t)row * output.y_pitch + at; };
+        if (output.channels % WIDE || output.y_pitch % 4 || (size_t)y % 16) {
+            each(output, sums, [&](float& sum, int row, int at) { *to(row, at) = sum; });
+            return;
+        }
+        each_piece(output, [&](int piece, int h, int at) {
+#pragma unroll
+            for (int c = 0; c < WIDE; c += 4)
+                *reinterpret_cast<float4*>(to(rows[h], at + c)) = four_of(sums, piece, h, c);
+        });
     }
 
     __device__ __forceinline__ void write(const Output& output, Sums& sums) const {

@@ -6,7 +6,7 @@
 // of it, in whose order the weights are packed; of up to 16 channels it is one. Of y it makes neighbours, too.
 // x has CHANNELS channels or up to 15 less, in whole pieces of 16 bytes, or 8 of up to 16 channels; where ci ends
 // within one, zeros follow. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64
-// bytes. There is one part of at most 32 offsets, and no shortcut.
+// bytes. There is one part of at most 32 offsets, and no shortcut. y is of the same type as x, or fp32.
 // A launch may begin before the kernel before it has ended, see sparse_conv_wgmma.cu.
 #ifndef ELEMENT
 #define ELEMENT __half
@@ -114,6 +114,7 @@ struct Work {
     const Rows& source;
     const Output& output;
     int rows;
+    bool wide;  // whether y is fp32
     uint32_t shared;
 
     __device__ __forceinline__ unsigned char* list() const {
@@ -169,7 +170,10 @@ struct Work {
             for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
             places.look_up(next, base + 2 * CHUNK);
         }
-        own.write(output, sums);
+        if (wide)
+            own.write_wide(output, sums);
+        else
+            own.write(output, sums);
     }
 };
 
@@ -178,7 +182,7 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
                      int, const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
                      int, int volume, int, int capacity, const int* count, float*, int, Progress*,
                      const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y,
-                     int y_pitch, int co, int activation, float negative_slope, int settled) {
+                     int y_pitch, int co, int activation, float negative_slope, int settled, int wide) {
     const uint32_t shared = dynamic_shared();
     if (!settled) wait_for_kernels_before();
     if (threadIdx.x == 0) {
@@ -193,7 +197,7 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const Rows source(x, x_pitch, ci);
     const int rows = min(*count, capacity), groups = (rows + GROUP - 1) / GROUP;
-    const Work work{map, source, output, rows, shared};
+    const Work work{map, source, output, rows, wide != 0, shared};
     const int own = warp_of_block() / 4 * gridDim.x + blockIdx.x;
 #pragma unroll 1
     for (int index = own; index < groups; index += gridDim.x * WARPGROUPS) work.make(groups - 1 - index, index == own);
