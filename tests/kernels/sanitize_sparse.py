@@ -77,6 +77,7 @@ def convolve(device: Device, sites: SiteBuffer) -> None:
             bias = torch.ones(tile.n, device="cuda")
             more = {"bias": bias, "residual": y, "activation": Activation.RELU}
             sparse_conv(device, x, packed, used, sites.count, y, **more)
+            sparse_conv(device, x, packed, used, sites.count, poisoned(sites.capacity, tile.n), residual=y)
 
 
 def follow_points(
