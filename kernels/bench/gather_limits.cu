@@ -117,6 +117,7 @@ void run(const Given& given) {
     CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
     std::vector<long long> clocks(BLOCKS);
     for (int repeat = 0; repeat < 3; ++repeat) kernel<<<BLOCKS, MULTIPLIERS + GATHERERS + 32, room>>>(given);
+    CHECK(cudaGetLastError());
     CHECK(cudaMemcpy(clocks.data(), given.clocks, BLOCKS * sizeof(long long), cudaMemcpyDeviceToHost));
     double sum = 0;
     for (long long clock : clocks) sum += double(clock) / BLOCKS / STEPS;

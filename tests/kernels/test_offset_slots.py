@@ -70,6 +70,7 @@ def test_a_bit_is_for_few_offsets():
 def test_parts_are_planes_along_z_and_the_middle_one_comes_last():
     geometry = submanifold_geometry((3, 3, 3), (1, 1, 1))
     assert [parts_of(geometry, stride) for stride in (1, 4, 8, 16)] == [1, 1, 3, 3]
+    assert parts_of(geometry, 8, dense=True) == 1
 
     slots = offset_slots(geometry, 3).view(3, 9, 2)
 

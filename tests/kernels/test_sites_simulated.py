@@ -162,11 +162,12 @@ def test_blocks_with_the_hash_of_free_entries_are_found(device):
 
 @pytest.mark.parametrize("points, rows", [(700, 300), (700, 3), (300, 1), (1, 1), (0, 5)])
 def test_points_are_listed_by_row_in_their_order(device, points, rows):
+    torch.manual_seed(points + rows)
     capacity = rows + SPARE
     row_of_point = torch.randint(-1, rows + 1, (points + SPARE,), dtype=torch.int32)  # the last is not in use
     work = device_sites.ints(row_means_work(len(row_of_point), capacity))
 
-    listed = list_points(device, row_of_point, device_sites.counted(points), device_sites.counted(rows), work)
+    listed = list_points(device, row_of_point, device_sites.counted(points), device_sites.counted(rows), capacity, work)
 
     for row in range(rows):
         start, size = int(listed.starts[row]), int(listed.counts[row])

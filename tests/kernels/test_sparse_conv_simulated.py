@@ -39,6 +39,23 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     assert int(memory.isnan().sum()) == len(memory) - outputs * co
 
 
+@pytest.mark.parametrize("bringers", [96, 128])
+@pytest.mark.parametrize("first", [5, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_block_looks_up_the_next_tile_while_rows_of_the_last_one_are_still_read(folder, seed, first, bringers):
+    torch.manual_seed(seed)
+    tile, outputs = WgmmaTile(64, 32, 3, bringers, 1), 128
+    rows = random_map(27, INPUTS, outputs, 0.5)
+    rows[first:, 64:] = -1  # of the tile that comes first
+    x, weight = torch.randn(INPUTS, 32).half(), (torch.randn(27, 32, 32) * 0.1).half()
+    y, count = guarded(outputs, 32, torch.float16)[0], torch.tensor([outputs], dtype=torch.int32)
+
+    packed, kernel_map = pack_weight(weight, torch.float16, tile), map_of(rows, outputs, nonsense, shuffled=False)
+    sparse_conv(SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, likely=1)
+
+    assert_close(y, gather_multiply_add(x.double(), weight.double(), rows), tolerance(torch.float16, 27 * 32))
+
+
 @pytest.mark.parametrize("outputs, density, likely", [(150, 0.03, 500), (150, 0.03, 64), (70, 0.3, 70), (1, 0.0, 1)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outputs, density, likely, seed):

@@ -71,8 +71,8 @@ class Module:
 class Function:
     """A function that is launched by clusters along x and that may start before the kernel before it has ended.
 
-    It must execute griddepcontrol.wait before it touches what other kernels write or read, but for what is read alone
-    and was complete before the kernel before it began; and before it ends (src/launch_order.cuh).
+    It must execute griddepcontrol.wait before it touches what the kernel before it writes or reads, but for what is
+    read alone and was complete before that began; and before it ends (src/launch_order.cuh).
     """
 
     def __init__(self, handle: ctypes.c_void_p, cluster: int) -> None:

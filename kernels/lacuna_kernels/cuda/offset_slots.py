@@ -14,18 +14,18 @@ _KEY_BITS = 2 * PART_BITS
 """Of what rows are sorted by: one for each of 27 offsets would be 2^27 bins to count, for 2 to 5 % fewer products."""
 
 
-def parts_of(geometry: Geometry, stride: int) -> int:
+def parts_of(geometry: Geometry, stride: int, *, dense: bool = False) -> int:
     """Into how many parts the offsets of a forward map are divided: planes along z of 27, on coarse levels.
 
     Of a LiDAR scan not all sites have others above or below them, and those that do are sorted by those alone: tiles of
     128 rows work through 1.1 to 1.4 times the products that are there instead of 1.9 to 2.1 times. They are more tiles,
-    which pays where there are many channels and few rows: at strides from 8 on (see README.md). Where most sites have
-    most neighbours there is nothing to gain by it.
+    which pays where there are many channels and few rows: at strides from 8 on (see README.md).
 
     stride  of the output sites, the largest of its axes
+    dense   whether most rows have most offsets: then there is nothing to gain by it
     """
     planes = geometry.kernel_size == (PARTS,) * 3 and not geometry.generative
-    return PARTS if planes and stride >= _COARSE else 1
+    return PARTS if planes and stride >= _COARSE and not dense else 1
 
 
 def key_bits(volume: int) -> int:

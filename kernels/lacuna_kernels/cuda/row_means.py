@@ -53,11 +53,11 @@ def row_means(
     padding       so many elements after each row of y become 0
     """
     width, shape = y.shape[1] + padding, row_block(y.shape[1] + padding)
-    listed = list_points(device, row_of_point, count, rows, work)
+    points = list_points(device, row_of_point, count, rows, len(y), work)
     device.kernel(_row_means("row_mean", x.dtype, y.dtype))(
         (blocks(len(y), shape[1]), 1, 1),
         shape,
-        *(x, x.stride(0), listed.order, listed.starts, listed.counts, rows, int(first_only)),
+        *(x, x.stride(0), points.order, points.starts, points.counts, rows, int(first_only)),
         *(y, y.stride(0), width, y.shape[1]),
     )
 
@@ -75,10 +75,11 @@ class PointsOfRows:
     order: Tensor
 
 
-def list_points(device: Device, row_of_point: Tensor, count: Tensor, rows: Tensor, work: Tensor) -> PointsOfRows:
+def list_points(
+    device: Device, row_of_point: Tensor, count: Tensor, rows: Tensor, capacity: int, work: Tensor
+) -> PointsOfRows:
     """Launch the listing of the points of each row, in their order; in parts of `work`. For the rest see row_means."""
     points = len(row_of_point)
-    capacity = (len(work) - 2 * points - 1) // 2
     cleared, starts, ranks, listed = torch.split(work, [capacity + 1, capacity, points, points])
     counts, taken, order = cleared[:capacity], cleared[capacity:], ranks  # which nobody reads any more by then
     cleared.zero_()

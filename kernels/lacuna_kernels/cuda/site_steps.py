@@ -117,7 +117,7 @@ def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level
     held, capacity = writer.weights, writer.room.sites(level_out)
     backward = node.mode == "inverse" or g.generative
     dense = node.mode == "submanifold" and is_dense(level_out)
-    parts = 1 if backward or dense else parts_of(g, max(level_out.stride))
+    parts = 1 if backward else parts_of(g, max(level_out.stride), dense=dense)
     writer.map_parts[name] = parts
     slots = held.make(("slots", g, parts, dense), lambda: held.upload(offset_slots(g, parts, dense=dense), torch.int32))
     offsets = Offsets(g, _geometry(writer, g, None), slots)

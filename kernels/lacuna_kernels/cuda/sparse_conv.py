@@ -81,19 +81,21 @@ def sparse_conv(
     count       int32 [1], output rows in use
     y           [capacity, out_channels], of the type of x and the weight; fp32, too, if a ResidentTile makes it
     bias        fp32 [out_channels]
-    residual    [capacity, out_channels], of the type of x; may be y
+    residual    [capacity, out_channels], of the type of x; may be y, if that has the same type
     shortcut    [capacity, shortcut channels], of the type of x
     settled     whether the kernel map and the count were there before the launch before this one on the stream, so that
                 they may be read while that one runs
     likely      output rows that are likely to be in use, no more than the capacity
     sums        fp32 [*part_sums(parts, capacity, weight)], if the map is in several parts
-    progress    int32 [PROGRESS], then: zeros, and they will be again; no launch that may overlap with this has the same
+    progress    int32 [PROGRESS], then: zeros, and they will be again; no launch that may overlap with this has the
+                same, nor the one before it on the stream, nor the next
     """
     tile, volume = weight.tile, weight.volume
     capacity, co = y.shape
     resident = isinstance(tile, ResidentTile)
     assert x.shape[1] == weight.channels and co == weight.out_channels and x.dtype == weight.data.dtype
     assert y.dtype is x.dtype or (resident and y.dtype is torch.float32)
+    assert residual is None or residual.dtype is x.dtype
     assert (0 if shortcut is None else shortcut.shape[1]) == weight.shortcut_channels
     read: tuple[Tensor | int | None, ...] = (None, None, None, None, None, 1, volume, 1)
     parts = 1

@@ -1,7 +1,8 @@
 """Steps of the ops on points and sites."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle, repeat
 
 import torch
 from torch import Tensor
@@ -110,11 +111,12 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     first, joined = writer.once(f"convolution of {level.grid}"), writer.join_before(reads)
     settled = not (first or joined)  # those come right after what makes their map
     parts = 1 if key is None else writer.map_parts[key]
-    sums, scratch, progress = f"{layer.output}:sums", dict[str, BufferSpec](), None
+    sums, scratch = f"{layer.output}:sums", dict[str, BufferSpec]()
+    progress: Iterator[Tensor | None] = repeat(None)
     if parts > 1:
         scratch[sums] = BufferSpec(part_sums(parts, writer.room.sites(level), weight), torch.float32)
-        zeros = torch.zeros(PROGRESS, dtype=torch.int32)
-        progress = zeros.to(writer.weights.place)  # of this plan: another may run meanwhile
+        # Of this plan, as another may run meanwhile; in turns, as tuning launches a layer again before it has ended.
+        progress = cycle(torch.zeros(2, PROGRESS, dtype=torch.int32).to(writer.weights.place))
 
     def run(b: Buffers) -> None:
         read = None if key is None else kernel_map_in(b, key)
@@ -129,7 +131,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
             settled=settled,
             likely=likely,
             sums=b[sums] if parts > 1 else None,
-            progress=progress,
+            progress=next(progress),
         )
 
     writer.add(layer.output, reads, _output(writer, layer, tile) | scratch, run)

@@ -1,7 +1,7 @@
 // How a kernel and those before and after it on a stream follow one another, if they may overlap: launch.py (sm_90).
 // All blocks wait before they end, those that have nothing to do, too: whoever waits for this kernel then waits for all
 // before it. They wait, some thread of each, before they let the next one begin: what that reads before it waits itself
-// has to be complete before this one began.
+// has to be complete before this one began. So the launch before the one before has ended when a kernel begins.
 #pragma once
 
 // Wait until all kernels before this one have ended, and what they wrote is visible: for the calling thread.

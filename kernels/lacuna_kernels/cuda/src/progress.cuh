@@ -3,7 +3,8 @@
 #pragma once
 #include "acquire_release.cuh"
 
-// All are 0 before a launch, and after it.
+// All are 0 before a launch, and after it. Launches that follow one another must not have the same, as one may begin, and
+// take tiles, before the one before has ended; every other one may (launch_order.cuh).
 struct Progress {
     unsigned taken, made, left;  // tiles that were taken; those before the last part that are there; blocks that have left
 

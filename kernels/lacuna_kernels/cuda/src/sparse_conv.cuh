@@ -244,7 +244,6 @@ struct WarpRows {
     int column;
     int parts_before = 0;  // see KernelMap, if the tile is of the last part
 
-    WarpRows() = default;
     // Of a part's places from `first` on.
     __device__ __forceinline__ WarpRows(const KernelMap& map, int part, int first, int places, int column)
         : row(first + int(threadIdx.x % 16) < places ? map.row_of(part, first + threadIdx.x % 16) : -1),

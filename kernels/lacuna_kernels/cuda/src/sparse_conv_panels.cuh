@@ -15,8 +15,8 @@ constexpr int A_PANEL = TILE_M * ROW_BYTES, B_PANEL = TILE_N * ROW_BYTES, STAGE 
 constexpr int ROWS_APART = GATHERERS / (2 * PANEL_PIECES), GATHERS = TILE_M / ROWS_APART;  // of a thread
 constexpr int OWN_ROWS = GATHERS + 4;  // words that a thread's rows take, so that threads side by side share no banks
 constexpr int SLOTS = 16, SLOT = ROWS_APART * OWN_ROWS * 4;  // offsets whose rows are in shared memory; bytes of one
-// How many are looked up together, and how far they may be ahead of that which a step begins with: what the last stages
-// are gathered by, up to two offsets a step, may still be read.
+// How many are looked up together, and how far they may be ahead of the offset that the next step begins with: what the
+// last STAGES steps are gathered by, up to two offsets each, may still be read.
 constexpr int BATCH = 4, AHEAD = SLOTS - 2 * STAGES;
 constexpr int BARRIERS = 1024, TILE_AT = 960;  // bytes before the stages; where of these the block's tile is
 static_assert(ROWS_APART % 8 == 0, "the rows of a thread are swizzled alike");
@@ -25,7 +25,7 @@ static_assert(GATHERS % 4 == 0, "a thread reads four of its rows at a time");
 static_assert(TILE_M % GROUP == 0, "tiles are of whole groups");
 static_assert(TILE_M % (64 * HALVES) == 0, "a warpgroup multiplies 64 rows of each half");
 static_assert(16 * STAGES + 8 * SLOTS + 8 <= TILE_AT, "room for the barriers");
-static_assert(AHEAD >= 2 * BATCH, "a batch may wait until there is room for the whole of it");
+static_assert(AHEAD > BATCH, "a step's two offsets are there, though a batch waits until there is room for all of it");
 
 struct Stages {
     uint32_t shared;
@@ -44,8 +44,8 @@ struct Stages {
 
 __device__ __forceinline__ int panels_of(const Source& source) { return (source.ci + PANEL_K - 1) / PANEL_K; }
 
-// A place in the row of a tile's panels: which panel of which offset, the tile's last being `end` - 1 of all that the block
-// goes through.
+// A place in the row of a tile's panels: which panel of which offset, the tile's last being `end` - 1 of all offsets that
+// the block goes through.
 struct Panel {
     int end, width, last;  // panels of an offset, and of the last
     int index, panel;
@@ -68,16 +68,17 @@ struct Bringers {
     const Stages& stages;
     const Source &input, &shortcut;
     const WarpOffsetWalk& offsets;
-    int first, end, steps;
-    bool beside;  // whether the last offset is the shortcut
+    int first, end, steps;  // of all offsets of the block those of the tile
 
     __device__ __forceinline__ Panel panel(int at) const {
         const int width = panels_of(input);
-        Panel panel = {end, width, beside ? panels_of(shortcut) : width, first, at};
+        Panel panel = {end, width, offsets.ends_in_shortcut() ? panels_of(shortcut) : width, first, at};
         panel.go_on(0);
         return panel;
     }
-    __device__ __forceinline__ bool is_shortcut(int index) const { return beside && index == end - 1; }
+    __device__ __forceinline__ bool is_shortcut(int index) const {
+        return index == end - 1 && offsets.ends_in_shortcut();
+    }
 
     __device__ __forceinline__ void gather(Ring& ring) const {
         const int thread = hidden(threadIdx.x - MULTIPLIERS);  // else all that follows from it is kept in registers
@@ -109,15 +110,16 @@ struct Bringers {
             const uint32_t to = stages.a(ring.stage) + own;
 #pragma unroll
             for (int i = 0; i < GATHERS; ++i)
-                copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + uint64_t(rows[i]) * 16, there && int(rows[i]) >= 0);
+                copy_16_bytes(to + i * (ROWS_APART * ROW_BYTES), from + uint64_t(rows[i]) * 16,
+                              there && int(rows[i]) >= 0);
             arrive_after_copies(stages.full(ring.stage));
             at.go_on(2);
             ring.next(STAGES);
         }
     }
 
-    // Where the rows of the next offsets lie, in pieces from the first row, none of which lies 2^31 on; negative if there is
-    // none.
+    // Leave where the rows of the next offsets lie, in pieces from the first row, none of which lies 2^31 on; negative if
+    // there is none.
     __device__ __forceinline__ void look_up(WarpOffsetWalk& ahead, int& found) const {
         constexpr int OWN = TILE_M / 32;  // rows of a lane
         const KernelMap& map = offsets.map;
@@ -137,12 +139,11 @@ struct Bringers {
         for (int n = 0; n < BATCH; ++n) {
             if (found >= end) break;
             const int apart = (is_shortcut(found) ? shortcut.pitch : input.pitch) / PIECE;
-            int* to = static_cast<int*>(shared_pointer(stages.rows(found))) + lane % ROWS_APART * OWN_ROWS + lane / ROWS_APART;
+            int* slot = static_cast<int*>(shared_pointer(stages.rows(found)));
+            int* to = slot + lane % ROWS_APART * OWN_ROWS + lane / ROWS_APART;
 #pragma unroll
             for (int i = 0; i < OWN; ++i) to[i * (32 / ROWS_APART)] = rows[n][i] < 0 ? -1 : rows[n][i] * apart;
-            __syncwarp();
-            if (lane == 0) barrier_arrive(stages.looked_up(found));
-            ++found;
+            barrier_arrive(stages.looked_up(found++));
         }
     }
 
@@ -162,7 +163,7 @@ struct Bringers {
             return next;
         };
         if (looks_up)
-            while (found < min(end, first + AHEAD)) look_up(ahead, found);
+            while (found < end && found + BATCH <= first + AHEAD) look_up(ahead, found);
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
             const char* of_panels[2];
@@ -171,7 +172,8 @@ struct Bringers {
             else
                 at.go_on(2);
             barrier_wait(stages.empty(ring.stage), ring.phase ^ 1);
-            if (!copies && threadIdx.x % 32 == 0) barrier_arrive(stages.full(ring.stage));  // nobody is a round ahead
+            // So that no stage is filled again before this warp, too, has seen it empty.
+            if (!copies && threadIdx.x % 32 == 0) barrier_arrive(stages.full(ring.stage));
             if (copies && threadIdx.x % 32 == 0) {
                 barrier_expect(stages.full(ring.stage), 2 * B_PANEL);
 #pragma unroll

@@ -28,7 +28,7 @@
 #include "lane_rows.cuh"
 #include "sparse_conv_panels.cuh"
 
-constexpr int AT_ONCE = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 64 registers that five leave
+constexpr int AT_ONCE = SPLIT && BLOCKS > 4 ? 4 : BLOCKS;  // parts take more than the 56 registers that five leave
 constexpr int EVEN = 65536 / (THREADS * AT_ONCE) / 8 * 8;  // registers of a thread, if all have equally many
 constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
@@ -112,7 +112,7 @@ struct Work {
     __device__ __forceinline__ void bring() {
         const WarpOffsetWalk offsets = walk();
         const int total = offsets.total(), steps = this->steps(offsets, total);
-        const Bringers bringers{stages, input, beside, offsets, looked_up, looked_up + total, steps, offsets.ends_in_shortcut()};
+        const Bringers bringers{stages, input, beside, offsets, looked_up, looked_up + total, steps};
         if (warp_of_block() < (MULTIPLIERS + GATHERERS) / 32)
             bringers.gather(ring);
         else
@@ -186,7 +186,7 @@ sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Elem
         if (SPLIT) work.take();
         for (int s = 0; s < STAGES; ++s)
             barrier_init(stages.full(s), GATHERERS + SCOUTS), barrier_init(stages.empty(s), MULTIPLIERS);
-        for (int slot = 0; slot < SLOTS; ++slot) barrier_init(stages.looked_up(slot), 1);
+        for (int slot = 0; slot < SLOTS; ++slot) barrier_init(stages.looked_up(slot), 32);
         barrier_init(stages.taken(), 1);
         barriers_are_ready();
     }
