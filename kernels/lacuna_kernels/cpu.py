@@ -11,7 +11,7 @@ from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights, node_weights
 from lacuna_kernels.ops.context import Context
 from lacuna_kernels.program import DeviceInfo, Options, Result
-from lacuna_kernels.types import Batch, Value, ValueType, cost
+from lacuna_kernels.types import Batch, Value, ValueType, collate, cost
 
 
 def walk(graph: Graph, weights: Weights, batch: Batch) -> dict[str, Value]:
@@ -68,8 +68,9 @@ class CpuProgram:
         """The largest batch: there is nothing to plan."""
         return self._options.max_cost
 
-    def submit(self, batch: Batch) -> _Done:
-        """Compute a batch at once."""
+    def submit(self, *batches: Batch) -> _Done:
+        """Compute batches as one, at once."""
+        batch = collate(batches)
         if cost(batch) > self._options.max_cost:
             raise CapacityExceeded(f"a batch of {cost(batch)} is over the limit of {self._options.max_cost}")
         start = time.perf_counter()

@@ -83,10 +83,11 @@ class Program(Protocol):
         """Plans built so far, by reason: load, growth."""
         ...
 
-    def submit(self, batch: Batch) -> Pending:
-        """Start a checked batch of CPU tensors; raises CapacityExceeded, DeviceOutOfMemory or DeviceError.
+    def submit(self, *batches: Batch) -> Pending:
+        """Start checked batches of CPU tensors as one, in order, so that nobody has to join them before they travel.
 
-        The tensors must stay as they are until the result is there: a GPU reads those in pinned memory where they lie.
+        Raises CapacityExceeded, DeviceOutOfMemory or DeviceError. The tensors must stay as they are until the result is
+        there: a GPU reads those in pinned memory where they lie.
         """
         ...
 

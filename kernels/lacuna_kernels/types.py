@@ -248,16 +248,31 @@ def collate(batches: Sequence[Batch]) -> dict[str, Value]:
     return {name: _join([batch[name] for batch in batches]) for name in batches[0]}
 
 
+def outline(batches: Sequence[Batch]) -> Batch:
+    """What `collate` would give, without the data of several batches: of that there is but the shape and the type."""
+    if len(batches) == 1:
+        return batches[0]
+    return {name: _outline([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _outline(values: Sequence[Value]) -> Value:
+    first, rows = values[0].data, sum(value.data.shape[0] for value in values)
+    return Value(torch.empty(rows, *first.shape[1:], dtype=first.dtype, device="meta"), _join_offsets(values))
+
+
 def _join(values: Sequence[Value]) -> Value:
-    data = torch.cat([value.data for value in values])
+    return Value(torch.cat([value.data for value in values]), _join_offsets(values))
+
+
+def _join_offsets(values: Sequence[Value]) -> Tensor | None:
     lists = [value.offsets for value in values if value.offsets is not None]
     if not lists:
-        return Value(data)
+        return None
     joined, start = [torch.zeros(1, dtype=torch.int64)], 0
     for offsets in lists:
         joined.append(offsets[1:] + start)
         start += int(offsets[-1])
-    return Value(data, torch.cat(joined))
+    return torch.cat(joined)
 
 
 def split(batch: Batch, items: Sequence[int]) -> list[dict[str, Value]]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lacuna_kernels import Batch, DeviceError, Pending, Program, Result, Value, collate, split
+from lacuna_kernels import Batch, DeviceError, Pending, Program, Result, Value, split
 from lacuna_service.failures import out_of_memory
 from lacuna_service.tickets import Ticket
 
@@ -45,7 +45,7 @@ class Job:
         if not self.tickets:
             return None
         try:
-            return self.program.submit(collate([ticket.batch for ticket in self.tickets]))
+            return self.program.submit(*(ticket.batch for ticket in self.tickets))
         except Exception as error:
             self.blame(error)
             return None
@@ -69,7 +69,7 @@ class Job:
 
     def _run(self, tickets: Sequence[Ticket]) -> list[Outcome]:
         try:
-            return self._outcomes(tickets, self.program.submit(collate([t.batch for t in tickets])).result())
+            return self._outcomes(tickets, self.program.submit(*(ticket.batch for ticket in tickets)).result())
         except Exception as error:
             return self._blame(tickets, error)
 

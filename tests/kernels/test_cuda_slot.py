@@ -13,13 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from lacuna_kernels import Batch, Graph, Result, Value, parse_graph
+from lacuna_kernels import Batch, Graph, Result, Value, collate, parse_graph
 from lacuna_kernels.cuda import copies, plan, slot
 from lacuna_kernels.cuda.arena import Use
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.plan import IN_FLIGHT, Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Step
+from lacuna_kernels.types import outline
 from tests.kernels.networks import cloud, document, node
 from tests.kernels.test_cuda_plan import drawn
 
@@ -188,6 +189,24 @@ def test_batches_may_be_finished_in_any_order(late: Late) -> None:
         assert_right(running[1].finish(), second)
         assert_right(one.start(first).finish(), first)
         assert_right(running[0].finish(), first)
+
+
+@pytest.mark.parametrize("sizes", [(60, 100), (100, 60), (0, 400), (400, 0), (500, 500)])
+@pytest.mark.parametrize("pinned", [(), (0,), (1,), (0, 1)])
+def test_batches_that_run_as_one_lie_one_after_another(
+    late: Late, sizes: tuple[int, int], pinned: tuple[int, ...]
+) -> None:
+    parts, one = [batch_of(points, seed) for seed, points in enumerate(sizes)], late.plan()
+    late.pinned |= {parts[at]["points"].data.data_ptr() for at in pinned}
+    together = collate(parts)["points"]
+
+    outcome = one.start(outline(parts), parts).finish()
+
+    assert isinstance(outcome, Result)
+    back = outcome.values["back"]
+    assert torch.equal(back.data, 2 * together.data)
+    assert back.offsets is not None and together.offsets is not None
+    assert torch.equal(back.offsets, together.offsets)
 
 
 def test_pinned_inputs_are_read_where_they_lie(late: Late) -> None:

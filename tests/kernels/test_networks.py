@@ -19,7 +19,7 @@ from lacuna_kernels import (
 )
 from lacuna_kernels.cpu import walk
 from lacuna_kernels.graph import Graph
-from lacuna_kernels.types import Batch
+from lacuna_kernels.types import Batch, outline
 from tests.cases import CLOUDS, CloudCase, assert_close, assert_labels_follow, tolerance
 from tests.kernels.networks import centerpoint_head, cloud, document, gpt2_block, node, spvcnn, vit
 
@@ -158,6 +158,19 @@ def test_collate_and_split_undo_each_other() -> None:
     for part, batch in zip(parts, batches, strict=True):
         assert torch.equal(part["points"].data, batch["points"].data)
         assert torch.equal(part["points"].offsets, batch["points"].offsets)
+
+
+def test_an_outline_is_what_is_collated_without_the_data() -> None:
+    batches = [{"points": case.value(), "rows": Value(torch.zeros(len(case.points), 2).half())} for case in CLOUDS]
+    whole, found = collate(batches), outline(batches)
+
+    assert found.keys() == whole.keys()
+    for name, value in found.items():
+        assert value.data.is_meta
+        assert (value.data.shape, value.data.dtype) == (whole[name].data.shape, whole[name].data.dtype)
+        assert value.items == whole[name].items
+    assert torch.equal(found["points"].offsets, whole["points"].offsets)
+    assert outline(batches[:1]) is batches[0]
 
 
 POINTS, ENDS = torch.zeros(3, 4), torch.tensor([0, 3])

@@ -23,6 +23,7 @@ from lacuna_kernels import (
     Value,
     ValueType,
     Weights,
+    collate,
     cost,
     load_model,
     parse_graph,
@@ -171,8 +172,8 @@ class StagedProgram:
     def builds(self) -> Mapping[str, int]:
         return {**self.program.builds, **self.stage.growth}
 
-    def submit(self, batch: Batch) -> Pending:
-        stage, held = self.stage, self.stage.held
+    def submit(self, *batches: Batch) -> Pending:
+        stage, held, batch = self.stage, self.stage.held, collate(batches)
         stage.threads.add(threading.get_ident())
         stage.costs.append(cost(batch))
         stage.submitted.release()

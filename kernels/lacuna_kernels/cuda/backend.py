@@ -16,6 +16,7 @@ import torch
 
 from lacuna_kernels.cuda.blueprint import draw
 from lacuna_kernels.cuda.capacity import Capacity, Sizes
+from lacuna_kernels.cuda.copies import PIECE_BYTES
 from lacuna_kernels.cuda.dense_steps import LINEAR, problems_of
 from lacuna_kernels.cuda.device import Device, DeviceLimits, device_errors
 from lacuna_kernels.cuda.fusion import Layer, fuse
@@ -33,7 +34,7 @@ from lacuna_kernels.graph import Graph
 from lacuna_kernels.model import Weights as HostWeights
 from lacuna_kernels.ops.linear import Linear
 from lacuna_kernels.program import DeviceInfo, Options, Result, Tuning
-from lacuna_kernels.types import Axis, Batch, ValueType, cost
+from lacuna_kernels.types import Axis, Batch, ValueType, collate, cost, outline
 
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
@@ -112,11 +113,14 @@ class CudaProgram:
         """Plans built so far, by reason."""
         return dict(self._builds)
 
-    def submit(self, batch: Batch) -> Pending:
-        """Start a checked batch; if no plan has room for it, it starts by itself as soon as there is one.
+    def submit(self, *batches: Batch) -> Pending:
+        """Start checked batches as one; if no plan has room for it, it starts by itself as soon as there is one.
 
         The device reads inputs in pinned memory where they lie: they must stay as they are until the result is there.
         """
+        if len(batches) > 1 and _bytes(batches) < len(batches) * PIECE_BYTES:
+            batches = (collate(batches),)  # which takes less than to send each by itself
+        batch = outline(batches)
         size = cost(batch)
         if size > self._options.max_cost:
             raise CapacityExceeded(f"a batch of {size} is over the limit of {self._options.max_cost}")
@@ -125,8 +129,8 @@ class CudaProgram:
             plan = self._smallest(need)
             if plan is not None:
                 with self._device.on_thread(self._device.stream):
-                    return Pending(self, plan.start(batch))
-        return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch)))
+                    return Pending(self, plan.start(batch, batches))
+        return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch, batches)))
 
     def _smallest(self, need: Capacity) -> Plan | None:
         return next((plan for plan in self._plans if plan.room.holds(need)), None)
@@ -137,12 +141,12 @@ class CudaProgram:
         if need is None:
             raise CapacityExceeded("the coordinates of this batch fill the hash tables too unevenly to be found")
         self._growth = max(self._growth, need.growth)
-        return self._builder.run(lambda: self._start_on_new(need, overflowed.batch))
+        return self._builder.run(lambda: self._start_on_new(need, overflowed.batch, overflowed.joined))
 
-    def _start_on_new(self, need: Capacity, batch: Batch) -> Running:
+    def _start_on_new(self, need: Capacity, batch: Batch, joined: Sequence[Batch]) -> Running:
         plan = self._plan_for(need, "growth")
         with self._lock, self._device.on_thread(self._device.stream):
-            return plan.start(batch)
+            return plan.start(batch, joined)
 
     def _plan_for(self, need: Capacity, why: str) -> Plan:
         """Return a plan with room, built if there is none; on the builder's thread."""
@@ -312,6 +316,10 @@ def _order(room: Capacity) -> tuple[int, int, int]:
 def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:
     """The room of the plan that a batch is served by."""
     return Sizes.of(graph, options.max_cost).served(cost(batch), _items(batch), options.initial_cost)
+
+
+def _bytes(batches: Sequence[Batch]) -> int:
+    return sum(value.data.nbytes for batch in batches for value in batch.values())
 
 
 def _items(batch: Batch) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +39,19 @@ class Plan:
         self._steps = blueprint.steps
         self.bytes = self.memory.nbytes + sum(slot.bytes for slot in slots)
 
-    def start(self, batch: Batch) -> Running:
+    def start(self, batch: Batch, joined: Sequence[Batch] = ()) -> Running:
         """Send a batch to the device and start it; the oldest batch is finished first if too many are in flight.
 
         The device's stream must be current.
+
+        joined  batches that it is the outline of, if it is one
         """
+        joined = joined or [batch]
         seat = self._seats[0]
         if seat.running is not None:
             seat.running.settle()
-        seat.slot.send(batch)
-        seat.running = Running(self.room, seat, batch)
+        seat.slot.send(batch, joined)
+        seat.running = Running(self.room, seat, batch, joined)
         self._seats.rotate(-1)
         return seat.running
 
@@ -82,10 +86,10 @@ class _Seat:
 
 
 class Running:
-    """A batch on the device, on a plan with this room."""
+    """A batch on the device, on a plan with this room, and those that it is joined of, which it keeps."""
 
-    def __init__(self, room: Capacity, seat: _Seat, batch: Batch) -> None:
-        self.room, self.batch = room, batch
+    def __init__(self, room: Capacity, seat: _Seat, batch: Batch, joined: Sequence[Batch]) -> None:
+        self.room, self.batch, self.joined = room, batch, joined
         self._seat = seat
         self._outcome: Result | Overflow | Exception | None = None
 

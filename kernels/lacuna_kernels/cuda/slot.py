@@ -83,13 +83,15 @@ class Slot:
             raise
         self._graph.capture_end()
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: Batch, joined: Sequence[Batch]) -> None:
         """Copy a batch over, run it, and copy back what can be: the outputs whose sizes are known by now.
 
         The device's stream must be current, and the batch's memory stay as it is until the outputs are back.
+
+        joined  the batches that it is made of, whose data lie one after another on the device
         """
         device = self._device
-        self._send_inputs(batch, device.upload)
+        self._send_inputs(joined, device.upload)
         self._sent.record(device.upload)
         self._fill_header(batch)  # beside the upload, like the next
         self._outputs = {  # before the launch, so that its failure leaves nothing half done
@@ -108,20 +110,22 @@ class Slot:
 
     def load(self, batch: Batch, stream: torch.cuda.Stream) -> None:
         """Copy a batch and its header over, for steps that are run without the graph."""
-        self._send_inputs(batch, stream)
+        self._send_inputs([batch], stream)
         self._fill_header(batch)
         copy(self.here[HEADER], self.host[HEADER], stream)
 
-    def _send_inputs(self, batch: Batch, stream: torch.cuda.Stream) -> None:
+    def _send_inputs(self, batches: Sequence[Batch], stream: torch.cuda.Stream) -> None:
         """What is pinned as it lies, the rest by way of the slot's own pinned memory."""
-        for name, value in batch.items():
-            here = self.here[name]
-            data = value.data.contiguous()
-            assert data.dtype is here.dtype, f"input {name!r} has type {data.dtype}, it must be {here.dtype}"
-            if data.is_pinned():
-                copy(here, data, stream)
-            else:
-                copy_staged(here, data, self.host[name], stream)
+        for name in batches[0]:
+            start = 0
+            for data in (batch[name].data.contiguous() for batch in batches):
+                here, way = (place[start:] if start else place for place in (self.here[name], self.host[name]))
+                assert data.dtype is here.dtype, f"input {name!r} has type {data.dtype}, it must be {here.dtype}"
+                if data.is_pinned():
+                    copy(here, data, stream)
+                else:
+                    copy_staged(here, data, way, stream)
+                start += data.shape[0]
 
     def _fill_header(self, batch: Batch) -> None:
         parts = self._header
