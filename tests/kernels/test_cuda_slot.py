@@ -16,6 +16,7 @@ import torch
 from lacuna_kernels import Batch, Graph, Result, Value, collate, parse_graph
 from lacuna_kernels.cuda import copies, plan, slot
 from lacuna_kernels.cuda.arena import Use
+from lacuna_kernels.cuda.backend import sent_as
 from lacuna_kernels.cuda.capacity import Capacity
 from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.plan import IN_FLIGHT, Overflow, Plan, Running
@@ -207,6 +208,15 @@ def test_batches_that_run_as_one_lie_one_after_another(
     assert torch.equal(back.data, 2 * together.data)
     assert back.offsets is not None and together.offsets is not None
     assert torch.equal(back.offsets, together.offsets)
+
+
+def test_only_small_batches_are_joined_before_they_travel() -> None:
+    small, large = batch_of(100), batch_of(50_000)
+
+    assert sent_as([small]) == [small]
+    assert sent_as([large, large]) == [large, large]
+    (both,) = sent_as([small, large])
+    assert torch.equal(both["points"].data, torch.cat([small["points"].data, large["points"].data]))
 
 
 def test_pinned_inputs_are_read_where_they_lie(late: Late) -> None:

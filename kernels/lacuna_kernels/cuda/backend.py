@@ -118,9 +118,8 @@ class CudaProgram:
 
         The device reads inputs in pinned memory where they lie: they must stay as they are until the result is there.
         """
-        if len(batches) > 1 and _bytes(batches) < len(batches) * PIECE_BYTES:
-            batches = (collate(batches),)  # which takes less than to send each by itself
-        batch = outline(batches)
+        sent = sent_as(batches)
+        batch = outline(sent)
         size = cost(batch)
         if size > self._options.max_cost:
             raise CapacityExceeded(f"a batch of {size} is over the limit of {self._options.max_cost}")
@@ -129,8 +128,8 @@ class CudaProgram:
             plan = self._smallest(need)
             if plan is not None:
                 with self._device.on_thread(self._device.stream):
-                    return Pending(self, plan.start(batch, batches))
-        return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch, batches)))
+                    return Pending(self, plan.start(batch, sent))
+        return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch, sent)))
 
     def _smallest(self, need: Capacity) -> Plan | None:
         return next((plan for plan in self._plans if plan.room.holds(need)), None)
@@ -318,8 +317,10 @@ def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:
     return Sizes.of(graph, options.max_cost).served(cost(batch), _items(batch), options.initial_cost)
 
 
-def _bytes(batches: Sequence[Batch]) -> int:
-    return sum(value.data.nbytes for batch in batches for value in batch.values())
+def sent_as(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Batches that run as one, as they travel: small ones joined, which takes less than to send each by itself."""
+    size = sum(value.data.nbytes for batch in batches for value in batch.values())
+    return [collate(batches)] if len(batches) > 1 and size < len(batches) * PIECE_BYTES else batches
 
 
 def _items(batch: Batch) -> int:
