@@ -102,7 +102,7 @@ class SimulatedKernel:
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         cluster, shared_bytes = dict(self._variant.constants).get("TEAM", 1), self._variant.dynamic_shared_bytes
         late_products = self._seed % 2
-        failure = self._launch(*grid[:2], block[0], cluster, shared_bytes, late_products, self._seed, pointers)
+        failure = self._launch(*grid[:2], *block[:2], cluster, shared_bytes, late_products, self._seed, pointers)
         assert failure is None, failure.decode()
 
 

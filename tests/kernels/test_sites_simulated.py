@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, make_maps, map_work
-from lacuna_kernels.cuda.row_means import list_points, row_means_work
+from lacuna_kernels.cuda.row_means import list_points, row_means, row_means_work
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Value
@@ -173,3 +173,25 @@ def test_points_are_listed_by_row_in_their_order(device, points, rows):
         start, size = int(listed.starts[row]), int(listed.counts[row])
         expected = (row_of_point[:points] == row).nonzero()[:, 0]
         assert listed.order[start : start + size].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("channels, padding", [(3, 5), (40, 0)])
+def test_rows_are_the_means_of_their_points_added_in_order(device, channels, padding, first_only):
+    torch.manual_seed(channels)
+    points, rows, capacity = 250, 40, 40 + SPARE
+    x, row_of_point = torch.randn(points, channels), torch.randint(-1, rows - 1, (points,), dtype=torch.int32)
+    wide = torch.full((capacity, channels + padding + 1), torch.nan, dtype=torch.float16)
+    work, (count, made) = device_sites.ints(row_means_work(points, capacity)), map(device_sites.counted, (points, rows))
+
+    y = wide[:, :channels]
+    row_means(device, x, row_of_point, count, y, made, work, first_only=first_only, padding=padding)
+
+    for row in range(rows):
+        own = x[row_of_point == row][: 1 if first_only else None]
+        total = torch.zeros(channels)
+        for point in own:
+            total += point
+        assert torch.equal(y[row], (total / max(1, len(own))).half())
+    assert not bool(wide[:rows, channels : channels + padding].any())
+    assert bool(wide[rows:].isnan().all()) and bool(wide[:, channels + padding :].isnan().all())

@@ -1,5 +1,5 @@
 // Runs the kernels of a source, -D KERNELS="X(name) ..." -D SOURCE="its file", on the CPU, if they take nothing of Hopper:
-// block after block, whose threads are side by side.
+// block after block.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <vector_types.h>
@@ -30,10 +30,10 @@ using std::min;
 struct Place {
     int x, y;
 };
-static int grid_columns;  // of the grid
-#define threadIdx (Place{machine::current->index, 0})
+static int grid_columns, block_columns;
+#define threadIdx (Place{machine::current->index % block_columns, machine::current->index / block_columns})
 #define blockIdx (Place{machine::first_block % grid_columns, machine::first_block / grid_columns})
-#define blockDim (Place{machine::block_threads, 1})
+#define blockDim (Place{block_columns, machine::block_threads / block_columns})
 #define gridDim (Place{grid_columns, machine::grid / grid_columns})
 
 static void __syncthreads() { machine::meet("block", machine::block_threads); }
@@ -109,9 +109,10 @@ static unsigned atomicOr(unsigned* at, unsigned value) { return replaced(at, *at
 
 #include SOURCE
 
-static const char* run(machine::Action kernel, int grid, int grid_y, int threads, int seed) {
+static const char* run(machine::Action kernel, int grid, int grid_y, int columns, int rows, int seed) {
     machine::kernel = kernel;
-    machine::grid = grid * grid_y, machine::block_threads = threads, grid_columns = grid;
+    machine::grid = grid * grid_y, grid_columns = grid;
+    machine::block_threads = columns * rows, block_columns = columns;
     machine::failure.clear();
     std::mt19937 random(seed);
     std::vector<int> order(machine::grid);
@@ -126,8 +127,9 @@ static const char* run(machine::Action kernel, int grid, int grid_y, int threads
 }
 
 // launch_name as launch of launch.cpp, for each.
-#define X(name)                                                                                                      \
-    extern "C" const char* launch_##name(int grid, int grid_y, int threads, int, int, int, int seed, void** given) { \
-        return run(arguments::bound(name, given), grid, grid_y, threads, seed);                                      \
+#define X(name)                                                                                                  \
+    extern "C" const char* launch_##name(int grid, int grid_y, int columns, int rows, int, int, int, int seed,   \
+                                         void** given) {                                                         \
+        return run(arguments::bound(name, given), grid, grid_y, columns, rows, seed);                            \
     }
 KERNELS

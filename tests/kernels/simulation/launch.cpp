@@ -13,7 +13,7 @@ alignas(128) Element tile[232448 / sizeof(Element)];
 alignas(1024) unsigned char shared[232448];
 
 // Return nullptr, or what went wrong.
-extern "C" const char* launch(int grid, int, int threads, int cluster, int shared_bytes, int late_products, int seed,
+extern "C" const char* launch(int grid, int, int threads, int, int cluster, int shared_bytes, int late_products, int seed,
                               void** given) {
     machine::kernel = arguments::bound(KERNEL, given);
     machine::grid = grid, machine::block_threads = threads, machine::late_products = late_products;
