@@ -35,6 +35,7 @@ from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Triple
 from lacuna_kernels.zoo import centerpoint_encoder, minkunet
 from tests.kernels.networks import cloud, document, node
+from tests.kernels.small_networks import spreading
 from tests.kernels.test_fusion import NETWORKS
 
 
@@ -351,14 +352,7 @@ def test_padded_rows_are_views_of_wider_ones() -> None:
 
 
 def test_sites_that_spread_at_stride_one_have_a_map_from_either_level() -> None:
-    shape = {"out_channels": 8, "kernel_size": [3, 3, 3]}
-    nodes = [
-        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
-        node("spread", "sparse_conv", "grid", mode="strided", padding=[1, 1, 1], **shape),
-        node("y", "sparse_conv", "spread", **shape),
-    ]
-
-    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "y")))
+    plan = drawn(spreading())
 
     maps = [name for name in made_in_front(plan) if name.endswith(":rows")]
     assert [name.split(" (")[0] for name in maps] == ["map from grid to spread", "map from spread to spread"]

@@ -156,6 +156,11 @@ def batch_of(points: int, seed: int = 0) -> Batch:
     return {"points": Value(data, torch.tensor([0, points // 2, points]))}
 
 
+def started(plan: Plan, batch: Batch) -> Running:
+    """Of one batch alone."""
+    return plan.start(batch, [batch])
+
+
 def assert_right(outcome: Result | Overflow, batch: Batch) -> None:
     assert isinstance(outcome, Result)
     data, (back, conv) = batch["points"].data, (outcome.values["back"], outcome.values["conv"])
@@ -176,7 +181,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Late:
 def test_results_that_are_held_are_not_overwritten_by_later_batches(late: Late) -> None:
     batches, one = [batch_of(100 + 4 * seed, seed) for seed in range(5)], late.plan()
 
-    held = [one.start(batch) for batch in batches]
+    held = [started(one, batch) for batch in batches]
 
     for running, batch in zip(held, batches, strict=True):
         assert_right(running.finish(), batch)
@@ -186,9 +191,9 @@ def test_batches_may_be_finished_in_any_order(late: Late) -> None:
     batches, one = [batch_of(40 + 4 * seed, seed) for seed in range(6)], late.plan()
 
     for first, second in zip(batches[::2], batches[1::2], strict=True):
-        running = [one.start(first), one.start(second)]
+        running = [started(one, first), started(one, second)]
         assert_right(running[1].finish(), second)
-        assert_right(one.start(first).finish(), first)
+        assert_right(started(one, first).finish(), first)
         assert_right(running[0].finish(), first)
 
 
@@ -222,7 +227,7 @@ def test_only_small_batches_are_joined_before_they_travel() -> None:
 def test_pinned_inputs_are_read_where_they_lie(late: Late) -> None:
     batch, one = batch_of(500), late.plan()
     late.pinned.add(batch["points"].data.data_ptr())
-    running = one.start(batch)
+    running = started(one, batch)
 
     batch["points"].data.fill_(7.0)  # which nobody may do, but it shows
 
@@ -231,7 +236,7 @@ def test_pinned_inputs_are_read_where_they_lie(late: Late) -> None:
 
 def test_other_inputs_may_change_once_they_are_handed_over(late: Late) -> None:
     batch, changed, one = batch_of(500), batch_of(500), late.plan()
-    running = one.start(changed)
+    running = started(one, changed)
 
     changed["points"].data.fill_(7.0)
 
@@ -243,21 +248,21 @@ def test_inputs_in_another_layout_are_put_in_order(late: Late) -> None:
     turned = Value(batch["points"].data.t().contiguous().t(), batch["points"].offsets)
     late.pinned.add(turned.data.data_ptr())
 
-    assert_right(one.start({"points": turned}).finish(), batch)
+    assert_right(started(one, {"points": turned}).finish(), batch)
 
 
 def test_a_batch_that_nobody_waits_for_keeps_its_memory_until_it_is_done(late: Late) -> None:
     one = late.plan()
     for seed in range(2 * IN_FLIGHT):
-        one.start(batch_of(400, seed))
+        started(one, batch_of(400, seed))
 
-    assert_right(one.start(batch_of(60)).finish(), batch_of(60))
+    assert_right(started(one, batch_of(60)).finish(), batch_of(60))
     late.catch_up()
 
 
 def test_outputs_are_held_by_nobody_but_their_caller(late: Late) -> None:
     one = late.plan()
-    outcome = one.start(batch_of(100)).finish()
+    outcome = started(one, batch_of(100)).finish()
     assert isinstance(outcome, Result)
     outputs = [weakref.ref(value.data) for value in outcome.values.values()]
 
@@ -274,7 +279,7 @@ def test_an_overflow_gives_no_outputs_and_the_next_batch_is_right(late: Late) ->
     one = late.plan(full)
     small, large = batch_of(100), batch_of(200)
 
-    outcomes = [running.finish() for running in [one.start(large), one.start(small), one.start(large)]]
+    outcomes = [running.finish() for running in [started(one, large), started(one, small), started(one, large)]]
 
     assert isinstance(outcomes[0], Overflow) and isinstance(outcomes[2], Overflow)
     assert_right(outcomes[1], small)
@@ -282,13 +287,13 @@ def test_an_overflow_gives_no_outputs_and_the_next_batch_is_right(late: Late) ->
 
 def test_a_failure_is_told_to_the_batch_that_it_befell(late: Late, monkeypatch: pytest.MonkeyPatch) -> None:
     one, batches = late.plan(), [batch_of(100 + 4 * seed, seed) for seed in range(2 + IN_FLIGHT)]
-    first = one.start(batches[0])
+    first = started(one, batches[0])
 
     with monkeypatch.context() as patch:
         patch.setattr(slot.Slot, "receive", failing)
         with pytest.raises(RuntimeError, match="out of memory"):
             first.finish()
-        running = [one.start(batch) for batch in batches[1:]]  # the first of these is settled by the last
+        running = [started(one, batch) for batch in batches[1:]]  # the first of these is settled by the last
 
     with pytest.raises(RuntimeError, match="out of memory"):
         running[0].finish()
@@ -303,7 +308,7 @@ def failing(given: slot.Slot, batch: Batch) -> None:
 @pytest.mark.parametrize("end", [Plan.close, Plan.retire])
 def test_memory_goes_only_when_the_device_writes_there_no_longer(late: Late, end: Callable[[Plan], None]) -> None:
     one = late.plan()
-    one.start(batch_of(100))
+    started(one, batch_of(100))
 
     end(one)
 
@@ -312,7 +317,7 @@ def test_memory_goes_only_when_the_device_writes_there_no_longer(late: Late, end
 
 def test_a_retired_plan_gives_what_it_was_asked_for(late: Late) -> None:
     one, batch = late.plan(), batch_of(100)
-    running: Running = one.start(batch)
+    running: Running = started(one, batch)
 
     one.retire()
 
@@ -320,7 +325,7 @@ def test_a_retired_plan_gives_what_it_was_asked_for(late: Late) -> None:
 
 
 def test_an_empty_batch_travels(late: Late) -> None:
-    assert_right(late.plan().start(batch_of(0)).finish(), batch_of(0))
+    assert_right(started(late.plan(), batch_of(0)).finish(), batch_of(0))
 
 
 @pytest.mark.parametrize(

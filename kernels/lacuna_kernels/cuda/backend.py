@@ -319,8 +319,10 @@ def _served(graph: Graph, options: Options, batch: Batch) -> Capacity:
 
 def sent_as(batches: Sequence[Batch]) -> Sequence[Batch]:
     """Batches that run as one, as they travel: small ones joined, which takes less than to send each by itself."""
+    if len(batches) == 1:
+        return batches
     size = sum(value.data.nbytes for batch in batches for value in batch.values())
-    return [collate(batches)] if len(batches) > 1 and size < len(batches) * PIECE_BYTES else batches
+    return [collate(batches)] if size < len(batches) * PIECE_BYTES else batches
 
 
 def _items(batch: Batch) -> int:

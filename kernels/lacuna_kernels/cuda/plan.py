@@ -39,14 +39,13 @@ class Plan:
         self._steps = blueprint.steps
         self.bytes = self.memory.nbytes + sum(slot.bytes for slot in slots)
 
-    def start(self, batch: Batch, joined: Sequence[Batch] = ()) -> Running:
+    def start(self, batch: Batch, joined: Sequence[Batch]) -> Running:
         """Send a batch to the device and start it; the oldest batch is finished first if too many are in flight.
 
         The device's stream must be current.
 
-        joined  batches that it is the outline of, if it is one
+        joined  batches that it is the outline of
         """
-        joined = joined or [batch]
         seat = self._seats[0]
         if seat.running is not None:
             seat.running.settle()

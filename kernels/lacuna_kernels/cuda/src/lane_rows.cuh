@@ -10,7 +10,8 @@ struct LaneRows {
     static constexpr int WIDE = WIDTH < 32 ? 4 : 8, PIECES = WIDTH / 4 / WIDE;
     static_assert(WIDTH == 16 || WIDTH % 32 == 0, "a lane's channels are whole pieces");
     using Sums = float[WIDTH / 2];
-    struct __align__(2 * WIDE) Neighbours { Element values[WIDE]; };
+    template <class T>
+    struct __align__(sizeof(T) * WIDE) Neighbours { T values[WIDE]; };
 
     int rows[2];  // of y; negative past the last
     int column;   // the lane's first
@@ -28,10 +29,6 @@ struct LaneRows {
 
     static __device__ __forceinline__ float& sum(Sums& sums, int piece, int h, int c) {
         return sums[4 * (piece * (WIDE / 2) + c / 2) + 2 * h + c % 2];
-    }
-    static __device__ __forceinline__ float4 four_of(Sums& sums, int piece, int h, int c) {
-        return make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
-                           sum(sums, piece, h, c + 3));
     }
     __device__ __forceinline__ int column_of(int piece) const { return column + piece * 4 * WIDE; }
 
@@ -84,12 +81,12 @@ struct LaneRows {
     __device__ __forceinline__ void add_residual(const Output& output, Sums& sums) const {
         if (!output.residual) return;
         const auto from = [&](int row, int at) { return output.residual + (size_t)row * output.residual_pitch + at; };
-        if (!is_made_of<Neighbours>(output.residual, output.residual_pitch, output.channels)) {
+        if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels)) {
             each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*from(row, at)); });
             return;
         }
         each_piece(output, [&](int piece, int h, int at) {
-            const Neighbours more = *reinterpret_cast<const Neighbours*>(from(rows[h], at));
+            const auto more = *reinterpret_cast<const Neighbours<Element>*>(from(rows[h], at));
 #pragma unroll
             for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
         });
@@ -105,7 +102,8 @@ struct LaneRows {
 #pragma unroll
                 for (int c = 0; c < WIDE; c += 4)
                     *reinterpret_cast<float4*>(parts.at(part, rows[h], column_of(piece) + c)) =
-                        four_of(sums, piece, h, c);
+                        make_float4(sum(sums, piece, h, c), sum(sums, piece, h, c + 1), sum(sums, piece, h, c + 2),
+                                    sum(sums, piece, h, c + 3));
         }
     }
 
@@ -139,34 +137,21 @@ struct LaneRows {
         }
     }
 
-    // As fp32, which y then is.
-    __device__ __forceinline__ void write_wide(const Output& output, Sums& sums) const {
-        output.activate_all(sums);
-        float* y = reinterpret_cast<float*>(output.y);
-        const auto to = [&](int row, int at) { return y + (size_t)row * output.y_pitch + at; };
-        if (output.channels % WIDE || output.y_pitch % 4 || (size_t)y % 16) {
-            each(output, sums, [&](float& sum, int row, int at) { *to(row, at) = sum; });
-            return;
-        }
-        each_piece(output, [&](int piece, int h, int at) {
-#pragma unroll
-            for (int c = 0; c < WIDE; c += 4)
-                *reinterpret_cast<float4*>(to(rows[h], at + c)) = four_of(sums, piece, h, c);
-        });
-    }
-
+    // As a Result: y's type, which may be fp32.
+    template <class Result>
     __device__ __forceinline__ void write(const Output& output, Sums& sums) const {
         output.activate_all(sums);
-        const auto to = [&](int row, int at) { return output.y + (size_t)row * output.y_pitch + at; };
-        if (!is_made_of<Neighbours>(output.y, output.y_pitch, output.channels)) {
-            each(output, sums, [&](float& sum, int row, int at) { *to(row, at) = from_float<Element>(sum); });
+        Result* y = reinterpret_cast<Result*>(output.y);
+        const auto to = [&](int row, int at) { return y + (size_t)row * output.y_pitch + at; };
+        if (!is_made_of<Neighbours<Result>>(y, output.y_pitch, output.channels)) {
+            each(output, sums, [&](float& sum, int row, int at) { *to(row, at) = from_float<Result>(sum); });
             return;
         }
         each_piece(output, [&](int piece, int h, int at) {
-            Neighbours made;
+            Neighbours<Result> made;
 #pragma unroll
-            for (int c = 0; c < WIDE; ++c) made.values[c] = from_float<Element>(sum(sums, piece, h, c));
-            *reinterpret_cast<Neighbours*>(to(rows[h], at)) = made;
+            for (int c = 0; c < WIDE; ++c) made.values[c] = from_float<Result>(sum(sums, piece, h, c));
+            *reinterpret_cast<Neighbours<Result>*>(to(rows[h], at)) = made;
         });
     }
 };

@@ -226,11 +226,11 @@ struct PartSums {
 struct __align__(2 * sizeof(Element)) Pair { Element values[2]; };
 struct __align__(PIECE * sizeof(Element)) Piece { Element values[PIECE]; };
 
-// Whether neighbours of a matrix can be read or written as a T.
-template <class T>
-__device__ inline bool is_made_of(const void* start, int pitch, int channels) {
-    constexpr int count = sizeof(T) / sizeof(Element);
-    return ((size_t)start / sizeof(Element) | pitch | channels) % count == 0;
+// Whether neighbours of a matrix of E can be read or written as a T.
+template <class T, class E>
+__device__ inline bool is_made_of(const E* start, int pitch, int channels) {
+    constexpr int count = sizeof(T) / sizeof(E);
+    return ((size_t)start / sizeof(E) | pitch | channels) % count == 0;
 }
 
 // A warp's 16 rows of WIDTH channels, whose sums its lanes have as tensor cores make them: of every 8 channels a lane

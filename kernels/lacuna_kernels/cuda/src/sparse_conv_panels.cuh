@@ -68,7 +68,8 @@ struct Bringers {
     const Stages& stages;
     const Source &input, &shortcut;
     const WarpOffsetWalk& offsets;
-    int first, end, steps;  // of all offsets of the block those of the tile
+    int first, end;  // of all offsets of the block those of the tile
+    int steps;
 
     __device__ __forceinline__ Panel panel(int at) const {
         const int width = panels_of(input);

@@ -171,9 +171,9 @@ struct Work {
             places.look_up(next, base + 2 * CHUNK);
         }
         if (wide)
-            own.write_wide(output, sums);
+            own.write<float>(output, sums);
         else
-            own.write(output, sums);
+            own.write<Element>(output, sums);
     }
 };
 

@@ -163,7 +163,7 @@ struct Work {
                 continue;
             }
             if (SPLIT) mine[half].add_parts(sums[half], map, parts, progress, tiles.before_last());
-            mine[half].write(y, sums[half]);
+            mine[half].template write<Element>(y, sums[half]);
         }
     }
 };
