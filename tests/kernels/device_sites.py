@@ -158,12 +158,13 @@ def mapped(
     backward: bool = False,
     parts: int = 1,
     dense: bool = False,
+    regions: int = 1,
 ) -> KernelMap:
     """The kernel map of a convolution, or of the one that undoes it (inputs coarse, outputs fine)."""
     result = KernelMap.made(geometry.volume, outputs.capacity, ints, parts)
-    work = ints(map_work(geometry.volume, outputs.capacity, parts))
+    work = ints(map_work(geometry.volume, outputs.capacity, parts, regions))
     offsets = offsets_on_device(geometry, parts, dense=dense)
-    make_maps(device, [MapJob(inputs, outputs, offsets, result, work, backward)])
+    make_maps(device, [MapJob(inputs, outputs, offsets, result, work, backward, regions)])
     return result
 
 
@@ -237,8 +238,13 @@ def key_of(there: Tensor, bits: Tensor) -> int:
     return rank
 
 
-def check_map(found: KernelMap, expected: Tensor, geometry: Geometry, *, dense: bool = False) -> None:
-    """Compare with a reference map int64 [k, m]: rows with equal keys may be in any order.
+def region_rows(rows: int, room: int, regions: int) -> int:
+    """How many rows each region has, if there may be so many: as many as of all there is room for, or more."""
+    return -(-rows // max(1, min(regions, rows // max(1, room // regions))))
+
+
+def check_map(found: KernelMap, expected: Tensor, geometry: Geometry, *, dense: bool = False, regions: int = 1) -> None:
+    """Compare with a reference map int64 [k, m]: rows with equal keys, of the same region, may be in any order.
 
     `present` must tell the same as its rows.
     """
@@ -250,7 +256,8 @@ def check_map(found: KernelMap, expected: Tensor, geometry: Geometry, *, dense: 
         keys = [key_of(own[:, row] >= 0, own_bits) for row in range(m)]
         order = found.order[part, :m].tolist()
         assert sorted(order) == list(range(m))
-        assert [keys[row] for row in order] == sorted(keys)
+        size = max(1, region_rows(m, found.order.shape[1], regions))
+        assert [(row // size, keys[row]) for row in order] == sorted((row // size, keys[row]) for row in order)
         assert bool((found.order[part, m:] == NONSENSE).all())
         first = 0
         if part < parts - 1:

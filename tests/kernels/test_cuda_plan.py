@@ -21,7 +21,7 @@ from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, power_of_t
 from lacuna_kernels.cuda.device import Device, DeviceLimits
 from lacuna_kernels.cuda.front_steps import Front, maps_task
 from lacuna_kernels.cuda.fusion import fuse
-from lacuna_kernels.cuda.kernel_map import MapJob
+from lacuna_kernels.cuda.kernel_map import MapJob, map_work
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.site_steps import MapTask, is_dense, source_of
 from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
@@ -179,6 +179,21 @@ def test_levels_are_dense_whose_inputs_make_several_sites_and_their_maps_are_mad
         assert slots == {(1, False), (1, True) if dense[-1] else (3, False)}
 
 
+@pytest.mark.parametrize("points, regions", [(1000, 1), (1 << 17, 2), (1 << 19, 8), (1 << 21, 8)])
+def test_many_rows_of_dense_levels_are_put_in_order_region_by_region(points: int, regions: int) -> None:
+    graph = centerpoint_encoder()
+    layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+    device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90")))
+    writer = Writer(device, graph.types, Weights(torch.device("cpu")), Capacity(points, 4), layers)
+    first, second = levels_of(graph.types)[:2]
+
+    front = Front.of(writer, first, Task([], {"features": BufferSpec((1,), torch.float32)}, lambda b: None))
+
+    made = {task.work for task in front.stages[0].maps}
+    assert made == {map_work(27, writer.room.sites(second)), map_work(27, writer.room.sites(second), regions=regions)}
+    assert [task.work for task in front.own] == [map_work(27, points)]
+
+
 def all_read(front: Front) -> set[str]:
     tasks = [*front.own, *(task for stage in front.stages for task in (*stage.sites, *stage.maps))]
     return {name for task in tasks for name in task.reads}
@@ -191,7 +206,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 751, "centerpoint": 518}
+    assert found == {"minkunet": 751, "centerpoint": 519}
 
 
 def test_maps_are_made_as_many_at_a_time_as_may_be_the_longest_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from tests.kernels.device_sites import (
     mapped,
     poisoned,
     random_sites,
+    region_rows,
     sites_on_device,
     strided,
     voxelized,
@@ -239,14 +240,15 @@ def test_sites_of_a_level_are_those_of_the_reference_and_in_its_order(device, co
     assert torch.equal(found.offsets[:5].cpu().long(), reference.count_offsets(expected, 4))
 
 
+@pytest.mark.parametrize("regions", [1, 3])
 @pytest.mark.parametrize("sizes", [[0], [1], [3000], [300_000], [5, 70_000, 0, 3000, *range(8)]], ids=str)
-def test_rows_are_in_the_order_of_their_keys(device, sizes):
+def test_rows_are_in_the_order_of_their_keys(device, sizes, regions):
     sets, orderings = [], []
     for at, n in enumerate(sizes):
         parts = 1 + at % 2 * 2
         keys = torch.randint(0, 1 << 24, (n,), dtype=torch.int32) & (0xFF0103 if parts > 1 else 0x8F1F)
         given = torch.cat([keys, torch.full((SPARE,), NONSENSE, dtype=torch.int32)]).cuda()
-        bins = key_bins(16, parts)
+        bins = key_bins(16, parts, regions if parts == 1 else 1)
         work = ints(order_work(n + SPARE, bins, parts))
         work[:bins] = 0
         orderings.append(Ordering(given, counted(n), ints(parts, n + SPARE), ints(parts), bins, work))
@@ -257,7 +259,8 @@ def test_rows_are_in_the_order_of_their_keys(device, sizes):
     for (keys, parts), made in zip(sets, orderings, strict=True):
         n = len(keys)
         for part in range(parts):
-            found = keys >> 8 * part & 255 if parts > 1 else keys
+            size = max(1, region_rows(n, n + SPARE, regions if parts == 1 else 1))
+            found = keys >> 8 * part & 255 if parts > 1 else torch.arange(n) // size << 16 | keys
             rows = made.order[part, :n].cpu().long()
             assert torch.equal(found[rows], found.sort().values)
             assert torch.equal(rows.sort().values, torch.arange(n))

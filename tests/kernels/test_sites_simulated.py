@@ -110,12 +110,13 @@ def test_maps_are_those_of_the_reference(device, geometry, parts):
         check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
 
 
-def test_rows_of_a_dense_level_are_in_the_order_of_their_furthest_offsets(device):
+@pytest.mark.parametrize("regions", [1, 3, 8])
+def test_rows_of_a_dense_level_are_in_the_order_of_their_furthest_offsets_region_by_region(device, regions):
     sites = sites_on_device(device, SITES[0], ITEMS)
 
-    found = mapped(device, sites, sites, CUBE, dense=True)
+    found = mapped(device, sites, sites, CUBE, dense=True, regions=regions)
 
-    check_map(found, reference.kernel_map(SITES[0], SITES[0], CUBE), CUBE, dense=True)
+    check_map(found, reference.kernel_map(SITES[0], SITES[0], CUBE), CUBE, dense=True, regions=regions)
 
 
 def test_maps_of_any_sizes_are_made_together(device):

@@ -96,9 +96,9 @@ def map_shapes(volume: int, capacity: int, parts: int = 1) -> dict[str, tuple[in
     return {**shapes, "keys": (capacity,), "ones": (parts,)}
 
 
-def map_work(volume: int, capacity: int, parts: int = 1) -> int:
+def map_work(volume: int, capacity: int, parts: int = 1, regions: int = 1) -> int:
     """Numbers of int32 that making a map needs to work with."""
-    pitch, order = _pitch(volume), order_work(capacity, key_bins(key_bits(volume), parts), parts)
+    pitch, order = _pitch(volume), order_work(capacity, key_bins(key_bits(volume), parts, regions), parts)
     return capacity * (pitch + blocks(pitch, WORD_BITS)) + order
 
 
@@ -110,9 +110,10 @@ class MapJob:
     outputs   sites that read: the inputs if the convolution is submanifold
     offsets   those of the convolution
     result    where it goes
-    work      int32 [map_work(k, outputs.capacity, parts)]
+    work      int32 [map_work(k, outputs.capacity, parts, regions)]
     backward  whether it leads back from the coarse sites of a strided convolution, the inputs, to its fine ones, or
               from the inputs of a generative one to its outputs
+    regions   into how many of rows side by side the outputs may be divided, each in an order of its own
     """
 
     inputs: SiteBuffer
@@ -121,6 +122,7 @@ class MapJob:
     result: KernelMap
     work: Tensor
     backward: bool = False
+    regions: int = 1
 
     @property
     def kernel(self) -> Variant:
@@ -146,7 +148,7 @@ class MapJob:
     def ordering(self) -> Ordering:
         """How the outputs are put in order."""
         (_, _, work), m = self.found, self.result
-        bins = key_bins(key_bits(len(m.rows)), m.parts)
+        bins = key_bins(key_bits(len(m.rows)), m.parts, self.regions)
         return Ordering(m.keys, self.outputs.count, m.order, m.ones, bins, work)
 
     @property

@@ -13,8 +13,8 @@ from lacuna_kernels.cuda.scan import blocks
 COUNT, SCAN, PLACE = (Variant("key_order.cu", name) for name in ("count_keys", "scan_bins", "place_rows"))
 VARIANTS = (COUNT, SCAN, PLACE)
 
-PART_BITS = 8
-"""Of a key that has several parts."""
+KEY_BITS, PART_BITS = 16, 8
+"""Of a key at most, and of each part of one that has several."""
 MOST_ORDERINGS = 12
 """At a time."""
 _THREADS, _WIDE, _FEW_BINS = 256, 1024, 768
@@ -57,9 +57,13 @@ def all_of(packed: Sequence[bytes]) -> Struct:
     return Struct(b"".join(packed).ljust(MOST_ORDERINGS * struct.calcsize(_FORMAT), b"\0"))
 
 
-def key_bins(bits: int, parts: int) -> int:
-    """How many different keys there are: of so many bits, or in each of several parts."""
-    return max(4, 1 << bits) if parts == 1 else parts << PART_BITS
+def key_bins(bits: int, parts: int, regions: int = 1) -> int:
+    """How many different keys there are: of so many bits, or in each of several parts.
+
+    regions  into how many the rows may be divided, by keys of KEY_BITS in one part: each is put in order by itself
+    """
+    assert regions == 1 or (parts == 1 and bits == KEY_BITS)
+    return max(4, regions << bits) if parts == 1 else parts << PART_BITS
 
 
 def order_work(length: int, bins: int, parts: int) -> int:

@@ -26,6 +26,9 @@ from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
+_REGION_ROWS, _MOST_REGIONS = 1 << 17, 8
+"""Of a dense level with many sites, those that one region of a map's rows has, and how many regions there may be."""
+
 
 def source_of(level: Level) -> tuple[Level, Geometry]:
     """The level that the sites of a level are made of, and how: its parent, unless both divide space into cells.
@@ -119,16 +122,18 @@ def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level
     dense = node.mode == "submanifold" and is_dense(level_out)
     parts = 1 if backward else parts_of(g, max(level_out.stride), dense=dense)
     writer.map_parts[name] = parts
+    regions = max(1, min(_MOST_REGIONS, capacity // _REGION_ROWS)) if dense else 1
     slots = held.make(("slots", g, parts, dense), lambda: held.upload(offset_slots(g, parts, dense=dense), torch.int32))
     offsets = Offsets(g, _geometry(writer, g, None), slots)
 
     def job(b: Buffers, work: Tensor) -> MapJob:
-        return MapJob(sites_in(b, level_in), sites_in(b, level_out), offsets, kernel_map_in(b, name), work, backward)
+        inputs, outputs = sites_in(b, level_in), sites_in(b, level_out)
+        return MapJob(inputs, outputs, offsets, kernel_map_in(b, name), work, backward, regions)
 
     shapes = map_shapes(g.volume, capacity, parts)
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
     reads = [*_found_by(level_in), *_found_by(level_out)]
-    return MapTask(reads, made, map_work(g.volume, capacity, parts), job)
+    return MapTask(reads, made, map_work(g.volume, capacity, parts, regions), job)
 
 
 def kernel_map_in(b: Buffers, name: str) -> KernelMap:

@@ -251,7 +251,7 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
 // A block has MOST_ROWS places. Blocks of parts, or of words, take turns; a row of blocks has a map.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 order_map(const __grid_constant__ Orderings orderings) {
-    constexpr int GROUPS = WARPS / 2;
+    constexpr int GROUPS = WARPS / 2, AT_ONCE = 8;
     static_assert(GROUPS * GROUP == MOST_ROWS, "what a block leaves out nobody reads");
     __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
     __shared__ unsigned masks[WARPS];
@@ -265,39 +265,49 @@ order_map(const __grid_constant__ Orderings orderings) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = size > 16 ? 32 : size > 8 ? 16 : 8;
     const int own_slot = slot % 32 + lane % across, words = parts > 1 ? 1 : turns;
     const unsigned before = own_slot < 32 ? (1u << own_slot) - 1 : 0, bit = lane % across < size ? 1u << own_slot : 0;
+    const int offset = bit ? o.slots[slot + lane % across].offset : 0;
     const int groups = (o.length + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
-    const int* order = o.order + (size_t)part * o.length;
+    const int *order = o.order + (size_t)part * o.length, *rows = o.rows + slot / 32 * 32;
     auto& found = found_of[warp];
-    for (int next = first + block * GROUPS; next * GROUP < n; next += blocks * GROUPS) {
-        const int group = next + warp / 2, start = group * GROUP + warp % 2 * 32;
-        const int own = start + lane < n ? order[start + lane] : -1;
-        const unsigned mask = own >= 0 && start + lane >= one ? o.masks[(size_t)own * words + (parts > 1 ? 0 : turn)] : 0;
+    const auto row_at = [&](int place) { return place < n ? order[place] : -1; };
+    const auto mask_at = [&](int place, int row) {
+        return row >= 0 && place >= one ? o.masks[(size_t)row * words + (parts > 1 ? 0 : turn)] : 0;
+    };
+    const int ahead = blocks * MOST_ROWS;
+    int place = (first + block * GROUPS) * GROUP + warp * 32 + lane, own = row_at(place);
+    unsigned mask = mask_at(place, own);
+    for (; place - warp * 32 - lane < n; place += ahead) {
+        const int start = place - lane, group = start / GROUP, later = row_at(place + ahead);
         const unsigned any = __reduce_or_sync(FULL_WARP, mask);
         if (lane == 0) masks[warp] = any;
         __syncthreads();
-        if (start < n) {
-            const int* rows = o.rows + slot / 32 * 32;
-#pragma unroll 8
-            for (int i = 0; i < across; ++i) {
-                const int place = i * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, place);
-                const unsigned here = __shfl_sync(FULL_WARP, mask, place);
+        for (int done = 0; done < across; done += AT_ONCE) {
+            int row[AT_ONCE];  // all are read before any is put down
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int of = (done + i) * (32 / across) + lane / across, m = __shfl_sync(FULL_WARP, own, of);
+                const unsigned here = __shfl_sync(FULL_WARP, mask, of);
                 const int at = o.close ? __popc(here & before) : own_slot;
-                found[lane % across][place] = here & bit ? rows[(size_t)m * o.pitch + at] : -1;
+                row[i] = here & bit ? rows[(size_t)m * o.pitch + at] : -1;
             }
-            __syncwarp();
-            unsigned left = 0;
-            for (int w = 0; w < WARPS; ++w) left |= masks[w];
-            left = left >> slot % 32 & ~0u >> (32 - size);
-            for (; left; left &= left - 1) {
-                const int s = __ffs(left) - 1, offset = o.slots[slot + s].offset;
-                if (start + lane < n) o.map[(size_t)offset * o.length + start + lane] = found[s][lane];
-            }
-            const unsigned both = masks[warp] | masks[warp ^ 1];
-            const unsigned told = both & bit ? 1u << o.slots[slot + lane % across].offset % 32 : 0;
-            const unsigned word = __reduce_or_sync(FULL_WARP, told);
-            const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * turns + turn;
-            if (lane == 0 && warp % 2 == 0) o.present[at] = word;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) found[lane % across][(done + i) * (32 / across) + lane / across] = row[i];
         }
+        own = later, mask = mask_at(place + ahead, later);
+        __syncwarp();
+        unsigned left = 0;
+        for (int w = 0; w < WARPS; ++w) left |= masks[w];
+        left = left >> slot % 32 & ~0u >> (32 - size);
+        for (; left; left &= left - 1) {
+            const int s = __ffs(left) - 1;
+            const size_t to = (size_t)__shfl_sync(FULL_WARP, offset, s) * o.length + place;
+            if (place < n) o.map[to] = found[s][lane];
+        }
+        const unsigned both = masks[warp] | masks[warp ^ 1];
+        const unsigned told = both & bit ? 1u << offset % 32 : 0;
+        const unsigned word = __reduce_or_sync(FULL_WARP, told);
+        const size_t at = parts > 1 ? (size_t)part * groups + group : (size_t)group * turns + turn;
+        if (lane == 0 && warp % 2 == 0 && start < n) o.present[at] = word;
         __syncthreads();
     }
 }

@@ -12,9 +12,11 @@
 #define PLACES 1024  // for keys of a block's rows
 #define FEW_BINS 768
 
-// The bin of a key: those of one part follow those of another.
-__device__ inline int bin_of(int key, int part, int parts) {
-    return parts == 1 ? key : part << 8 | (key >> 8 * part & 255);
+// The bin of a row's key: those of one part, or region, follow those of another.
+__device__ inline int bin_of(const Ordering& o, const Regions& regions, int row, int part) {
+    const int key = o.keys[row];
+    if (o.parts > 1) return part << 8 | (key >> 8 * part & 255);
+    return regions.number > 1 ? row / regions.rows << KEY_BITS | key : key;
 }
 
 // Many rows have one of few keys: a block counts those of its own first, as everybody would wait for a few counts.
@@ -40,6 +42,7 @@ count_keys(const __grid_constant__ Orderings orderings) {
     __shared__ OwnCounts own;
     const Ordering o = orderings.of[blockIdx.y];
     const int n = *o.count, lane = threadIdx.x % 32, turns = (n + THREADS * TURNS - 1) / (THREADS * TURNS) * o.parts;
+    const Regions regions(o, n);
     for (int turn = blockIdx.x; turn < turns; turn += gridDim.x) {
         const int part = turn % o.parts, start = turn / o.parts * (THREADS * TURNS) + threadIdx.x;
         for (int i = threadIdx.x; i < PLACES; i += THREADS) own.bins[i] = -1, own.counts[i] = 0;
@@ -47,7 +50,7 @@ count_keys(const __grid_constant__ Orderings orderings) {
         int rank[TURNS], place[TURNS];
 #pragma unroll
         for (int i = 0; i < TURNS; ++i) {
-            const int row = start + i * THREADS, bin = row < n ? bin_of(o.keys[row], part, o.parts) : -1;
+            const int row = start + i * THREADS, bin = row < n ? bin_of(o, regions, row, part) : -1;
             const unsigned equal = __match_any_sync(FULL_WARP, bin);
             const int first = __ffs(equal) - 1;
             place[i] = -1, rank[i] = 0;
@@ -77,8 +80,9 @@ extern "C" __global__ void __launch_bounds__(WIDE)
 scan_bins(const __grid_constant__ Orderings orderings) {
     const Ordering o = orderings.of[blockIdx.y];
     const int4* counts = reinterpret_cast<const int4*>(o.counts);
-    const int bins = o.bins;
-    if (bins <= FEW_BINS || 4 * WIDE * int(blockIdx.x) >= bins) return;
+    const int bins = o.bins, begin = 4 * WIDE * int(blockIdx.x);
+    if (bins <= FEW_BINS || begin >= bins) return;
+    if (begin >= 1 << KEY_BITS && begin >= Regions(o, *o.count).bins) return;  // of regions that there are not
     const int own = blockIdx.x * WIDE, at = own + threadIdx.x;
     int earlier = 0, before, all;
 #pragma unroll 8
@@ -109,12 +113,13 @@ place_rows(const __grid_constant__ Orderings orderings) {
         }
         __syncthreads();
     }
+    const Regions regions(o, n);
     const int* start_of = o.bins <= FEW_BINS ? few : o.starts;
     if (o.parts > 1 && first < o.parts) o.ones[first] = start_of[first << 8 | 1] - first * n;
     for (int row = first; row < n; row += gridDim.x * THREADS) {
         for (int part = 0; part < o.parts; ++part) {
             const size_t mine = (size_t)part * o.length;
-            const int place = start_of[bin_of(o.keys[row], part, o.parts)] - part * n + o.ranks[mine + row];
+            const int place = start_of[bin_of(o, regions, row, part)] - part * n + o.ranks[mine + row];
             o.order[mine + place] = row;
         }
     }

@@ -8,6 +8,8 @@ struct Slot {
     int offset, bit;
 };
 
+#define KEY_BITS 16  // of a key of one part, at most
+
 // As cuda/key_order.py packs it; what it is about is said where it is used, in key_order.cu and for a map in kernel_map.cu.
 struct Ordering {
     const int *keys, *count;
@@ -21,6 +23,19 @@ struct Ordering {
 };
 
 static_assert(sizeof(Ordering) == 120, "as it is packed");
+
+// Rows are divided into regions of rows side by side, each of which is put in order by itself: as many as there are bins
+// for, of which each has as many rows or more as if there were as many as there is room for.
+struct Regions {
+    int number, rows, bins;  // how many, rows of each, bins of all
+
+    __device__ Regions(const Ordering& o, int n) {
+        const int most = max(1, o.bins >> KEY_BITS);
+        number = max(1, min(most, n / max(1, o.length / most)));
+        rows = (n + number - 1) / number;
+        bins = o.bins / most * number;
+    }
+};
 
 struct Orderings {
     Ordering of[MOST_ORDERINGS];
