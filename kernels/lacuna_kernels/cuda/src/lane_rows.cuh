@@ -1,6 +1,9 @@
 // What sums of a convolution begin with and where they go, for kernels whose weights are packed so that a lane's sums are
 // of neighbouring channels: all of it goes by 16 bytes a lane (8 of up to 16 channels) where that can be.
 #pragma once
+#include <type_traits>
+
+#include "read_if.cuh"
 #include "sparse_conv.cuh"
 
 // A lane's two of a warp's 16 rows of WIDTH channels. Four lanes share a piece of 4 * WIDE channels, of which each has
@@ -78,18 +81,40 @@ struct LaneRows {
         }
     }
 
+    __device__ __forceinline__ const Element* residual_at(const Output& output, int row, int at) const {
+        return output.residual + (size_t)row * output.residual_pitch + at;
+    }
+
     __device__ __forceinline__ void add_residual(const Output& output, Sums& sums) const {
         if (!output.residual) return;
-        const auto from = [&](int row, int at) { return output.residual + (size_t)row * output.residual_pitch + at; };
         if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels)) {
-            each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*from(row, at)); });
+            each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*residual_at(output, row, at)); });
             return;
         }
         each_piece(output, [&](int piece, int h, int at) {
-            const auto more = *reinterpret_cast<const Neighbours<Element>*>(from(rows[h], at));
+            const auto more = *reinterpret_cast<const Neighbours<Element>*>(residual_at(output, rows[h], at));
 #pragma unroll
             for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
         });
+    }
+
+    // The same, all pieces under way before the first is added: where the compiler reads them one by one, and waits for each.
+    __device__ __forceinline__ void add_residual_at_once(const Output& output, Sums& sums) const {
+        if (!output.residual) return;
+        if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels))
+            return add_residual(output, sums);
+        std::conditional_t<WIDE == 8, uint4, uint2> words[PIECES][2];
+#pragma unroll
+        for (int n = 0; n < 2 * PIECES; ++n) {
+            const int at = column_of(n / 2), row = at < output.channels ? rows[n % 2] : -1;
+            read_row(words[n / 2][n % 2], row, residual_at(output, row, at));
+        }
+#pragma unroll
+        for (int n = 0; n < 2 * PIECES; ++n) {
+            const auto& more = reinterpret_cast<const Neighbours<Element>&>(words[n / 2][n % 2]);
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c) sum(sums, n / 2, n % 2, c) += to_float(more.values[c]);
+        }
     }
 
     // Keeps the sums of a part before the last.

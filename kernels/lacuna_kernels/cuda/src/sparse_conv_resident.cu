@@ -76,15 +76,18 @@ __device__ __forceinline__ void to_operands(uint4* operands, const uint4& upper,
 // The 16 places of a warp: which offsets any of its warpgroup's has, and what the lane's place, lane % 16, leads to.
 struct Places {
     const KernelMap& map;
-    int first, rows, total;
-    unsigned word;
+    int rows;
     unsigned char* list;
+    int first, total;
+    unsigned word;
 
-    __device__ __forceinline__ Places(const KernelMap& map, int group, int rows, unsigned char* list)
-        : map(map), first(group * GROUP + threadIdx.x / 32 % 4 * 16), rows(rows),
-          word(map.present ? __shfl_sync(EVERY_LANE, int(map.present_of(0, group, 0)), 0) : 1), list(list) {
+    // Which offsets a group has: all lanes read it, for `go_to`.
+    __device__ __forceinline__ unsigned present_of(int group) const {
+        return map.present ? map.present_of(0, group, 0) : 1;
+    }
+    __device__ __forceinline__ void go_to(int group, unsigned present) {
         const int lane = threadIdx.x % 32;
-        total = __popc(word);
+        first = group * GROUP + threadIdx.x / 32 % 4 * 16, word = __shfl_sync(EVERY_LANE, present, 0), total = __popc(word);
         __syncwarp();
         if (word >> lane & 1) list[__popc(word & ((1u << lane) - 1))] = lane;
         __syncwarp();
@@ -138,42 +141,58 @@ struct Work {
         for (int i = 0; i < TILE_N / 2; ++i) is_changed(sums[i]);
     }
 
-    // `first`: x, the residual and the weights have not been waited for.
-    __device__ __forceinline__ void make(int group, bool first) const {
-        const Places places(map, group, rows, list());
+    // Groups from the last on, every `apart`-th: what the next one's first offsets lead to is looked up before this one is
+    // written.
+    __device__ __forceinline__ void make(int group, int apart) const {
+        Places places{map, rows, list()};
+        places.go_to(group, places.present_of(group));
         int here[CHUNK / 2], next[CHUNK / 2];
         places.look_up(here, 0);
         places.look_up(next, CHUNK);
-        const LaneRows<TILE_N> own(map, 0, places.first, rows, 0);
-        if (first) wait_for_kernels_before(), let_next_kernel_begin();
-        Gathered gathered[STAGES];
-#pragma unroll
-        for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
-        float sums[TILE_N / 2];
-        own.begin_with_bias(output, sums);
-        own.add_residual(output, sums);
-        if (first) barrier_wait(shared, 0);
-        unsigned left = places.word;
+        LaneRows<TILE_N> own(map, 0, places.first, rows, 0);
 #pragma unroll 1
-        for (int base = 0; base < places.total; base += CHUNK) {
+        for (bool first = true;; first = false) {
+            float sums[TILE_N / 2];
+            own.begin_with_bias(output, sums);
+            if (first) wait_for_kernels_before(), let_next_kernel_begin();
+            Gathered gathered[STAGES];
 #pragma unroll
-            for (int s = 0; s < CHUNK; ++s) {
-                if (base + s >= places.total) break;
-                multiply(sums, gathered[s % STAGES], __ffs(left) - 1);
-                left &= left - 1;
-                const int ahead = s + STAGES;
-                const auto& found = ahead < CHUNK ? here : next;
-                const int above = found_at(found, ahead % CHUNK, 0), below = found_at(found, ahead % CHUNK, 1);
-                if (base + ahead < places.total) source.gather(gathered[s % STAGES], above, below);
+            for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
+            own.add_residual_at_once(output, sums);
+            if (first) barrier_wait(shared, 0);
+            group -= apart;
+            const unsigned present = group < 0 ? 0 : places.present_of(group);
+            unsigned left = places.word;
+#pragma unroll 1
+            for (int base = 0; base < places.total; base += CHUNK) {
+#pragma unroll
+                for (int s = 0; s < CHUNK; ++s) {
+                    if (base + s >= places.total) break;
+                    multiply(sums, gathered[s % STAGES], __ffs(left) - 1);
+                    left &= left - 1;
+                    const int ahead = s + STAGES;
+                    const auto& found = ahead < CHUNK ? here : next;
+                    const int above = found_at(found, ahead % CHUNK, 0), below = found_at(found, ahead % CHUNK, 1);
+                    if (base + ahead < places.total) source.gather(gathered[s % STAGES], above, below);
+                }
+#pragma unroll
+                for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
+                places.look_up(next, base + 2 * CHUNK);
             }
-#pragma unroll
-            for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
-            places.look_up(next, base + 2 * CHUNK);
+            LaneRows<TILE_N> later = own;
+            if (group >= 0) {
+                places.go_to(group, present);
+                places.look_up(here, 0);
+                places.look_up(next, CHUNK);
+                later = LaneRows<TILE_N>(map, 0, places.first, rows, 0);
+            }
+            if (wide)
+                own.write<float>(output, sums);
+            else
+                own.write<Element>(output, sums);
+            if (group < 0) return;
+            own = later;
         }
-        if (wide)
-            own.write<float>(output, sums);
-        else
-            own.write<Element>(output, sums);
     }
 };
 
@@ -199,9 +218,7 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
     const int rows = min(*count, capacity), groups = (rows + GROUP - 1) / GROUP;
     const Work work{map, source, output, rows, wide != 0, shared};
     const int own = warp_of_block() / 4 * gridDim.x + blockIdx.x;
-#pragma unroll 1
-    for (int index = own; index < groups; index += gridDim.x * WARPGROUPS) work.make(groups - 1 - index, index == own);
-    if (own < groups) return;
+    if (own < groups) return work.make(groups - 1 - own, gridDim.x * WARPGROUPS);
     wait_for_kernels_before();  // whoever waits for this kernel waits for all before it
     barrier_wait(shared, 0);    // and the copies end before the block
 }
