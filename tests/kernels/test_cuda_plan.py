@@ -84,6 +84,21 @@ def test_capacities_are_powers_of_two_up_to_the_limit() -> None:
     assert Sizes(ragged=False, min_items=1, max_cost=100).capacity(70, 70) == Capacity(1, 100)
 
 
+@given(
+    st.booleans(), st.integers(1, 10**6), st.tuples(*[st.integers(1, 10**6)] * 4), st.tuples(*[st.integers(1, 8)] * 2)
+)
+def test_a_batch_fits_a_plan_that_holds_its_capacity(
+    ragged: bool, most: int, batches: tuple[int, int, int, int], growths: tuple[int, int]
+) -> None:
+    sizes = Sizes(ragged, 16 if ragged else 1, most)
+    (cost, items), (other_cost, other_items) = [
+        (min(cost, most), items if ragged else min(cost, most)) for cost, items in (batches[:2], batches[2:])
+    ]
+    room = sizes.capacity(other_cost, other_items, growths[1])
+
+    assert sizes.fit(room, cost, items, growths[0]) == room.holds(sizes.capacity(cost, items, growths[0]))
+
+
 @given(st.integers(1, 2**40))
 def test_power_of_two_is_the_smallest_that_is_enough(number: int) -> None:
     power = power_of_two(number)

@@ -43,7 +43,7 @@ class Late:
         self.memory: list[weakref.ref[torch.Tensor]] = []
         cuda = SimpleNamespace(
             CUDAGraph=lambda: LateGraph(self),
-            Event=lambda enable_timing: LateEvent(self),
+            Event=lambda **options: LateEvent(self),
             current_stream=lambda: stream,
         )
         stream = SimpleNamespace(cuda_stream=0, wait_event=lambda event: None, synchronize=self.catch_up)

@@ -120,19 +120,16 @@ class CudaProgram:
         """
         sent = sent_as(batches)
         batch = outline(sent)
-        size = cost(batch)
+        size, items = cost(batch), _items(batch)
         if size > self._options.max_cost:
             raise CapacityExceeded(f"a batch of {size} is over the limit of {self._options.max_cost}")
-        need = self._sizes.capacity(size, _items(batch), self._growth)
         with self._lock, device_errors("starting a batch"):
-            plan = self._smallest(need)
+            plan = next((plan for plan in self._plans if self._sizes.fit(plan.room, size, items, self._growth)), None)
             if plan is not None:
                 with self._device.on_thread(self._device.stream):
                     return Pending(self, plan.start(batch, sent))
+        need = self._sizes.capacity(size, items, self._growth)
         return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch, sent)))
-
-    def _smallest(self, need: Capacity) -> Plan | None:
-        return next((plan for plan in self._plans if plan.room.holds(need)), None)
 
     def rerun(self, overflowed: Running) -> Future[Running]:
         """Run a batch again with room for twice the sites, and so all batches from now on; raises CapacityExceeded."""
@@ -149,7 +146,7 @@ class CudaProgram:
 
     def _plan_for(self, need: Capacity, why: str) -> Plan:
         """Return a plan with room, built if there is none; on the builder's thread."""
-        plan = self._smallest(need)
+        plan = next((plan for plan in self._plans if plan.room.holds(need)), None)
         if plan is not None:
             return plan
         plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._tuned))

@@ -34,8 +34,9 @@ class Slot:
         self._header = blueprint.header.views(self.host[HEADER].numpy())
         self._status = blueprint.status.views(self.host[STATUS].numpy())
         self._graph = torch.cuda.CUDAGraph()
-        self._sent, self._back = _event(), _event()
-        self._began, self._ended = _event(timing=True), _event(timing=True)
+        self._sent, self._back = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._began = torch.cuda.Event(enable_timing=True, external=True)  # type: ignore  # recorded by the graph
+        self._ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._outputs: dict[str, Tensor] = {}  # of the batch in flight, kept even if nobody waits for it
         self.buffers: Mapping[str, Tensor] = {}
         self._counter: TileCounter | None = None  # of the captured launches
@@ -74,6 +75,7 @@ class Slot:
         stream = torch.cuda.current_stream()
         self._graph.capture_begin(capture_error_mode="thread_local")
         try:
+            self._began.record(stream)
             copy(self.here[HEADER], self.host[HEADER], stream)
             self.run(steps)
             copy(self.host[STATUS], self.here[STATUS], stream)
@@ -100,7 +102,6 @@ class Slot:
             if buffer not in self._blueprint.unstaged
         }
         device.stream.wait_event(self._sent)
-        self._began.record(device.stream)
         self._graph.replay()
         self._ended.record(device.stream)
         device.download.wait_event(self._ended)
@@ -132,7 +133,7 @@ class Slot:
         parts[ITEMS][0] = items = next(iter(batch.values())).items
         for name, value in batch.items():
             if value.offsets is not None:
-                given, offsets = value.offsets.numpy(), parts[f"{name}:offsets"]
+                given, offsets = value.offsets.tolist(), parts[f"{name}:offsets"]
                 offsets[: items + 1] = given
                 offsets[items + 1 :] = given[items]
                 parts[f"{name}:count"][0] = given[items]
@@ -201,10 +202,6 @@ class Slot:
         self.buffers, self.here, self.host = {}, {}, {}
         self._header, self._status, self._outputs = {}, {}, {}
         self._counter = None
-
-
-def _event(*, timing: bool = False) -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]
 
 
 def _pinned(spec: BufferSpec) -> Tensor:
