@@ -1,7 +1,9 @@
 """Joules of a launch, from the GPU's own counter."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pynvml
@@ -37,42 +39,55 @@ class Meter:
     def measure(self, run: Callable[[], object], launches: int, run_ms: float) -> Energy:
         """Run over and over for SECONDS; power is what the counter says between its first and last tick meanwhile.
 
-        run     enqueues `launches` launches without waiting, in about run_ms on the device
+        run     enqueues `launches` launches, in about run_ms on the device; it may wait for those before
         """
         times = max(2, round(1e3 * SECONDS / run_ms))
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        ticks = _Ticks(self.millijoules)
-        start.record()
-        for _ in range(times):
-            run()
-            ticks.look()  # here too: when the queue is full, enqueueing waits for the device
-        end.record()
-        while not end.query():  # type: ignore[no-untyped-call]
-            ticks.look()
-            time.sleep(_LOOK_SECONDS)
+        with watched(self.millijoules) as ticks:
+            start.record()
+            for _ in range(times):
+                run()
+            end.record()
+            end.synchronize()  # type: ignore[no-untyped-call]
         (t0, e0), (t1, e1) = ticks.ends()
         watts = (e1 - e0) / 1e3 / (t1 - t0)
         ms = start.elapsed_time(end) / (times * launches)
         return Energy(watts * ms / 1e3, watts, ms)
 
 
-class _Ticks:
+@contextmanager
+def watched(millijoules: Callable[[], int]) -> Iterator["Ticks"]:
+    """The ticks of a counter while something runs, read by another thread, as that takes milliseconds on some hosts."""
+    ticks, done = Ticks(millijoules), threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            ticks.look()
+
+    thread = threading.Thread(target=look, name="energy")
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        done.set()
+        thread.join()
+
+
+class Ticks:
     """When the counter moved, and to what, after the power has settled."""
 
     def __init__(self, millijoules: Callable[[], int]) -> None:
         self._millijoules = millijoules
-        self._begin = self._looked = time.perf_counter()
+        self._begin = time.perf_counter()
         self._last = millijoules()
         self._found: list[tuple[float, int]] = []
 
     def look(self) -> None:
-        """Read the counter, but not more often than pays."""
-        if time.perf_counter() - self._looked < _LOOK_SECONDS:
-            return
+        """Read the counter."""
         last, self._last = self._last, self._millijoules()
-        self._looked = time.perf_counter()  # after the reading, which takes milliseconds on some hosts
-        if self._last != last and self._looked - self._begin > _SETTLE_SECONDS:
-            self._found.append((self._looked, self._last))
+        now = time.perf_counter()
+        if self._last != last and now - self._begin > _SETTLE_SECONDS:
+            self._found.append((now, self._last))
 
     def ends(self) -> tuple[tuple[float, int], tuple[float, int]]:
         """The first tick and the last."""

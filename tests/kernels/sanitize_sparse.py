@@ -122,6 +122,7 @@ def main() -> None:
         strided(device, fine, HALVING, (4, 4, 4), 5)
         mapped(device, fine, coarse, HALVING)
         mapped(device, fine, fine, submanifold_geometry((5, 3, 3), (1, 2, 1)))
+        mapped(device, fine, fine, submanifold_geometry((3, 3, 3), (1, 1, 1)), dense=True, regions=2)
         mapped(device, coarse, fine, HALVING, backward=True)
         cells, _ = strided(device, fine, CELLS, None, fine.capacity)
         mapped(device, fine, cells, CELLS)

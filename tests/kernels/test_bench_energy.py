@@ -1,11 +1,13 @@
 """The benchmarks' reading of an energy counter, which moves some ten times a second; without a GPU."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from bench import energy
-from bench.energy import _Ticks
+from bench.energy import Ticks, watched
 
 
 class Clock:
@@ -29,14 +31,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def look_for(clock: Clock, ticks: _Ticks, seconds: float) -> None:
-    for _ in range(round(seconds / 0.005)):
-        clock.now += 0.005
+def look_for(clock: Clock, ticks: Ticks, seconds: float) -> None:
+    for _ in range(round(seconds / 0.01)):
+        clock.now += 0.01
         ticks.look()
 
 
 def test_power_is_what_the_counter_says_between_its_ticks_after_the_first(clock: Clock):
-    ticks = _Ticks(clock.millijoules)
+    ticks = Ticks(clock.millijoules)
     look_for(clock, ticks, 0.57)
     (t0, e0), (t1, e1) = ticks.ends()
     assert t0 > 0.15
@@ -44,7 +46,22 @@ def test_power_is_what_the_counter_says_between_its_ticks_after_the_first(clock:
 
 
 def test_a_counter_that_stands_still_is_said_to(clock: Clock):
-    ticks = _Ticks(lambda: 7)
+    ticks = Ticks(lambda: 7)
     look_for(clock, ticks, 1.0)
     with pytest.raises(RuntimeError, match="moved 0 times"):
         ticks.ends()
+
+
+def test_a_counter_is_read_by_another_thread_while_something_runs():
+    readers, read_often = set[str](), threading.Event()
+
+    def millijoules() -> int:
+        readers.add(threading.current_thread().name)
+        if len(readers) > 1:
+            read_often.set()
+        return time.perf_counter_ns()
+
+    with watched(millijoules):
+        assert read_often.wait(10)
+    assert readers == {threading.current_thread().name, "energy"}
+    assert "energy" not in [thread.name for thread in threading.enumerate()]
