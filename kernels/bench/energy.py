@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class Meter:
             for _ in range(times):
                 run()
             end.record()
-            end.synchronize()  # type: ignore[no-untyped-call]
+            end.synchronize()
         (t0, e0), (t1, e1) = ticks.ends()
         watts = (e1 - e0) / 1e3 / (t1 - t0)
         ms = start.elapsed_time(end) / (times * launches)
@@ -64,13 +65,13 @@ def watched(millijoules: Callable[[], int]) -> Iterator["Ticks"]:
         while not done.wait(_LOOK_SECONDS):
             ticks.look()
 
-    thread = threading.Thread(target=look, name="energy")
-    thread.start()
-    try:
-        yield ticks
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="energy") as pool:
+        looking = pool.submit(look)
+        try:
+            yield ticks
+        finally:
+            done.set()
+    looking.result()  # raises what a reading did
 
 
 class Ticks:

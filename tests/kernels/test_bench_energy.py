@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -63,5 +64,18 @@ def test_a_counter_is_read_by_another_thread_while_something_runs():
 
     with watched(millijoules):
         assert read_often.wait(10)
-    assert readers == {threading.current_thread().name, "energy"}
-    assert "energy" not in [thread.name for thread in threading.enumerate()]
+    assert readers == {threading.current_thread().name, "energy_0"}
+    assert "energy_0" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_goes_wrong_with_a_reading_is_raised():
+    readings = iter([1, 2])
+
+    with pytest.raises(RuntimeError, match="no more"), watched(lambda: next_of(readings)):
+        time.sleep(0.1)
+
+
+def next_of(readings: Iterator[int]) -> int:
+    for reading in readings:
+        return reading
+    raise RuntimeError("no more")

@@ -96,7 +96,7 @@ def test_a_batch_fits_a_plan_that_holds_its_capacity(
     ]
     room = sizes.capacity(other_cost, other_items, growths[1])
 
-    assert sizes.fit(room, cost, items, growths[0]) == room.holds(sizes.capacity(cost, items, growths[0]))
+    assert sizes.has_room(room, cost, items, growths[0]) == room.holds(sizes.capacity(cost, items, growths[0]))
 
 
 @given(st.integers(1, 2**40))
@@ -194,19 +194,33 @@ def test_levels_are_dense_whose_inputs_make_several_sites_and_their_maps_are_mad
         assert slots == {(1, False), (1, True) if dense[-1] else (3, False)}
 
 
-@pytest.mark.parametrize("points, regions", [(1000, 1), (1 << 17, 2), (1 << 19, 8), (1 << 21, 8)])
-def test_many_rows_of_dense_levels_are_put_in_order_region_by_region(points: int, regions: int) -> None:
-    graph = centerpoint_encoder()
+@pytest.mark.parametrize(
+    "kernel, points, regions",
+    [((3, 3, 3), *each) for each in [(1000, 1), (1 << 17, 2), (1 << 19, 8), (1 << 21, 8)]]
+    + [((1, 3, 3), 1 << 19, 1), ((5, 3, 3), 1 << 19, 8)],
+)
+def test_many_rows_of_dense_levels_are_put_in_order_region_by_region(
+    kernel: tuple[int, int, int], points: int, regions: int
+) -> None:
+    """If keys have all their bits, which few offsets do not fill."""
+    made = [
+        node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
+        node("first", "sparse_conv", "grid", out_channels=4, kernel_size=[3, 3, 3]),
+        node("down", "sparse_conv", "first", out_channels=4, mode="strided", kernel_size=[3] * 3, stride=[2] * 3),
+        node("same", "sparse_conv", "down", out_channels=4, kernel_size=list(kernel)),
+    ]
+    graph = parse_graph(document(cloud("intensity"), made, "same"))
     layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
     device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90")))
     writer = Writer(device, graph.types, Weights(torch.device("cpu")), Capacity(points, 4), layers)
-    first, second = levels_of(graph.types)[:2]
+    grid, coarse = levels_of(graph.types)
 
-    front = Front.of(writer, first, Task([], {"features": BufferSpec((1,), torch.float32)}, lambda b: None))
+    front = Front.of(writer, grid, Task([], {"features": BufferSpec((1,), torch.float32)}, lambda b: None))
 
-    made = {task.work for task in front.stages[0].maps}
-    assert made == {map_work(27, writer.room.sites(second)), map_work(27, writer.room.sites(second), regions=regions)}
+    volume, room = prod(kernel), writer.room.sites(coarse)
     assert [task.work for task in front.own] == [map_work(27, points)]
+    works = [task.work for task in front.stages[0].maps]
+    assert works == [map_work(27, room), map_work(volume, room, regions=regions)]
 
 
 def all_read(front: Front) -> set[str]:

@@ -37,13 +37,14 @@ class Late:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.todo: deque[Callable[[], object]] = deque()
+        self.done = 0  # of these, which take a millisecond each
         self.tape: list[Callable[[], object]] | None = None
         self.copied: list[int] = []
         self.pinned: set[int] = set()
         self.memory: list[weakref.ref[torch.Tensor]] = []
         cuda = SimpleNamespace(
             CUDAGraph=lambda: LateGraph(self),
-            Event=lambda **options: LateEvent(self),
+            Event=lambda **options: LateEvent(self, **options),
             current_stream=lambda: stream,
         )
         stream = SimpleNamespace(cuda_stream=0, wait_event=lambda event: None, synchronize=self.catch_up)
@@ -86,6 +87,7 @@ class Late:
     def catch_up(self, left: int = 0) -> None:
         while len(self.todo) > left:
             self.todo.popleft()()
+            self.done += 1
 
     def run(self, work: Callable[[Buffers], None], buffers: Buffers) -> None:
         if self.tape is not None:
@@ -99,19 +101,24 @@ class Late:
 
 
 class LateEvent:
-    def __init__(self, late: Late) -> None:
-        self.late, self.seen = late, True
+    def __init__(self, late: Late, *, enable_timing: bool = False, external: bool = False) -> None:
+        self.late, self.seen, self.timed, self.external, self.at = late, True, enable_timing, external, 0
 
     def record(self, stream: Any) -> None:
+        assert self.external == (self.late.tape is not None), "recorded by a graph, or else by a stream"
         self.seen = False
-        self.late.todo.append(partial(setattr, self, "seen", True))
+        (self.late.todo if self.late.tape is None else self.late.tape).append(self.happen)
+
+    def happen(self) -> None:
+        self.seen, self.at = True, self.late.done
 
     def synchronize(self) -> None:
         while not self.seen and self.late.todo:
             self.late.catch_up(len(self.late.todo) - 1)
 
     def elapsed_time(self, end: "LateEvent") -> float:
-        return 1.0
+        assert self.timed and end.timed
+        return end.at - self.at
 
 
 class LateGraph:
@@ -185,6 +192,16 @@ def test_results_that_are_held_are_not_overwritten_by_later_batches(late: Late) 
 
     for running, batch in zip(held, batches, strict=True):
         assert_right(running.finish(), batch)
+
+
+def test_a_batch_is_busy_from_the_first_of_what_is_captured_to_its_end(late: Late) -> None:
+    captured, one = ["header", "steps", "status", "end"], late.plan()
+
+    running = [started(one, batch_of(100)), started(one, batch_of(40))]
+
+    for outcome in (batch.finish() for batch in running):
+        assert isinstance(outcome, Result)
+        assert outcome.busy_seconds == len(captured) / 1000
 
 
 def test_batches_may_be_finished_in_any_order(late: Late) -> None:

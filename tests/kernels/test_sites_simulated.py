@@ -24,6 +24,7 @@ from tests.kernels.device_sites import (
     grid_of,
     mapped,
     random_sites,
+    region_rows,
     sites_on_device,
     strided,
     voxelized,
@@ -110,8 +111,9 @@ def test_maps_are_those_of_the_reference(device, geometry, parts):
         check_map(mapped(device, inputs, outputs, geometry, parts=parts), forward, geometry)
 
 
-@pytest.mark.parametrize("regions", [1, 3, 8])
-def test_rows_of_a_dense_level_are_in_the_order_of_their_furthest_offsets_region_by_region(device, regions):
+@pytest.mark.parametrize("regions, rows", [(1, 99), (3, 99), (8, 25)])
+def test_rows_of_a_dense_level_are_in_the_order_of_their_furthest_offsets_region_by_region(device, regions, rows):
+    assert region_rows(len(SITES[0]), len(SITES[0]) + SPARE, regions) == rows
     sites = sites_on_device(device, SITES[0], ITEMS)
 
     found = mapped(device, sites, sites, CUBE, dense=True, regions=regions)

@@ -22,6 +22,10 @@ def test_maps_are_ordered_so_many_at_a_time_and_packed_alike() -> None:
     assert f"sizeof(Ordering) == {struct.calcsize(key_order._FORMAT)}" in source
 
 
+def test_keys_have_so_many_bits() -> None:
+    assert defined("ordering.cuh")["KEY_BITS"] == key_order.KEY_BITS
+
+
 def test_weights_that_stay_begin_alike() -> None:
     source = (SOURCES / "sparse_conv_resident.cu").read_text()
 

@@ -128,7 +128,7 @@ def test_a_shortcut_is_one_offset_more(folder, seed):
     assert int(memory.isnan().sum()) == len(memory) - outputs * 66
 
 
-@pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (8, 64, 32), (1, 70, 24), (32, 1, 8)])
+@pytest.mark.parametrize("k, outputs, co", [(27, 150, 13), (27, 260, 16), (8, 64, 32), (1, 70, 24), (32, 1, 8)])
 @pytest.mark.parametrize("most, seed", [(16, 0), (32, 1), (64, 0)])
 def test_weights_that_stay_give_what_the_reference_gives(folder, k, outputs, most, co, seed):
     torch.manual_seed(seed)

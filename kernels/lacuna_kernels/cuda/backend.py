@@ -124,12 +124,15 @@ class CudaProgram:
         if size > self._options.max_cost:
             raise CapacityExceeded(f"a batch of {size} is over the limit of {self._options.max_cost}")
         with self._lock, device_errors("starting a batch"):
-            plan = next((plan for plan in self._plans if self._sizes.fit(plan.room, size, items, self._growth)), None)
+            plan = self._smallest(lambda room: self._sizes.has_room(room, size, items, self._growth))
             if plan is not None:
                 with self._device.on_thread(self._device.stream):
                     return Pending(self, plan.start(batch, sent))
         need = self._sizes.capacity(size, items, self._growth)
         return Pending(self, self._builder.run(lambda: self._start_on_new(need, batch, sent)))
+
+    def _smallest(self, fits: Callable[[Capacity], bool]) -> Plan | None:
+        return next((plan for plan in self._plans if fits(plan.room)), None)
 
     def rerun(self, overflowed: Running) -> Future[Running]:
         """Run a batch again with room for twice the sites, and so all batches from now on; raises CapacityExceeded."""
@@ -146,7 +149,7 @@ class CudaProgram:
 
     def _plan_for(self, need: Capacity, why: str) -> Plan:
         """Return a plan with room, built if there is none; on the builder's thread."""
-        plan = next((plan for plan in self._plans if plan.room.holds(need)), None)
+        plan = self._smallest(lambda room: room.holds(need))
         if plan is not None:
             return plan
         plan = Plan(self._device, draw(self._device, self._graph, self._layers, self._weights, need, self._tuned))

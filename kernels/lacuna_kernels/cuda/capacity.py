@@ -78,8 +78,8 @@ class Sizes:
         points = min(max(power_of_two(cost), MIN_POINTS), self.max_cost)
         return Capacity(max(1, points), max(power_of_two(items), self.min_items), growth)
 
-    def fit(self, room: Capacity, cost: int, items: int, growth: int) -> bool:
-        """Whether a plan of this network with such room holds the capacity for a batch."""
+    def has_room(self, room: Capacity, cost: int, items: int, growth: int) -> bool:
+        """The same as `room.holds(self.capacity(cost, items, growth))`, without making one, for rooms made by this."""
         return (cost <= room.points or not self.ragged) and items <= room.items and growth <= room.growth
 
     def first(self, initial_cost: int) -> Capacity:

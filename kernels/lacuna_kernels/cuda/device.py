@@ -46,7 +46,7 @@ class _Sides:
     taken: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Current(AbstractContextManager[None]):
     """A stream is current, then the one that was before; `contextmanager` would take a microsecond more."""
 
@@ -162,7 +162,8 @@ class Device:
         """Make the device, and a stream of it, current on any thread, which may stay on the device afterwards.
 
         Torch does not always make its context current on a thread that has none; PyCUDA wants it on a stack of its own
-        where kernels are launched, which `launching` does. `torch.cuda.stream` would take 13 microseconds.
+        where kernels are launched, which `launching` does. `torch.cuda.stream` would take 13 microseconds. It is to be
+        entered at once: what is current is found out before.
         """
         make_current(self._handle)
         return _Current(stream, torch.accelerator.current_stream(self.index))

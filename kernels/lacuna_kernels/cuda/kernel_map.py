@@ -41,8 +41,8 @@ class KernelMap:
     order    int32 [parts, capacity], the output row of each place
     present  int32 [parts, ceil(capacity / 64), ceil(k / 32)]: bit k % 32 of word k / 32 tells whether any of 64 places
              has it
-    keys     int32 [capacity], what output rows are sorted by: of several parts, byte p is 0 if the row has no offset of
-             part p
+    keys     int32 [capacity], what output rows are sorted by, many of them region by region: of several parts, byte p
+             is 0 if the row has no offset of part p
     ones     int32 [parts], if there are several: the place of the first row whose byte is not 0
     """
 

@@ -23,13 +23,13 @@ _FORMAT = "12Q6i"
 
 @dataclass(frozen=True, slots=True)
 class Ordering:
-    """Rows to be put in the order of their keys; those with equal keys come in any order.
+    """Rows to be put in the order of their keys, region by region; those with equal keys come in any order.
 
-    keys   int32 [n], less than `bins`, or of several parts, which are digits of 8 bits
+    keys   int32 [n], of as many bits as `key_bins` was asked for, or of several parts, which are digits of 8 bits
     count  int32 [1], keys in use
     order  int32 [parts, n] becomes the row at each place, by each part
     ones   int32 [parts] becomes the first place of a row with a part that is not 0, if there are several
-    bins   from `key_bins`
+    bins   from `key_bins`, which says how many regions there may be
     work   int32 [order_work(n, bins, parts)], the first `bins` of them 0
     """
 
@@ -58,9 +58,9 @@ def all_of(packed: Sequence[bytes]) -> Struct:
 
 
 def key_bins(bits: int, parts: int, regions: int = 1) -> int:
-    """How many different keys there are: of so many bits, or in each of several parts.
+    """Bins to count keys by: as many as there are keys of so many bits in each region, or in each of several parts.
 
-    regions  into how many the rows may be divided, by keys of KEY_BITS in one part: each is put in order by itself
+    regions  into how many the rows may be cut, by keys of KEY_BITS in one part: each is put in order by itself
     """
     assert regions == 1 or (parts == 1 and bits == KEY_BITS)
     return max(4, regions << bits) if parts == 1 else parts << PART_BITS

@@ -10,6 +10,7 @@ from lacuna_kernels.types import Geometry, Triple
 
 PARTS = 3
 _COARSE = 8
+_REGION_ROWS, _MOST_REGIONS = 1 << 17, 8
 
 
 def parts_of(geometry: Geometry, stride: int, *, dense: bool = False) -> int:
@@ -24,6 +25,20 @@ def parts_of(geometry: Geometry, stride: int, *, dense: bool = False) -> int:
     """
     planes = geometry.kernel_size == (PARTS,) * 3 and not geometry.generative
     return PARTS if planes and stride >= _COARSE and not dense else 1
+
+
+def regions_of(geometry: Geometry, capacity: int, *, dense: bool = False) -> int:
+    """Into how many regions the output rows of a map may be divided, rows side by side, each in an order of its own.
+
+    A convolution on a dense level with many sites then reads from one region after another, more of which is in the
+    second-level cache; elsewhere tiles would work through too many products more (see README.md).
+
+    capacity  output rows that there is room for
+    dense     whether most rows have most offsets
+    """
+    if not dense or key_bits(geometry.volume) < KEY_BITS:
+        return 1
+    return max(1, min(_MOST_REGIONS, capacity // _REGION_ROWS))
 
 
 def key_bits(volume: int) -> int:

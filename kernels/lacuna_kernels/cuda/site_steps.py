@@ -19,15 +19,12 @@ from lacuna_kernels.cuda.coordinates import (
     table_slots,
 )
 from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, Offsets, map_shapes, map_work
-from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of
+from lacuna_kernels.cuda.offset_slots import offset_slots, parts_of, regions_of
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task
 from lacuna_kernels.cuda.voxelize import PlacementBuffer, site_of_points
 from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
-
-_REGION_ROWS, _MOST_REGIONS = 1 << 17, 8
-"""Of a dense level with many sites, those that one region of a map's rows has, and how many regions there may be."""
 
 
 def source_of(level: Level) -> tuple[Level, Geometry]:
@@ -122,7 +119,7 @@ def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level
     dense = node.mode == "submanifold" and is_dense(level_out)
     parts = 1 if backward else parts_of(g, max(level_out.stride), dense=dense)
     writer.map_parts[name] = parts
-    regions = max(1, min(_MOST_REGIONS, capacity // _REGION_ROWS)) if dense else 1
+    regions = regions_of(g, capacity, dense=dense)
     slots = held.make(("slots", g, parts, dense), lambda: held.upload(offset_slots(g, parts, dense=dense), torch.int32))
     offsets = Offsets(g, _geometry(writer, g, None), slots)
 

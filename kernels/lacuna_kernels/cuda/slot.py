@@ -35,7 +35,7 @@ class Slot:
         self._status = blueprint.status.views(self.host[STATUS].numpy())
         self._graph = torch.cuda.CUDAGraph()
         self._sent, self._back = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._began = torch.cuda.Event(enable_timing=True, external=True)  # type: ignore  # recorded by the graph
+        self._began = torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
         self._ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._outputs: dict[str, Tensor] = {}  # of the batch in flight, kept even if nobody waits for it
         self.buffers: Mapping[str, Tensor] = {}

@@ -1,6 +1,7 @@
 // Kernel maps: `order` int32 [capacity] are the output rows, those that read through like offsets side by side, so that
 // a tile of a convolution finds few offsets that only some of its rows have; map int32 [volume, capacity] is the input
-// row that an offset leads to from each place of `order`, or -1. Places past *count are not written.
+// row that an offset leads to from each place of `order`, or -1. Places past *count are not written. Many rows may be put in
+// order region by region.
 // The offsets may be in parts, as many each, with an order of their own: order int32 [parts, capacity]. Rows without any
 // offset of a part come first in its order, and but for the last part, which is for all rows, nothing is written of
 // tiles of them. Nor is what no row of MOST_ROWS places has.

@@ -1,6 +1,7 @@
 // Rows in the order of small keys, by counting: equal keys are side by side, in whatever order they come. Blocks take
 // turns, as there is room for many more rows than there are.
-// A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own.
+// A key may be of several parts, 8 bits each, by each of which the rows are put in an order of its own. With a key of one
+// part many rows may be cut into regions (ordering.cuh), which are put in order one by one.
 // Launched in this order, after what makes the keys and clears the bins: count_keys, scan_bins, place_rows; of few bins
 // place_rows makes the running sum itself. Several sets of rows are put in order together, a row of blocks for each.
 #include "ordering.cuh"
@@ -12,7 +13,7 @@
 #define PLACES 1024  // for keys of a block's rows
 #define FEW_BINS 768
 
-// The bin of a row's key: those of one part, or region, follow those of another.
+// The bin of a row's key: the bins of part 0, or of the first region, come first, then those of the next.
 __device__ inline int bin_of(const Ordering& o, const Regions& regions, int row, int part) {
     const int key = o.keys[row];
     if (o.parts > 1) return part << 8 | (key >> 8 * part & 255);
@@ -75,24 +76,29 @@ count_keys(const __grid_constant__ Orderings orderings) {
 }
 
 // starts int32 [bins]: the running sum of counts, whose number is a multiple of 4. A block has 4 * WIDE of them, and adds
-// up all that come before its own.
+// up all of its region that come before its own.
 extern "C" __global__ void __launch_bounds__(WIDE)
 scan_bins(const __grid_constant__ Orderings orderings) {
     const Ordering o = orderings.of[blockIdx.y];
     const int4* counts = reinterpret_cast<const int4*>(o.counts);
     const int bins = o.bins, begin = 4 * WIDE * int(blockIdx.x);
     if (bins <= FEW_BINS || begin >= bins) return;
-    if (begin >= 1 << KEY_BITS && begin >= Regions(o, *o.count).bins) return;  // of regions that there are not
-    const int own = blockIdx.x * WIDE, at = own + threadIdx.x;
-    int earlier = 0, before, all;
+    const int region = begin >> KEY_BITS, own = blockIdx.x * WIDE, at = own + threadIdx.x;
+    int rows_before = 0, earlier = 0, before, all;
+    if (region) {
+        const int n = *o.count;
+        const Regions regions(o, n);
+        if (region >= regions.number) return;
+        rows_before = min(n, region * regions.rows);
+    }
 #pragma unroll 8
-    for (int i = threadIdx.x; i < own; i += WIDE) {
+    for (int i = (region << KEY_BITS) / 4 + threadIdx.x; i < own; i += WIDE) {
         const int4 c = counts[i];
         earlier += c.x + c.y + c.z + c.w;
     }
     const int4 c = 4 * at < bins ? counts[at] : int4{0, 0, 0, 0};
     block_exclusive_sum<WIDE>(earlier, &before);
-    before += block_exclusive_sum<WIDE>(c.x + c.y + c.z + c.w, &all);
+    before += rows_before + block_exclusive_sum<WIDE>(c.x + c.y + c.z + c.w, &all);
     const int4 starts = {before, before + c.x, before + c.x + c.y, before + c.x + c.y + c.z};
     if (4 * at < bins) reinterpret_cast<int4*>(o.starts)[at] = starts;
 }

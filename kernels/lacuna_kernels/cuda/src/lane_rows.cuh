@@ -82,7 +82,7 @@ struct LaneRows {
     }
 
     __device__ __forceinline__ const Element* residual_at(const Output& output, int row, int at) const {
-        return output.residual + (size_t)row * output.residual_pitch + at;
+        return output.residual + (int64_t)row * output.residual_pitch + at;
     }
 
     __device__ __forceinline__ void add_residual(const Output& output, Sums& sums) const {
@@ -98,7 +98,7 @@ struct LaneRows {
         });
     }
 
-    // The same, all pieces under way before the first is added: where the compiler reads them one by one, and waits for each.
+    // The same with all pieces read before the first is added; left to itself, the compiler may wait for each.
     __device__ __forceinline__ void add_residual_at_once(const Output& output, Sums& sums) const {
         if (!output.residual) return;
         if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels))

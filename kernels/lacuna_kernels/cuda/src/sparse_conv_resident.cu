@@ -1,8 +1,8 @@
 // Sparse convolution in fp16 or bf16 on Hopper's tensor cores, of few channels or few offsets: an implicit GEMM,
 // output-stationary (sparse_conv.cuh). The weights of all offsets stay in a block's shared memory, and rows of x go
 // from device memory straight to the registers of those who multiply them, so that no thread waits for another.
-// A warpgroup makes 64 rows of y, those of a word of `present`, then others, the longest first; what STAGES offsets
-// lead to is under way at once. Of every 32 channels a lane reads a quarter, side by side, and makes two products of 16
+// A warpgroup makes 64 rows of y, those of a word of `present`, then others, of each region the longest first; what STAGES
+// offsets lead to is under way at once. Of every 32 channels a lane reads a quarter, side by side, and makes two products of 16
 // of it, in whose order the weights are packed; of up to 16 channels it is one. Of y it makes neighbours, too.
 // x has CHANNELS channels or up to 15 less, in whole pieces of 16 bytes, or 8 of up to 16 channels; where ci ends
 // within one, zeros follow. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64
@@ -142,7 +142,7 @@ struct Work {
     }
 
     // Groups from the last on, every `apart`-th: what the next one's first offsets lead to is looked up before this one is
-    // written.
+    // written. Before the first, x, the residual and the weights have to be waited for; the bias no kernel writes.
     __device__ __forceinline__ void make(int group, int apart) const {
         Places places{map, rows, list()};
         places.go_to(group, places.present_of(group));
