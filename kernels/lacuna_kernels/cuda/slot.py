@@ -35,6 +35,7 @@ class Slot:
         self._status = blueprint.status.views(self.host[STATUS].numpy())
         self._graph = torch.cuda.CUDAGraph()
         self._sent, self._back = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # The first is recorded by the graph, so that the host has one thing less to do.
         self._began = torch.cuda.Event(enable_timing=True, external=True)  # type: ignore[no-untyped-call]
         self._ended = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._outputs: dict[str, Tensor] = {}  # of the batch in flight, kept even if nobody waits for it

@@ -2,8 +2,8 @@
 // output-stationary (sparse_conv.cuh). The weights of all offsets stay in a block's shared memory, and rows of x go
 // from device memory straight to the registers of those who multiply them, so that no thread waits for another.
 // A warpgroup makes 64 rows of y, those of a word of `present`, then others, of each region the longest first; what STAGES
-// offsets lead to is under way at once. Of every 32 channels a lane reads a quarter, side by side, and makes two products of 16
-// of it, in whose order the weights are packed; of up to 16 channels it is one. Of y it makes neighbours, too.
+// offsets lead to is under way at once. Of every 32 channels a lane reads a quarter, side by side, and makes two products
+// of 16 of it, in whose order the weights are packed; of up to 16 channels it is one. Of y it makes neighbours, too.
 // x has CHANNELS channels or up to 15 less, in whole pieces of 16 bytes, or 8 of up to 16 channels; where ci ends
 // within one, zeros follow. weight, packed: [volume, panels of 32 channels, TILE_N, 32], rows of 32 swizzled by 64
 // bytes. There is one part of at most 32 offsets, and no shortcut. y is of the same type as x, or fp32.
@@ -141,6 +141,29 @@ struct Work {
         for (int i = 0; i < TILE_N / 2; ++i) is_changed(sums[i]);
     }
 
+    // The same of all offsets: the first two chunks of them are looked up, and what the first STAGES lead to is gathered.
+    __device__ __forceinline__ void multiply_all(float (&sums)[TILE_N / 2], const Places& places,
+                                                 Gathered (&gathered)[STAGES], int (&here)[CHUNK / 2],
+                                                 int (&next)[CHUNK / 2]) const {
+        unsigned left = places.word;
+#pragma unroll 1
+        for (int base = 0; base < places.total; base += CHUNK) {
+#pragma unroll
+            for (int s = 0; s < CHUNK; ++s) {
+                if (base + s >= places.total) break;
+                multiply(sums, gathered[s % STAGES], __ffs(left) - 1);
+                left &= left - 1;
+                const int ahead = s + STAGES;
+                const auto& found = ahead < CHUNK ? here : next;
+                const int above = found_at(found, ahead % CHUNK, 0), below = found_at(found, ahead % CHUNK, 1);
+                if (base + ahead < places.total) source.gather(gathered[s % STAGES], above, below);
+            }
+#pragma unroll
+            for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
+            places.look_up(next, base + 2 * CHUNK);
+        }
+    }
+
     // Groups from the last on, every `apart`-th: what the next one's first offsets lead to is looked up before this one is
     // written. Before the first, x, the residual and the weights have to be waited for; the bias no kernel writes.
     __device__ __forceinline__ void make(int group, int apart) const {
@@ -162,23 +185,7 @@ struct Work {
             if (first) barrier_wait(shared, 0);
             group -= apart;
             const unsigned present = group < 0 ? 0 : places.present_of(group);
-            unsigned left = places.word;
-#pragma unroll 1
-            for (int base = 0; base < places.total; base += CHUNK) {
-#pragma unroll
-                for (int s = 0; s < CHUNK; ++s) {
-                    if (base + s >= places.total) break;
-                    multiply(sums, gathered[s % STAGES], __ffs(left) - 1);
-                    left &= left - 1;
-                    const int ahead = s + STAGES;
-                    const auto& found = ahead < CHUNK ? here : next;
-                    const int above = found_at(found, ahead % CHUNK, 0), below = found_at(found, ahead % CHUNK, 1);
-                    if (base + ahead < places.total) source.gather(gathered[s % STAGES], above, below);
-                }
-#pragma unroll
-                for (int i = 0; i < CHUNK / 2; ++i) here[i] = next[i];
-                places.look_up(next, base + 2 * CHUNK);
-            }
+            multiply_all(sums, places, gathered, here, next);
             LaneRows<TILE_N> later = own;
             if (group >= 0) {
                 places.go_to(group, present);
