@@ -56,24 +56,6 @@ class Meter:
         return Energy(watts * ms / 1e3, watts, ms)
 
 
-@contextmanager
-def watched(millijoules: Callable[[], int]) -> Iterator["Ticks"]:
-    """The ticks of a counter while something runs, read by another thread, as that takes milliseconds on some hosts."""
-    ticks, done = Ticks(millijoules), threading.Event()
-
-    def look() -> None:
-        while not done.wait(_LOOK_SECONDS):
-            ticks.look()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="energy") as pool:
-        looking = pool.submit(look)
-        try:
-            yield ticks
-        finally:
-            done.set()
-    looking.result()  # raises what a reading did
-
-
 class Ticks:
     """When the counter moved, and to what, after the power has settled."""
 
@@ -95,3 +77,21 @@ class Ticks:
         if len(self._found) < 2:
             raise RuntimeError(f"the energy counter moved {len(self._found)} times in {SECONDS} s")
         return self._found[0], self._found[-1]
+
+
+@contextmanager
+def watched(millijoules: Callable[[], int]) -> Iterator[Ticks]:
+    """The ticks of a counter while something runs, read by another thread, as that takes milliseconds on some hosts."""
+    ticks, done = Ticks(millijoules), threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            ticks.look()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="energy") as pool:
+        looking = pool.submit(look)
+        try:
+            yield ticks
+        finally:
+            done.set()
+    looking.result()  # raises what a reading did

@@ -211,6 +211,14 @@ class Graph(BaseModel):
         """The nodes by name."""
         return {node.name: node for node in self.nodes}
 
+    @cached_property
+    def by_op(self) -> dict[str, list[Node]]:
+        """The nodes by op, in order."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            found.setdefault(node.op, []).append(node)
+        return found
+
     def class_count(self, name: str) -> int:
         """How many classes there may be in a value: the channels of scores, or of those that labels were taken from."""
         while name in self.by_name and not self.types[name].dtype.is_float:

@@ -84,19 +84,21 @@ def test_capacities_are_powers_of_two_up_to_the_limit() -> None:
     assert Sizes(ragged=False, min_items=1, max_cost=100).capacity(70, 70) == Capacity(1, 100)
 
 
-@given(
-    st.booleans(), st.integers(1, 10**6), st.tuples(*[st.integers(1, 10**6)] * 4), st.tuples(*[st.integers(1, 8)] * 2)
-)
-def test_a_batch_fits_a_plan_that_holds_its_capacity(
-    ragged: bool, most: int, batches: tuple[int, int, int, int], growths: tuple[int, int]
+NUMBERS = st.integers(1, 10**6)
+BATCHES = st.tuples(NUMBERS, NUMBERS, st.integers(1, 8))
+
+
+@given(st.booleans(), NUMBERS, BATCHES, BATCHES)
+def test_a_plan_has_room_for_a_batch_if_it_holds_its_capacity(
+    ragged: bool, most: int, planned: tuple[int, int, int], wanted: tuple[int, int, int]
 ) -> None:
     sizes = Sizes(ragged, 16 if ragged else 1, most)
-    (cost, items), (other_cost, other_items) = [
-        (min(cost, most), items if ragged else min(cost, most)) for cost, items in (batches[:2], batches[2:])
+    at_most = [
+        (min(cost, most), items if ragged else min(cost, most), growth) for cost, items, growth in (planned, wanted)
     ]
-    room = sizes.capacity(other_cost, other_items, growths[1])
+    room = sizes.capacity(*at_most[0])
 
-    assert sizes.has_room(room, cost, items, growths[0]) == room.holds(sizes.capacity(cost, items, growths[0]))
+    assert sizes.has_room(room, *at_most[1]) == room.holds(sizes.capacity(*at_most[1]))
 
 
 @given(st.integers(1, 2**40))
@@ -188,9 +190,8 @@ def test_levels_are_dense_whose_inputs_make_several_sites_and_their_maps_are_mad
 
         assert [is_dense(level) for level in levels] == dense
         cube = submanifold_geometry((3, 3, 3), (1, 1, 1))
-        slots = {
-            key[2:] for key in writer.weights.held if key[:2] == ("slots", cube)
-        }  # parts, and whether they are dense
+        held = [key for key in writer.weights.held if key[:2] == ("slots", cube)]
+        slots = {(parts, dense_too) for _, _, parts, dense_too in held}
         assert slots == {(1, False), (1, True) if dense[-1] else (3, False)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,20 +44,6 @@ class _Sides:
 
     streams: list[torch.cuda.Stream] = field(default_factory=list)
     taken: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Current(AbstractContextManager[None]):
-    """A stream is current, then the one that was before; `contextmanager` would take a microsecond more."""
-
-    stream: torch.Stream
-    before: torch.Stream
-
-    def __enter__(self) -> None:
-        torch.accelerator.set_stream(self.stream)
-
-    def __exit__(self, *error: object) -> None:
-        torch.accelerator.set_stream(self.before)
 
 
 class Device:
@@ -158,15 +144,20 @@ class Device:
         for side in beside.streams[: beside.taken] if stage is None else [beside.streams[stage]]:
             main.wait_stream(side)
 
-    def on_thread(self, stream: torch.cuda.Stream) -> AbstractContextManager[None]:
+    @contextmanager
+    def on_thread(self, stream: torch.cuda.Stream) -> Iterator[None]:
         """Make the device, and a stream of it, current on any thread, which may stay on the device afterwards.
 
         Torch does not always make its context current on a thread that has none; PyCUDA wants it on a stack of its own
-        where kernels are launched, which `launching` does. `torch.cuda.stream` would take 13 microseconds. It is to be
-        entered at once: what is current is found out before.
+        where kernels are launched, which `launching` does. `torch.cuda.stream` would take 13 microseconds.
         """
         make_current(self._handle)
-        return _Current(stream, torch.accelerator.current_stream(self.index))
+        before = torch.accelerator.current_stream(self.index)
+        torch.accelerator.set_stream(stream)
+        try:
+            yield
+        finally:
+            torch.accelerator.set_stream(before)
 
     @contextmanager
     def launching(self, stream: torch.cuda.Stream) -> Iterator[None]:

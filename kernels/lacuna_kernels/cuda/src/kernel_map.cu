@@ -252,8 +252,8 @@ inverse_rows(const Site* __restrict__ fine, const int* __restrict__ count, const
 // A block has MOST_ROWS places. Blocks of parts, or of words, take turns; a row of blocks has a map.
 extern "C" __global__ void __launch_bounds__(THREADS, 4)
 order_map(const __grid_constant__ Orderings orderings) {
-    constexpr int GROUPS = WARPS / 2, AT_ONCE = 8;
-    static_assert(GROUPS * GROUP == MOST_ROWS, "what a block leaves out nobody reads");
+    constexpr int AT_ONCE = 8;
+    static_assert(WARPS * 32 == MOST_ROWS, "what a block leaves out nobody reads");
     __shared__ int found_of[WARPS][32][33];  // by slot, for 32 places
     __shared__ unsigned masks[WARPS];
     const Ordering o = orderings.of[blockIdx.y];
@@ -267,18 +267,17 @@ order_map(const __grid_constant__ Orderings orderings) {
     const int own_slot = slot % 32 + lane % across, words = parts > 1 ? 1 : turns;
     const unsigned before = own_slot < 32 ? (1u << own_slot) - 1 : 0, bit = lane % across < size ? 1u << own_slot : 0;
     const int offset = bit ? o.slots[slot + lane % across].offset : 0;
-    const int groups = (o.length + GROUP - 1) / GROUP, first = one / MOST_ROWS * MOST_ROWS / GROUP;
+    const int groups = (o.length + GROUP - 1) / GROUP, own_place = warp * 32 + lane, ahead = blocks * MOST_ROWS;
     const int *order = o.order + (size_t)part * o.length, *rows = o.rows + slot / 32 * 32;
     auto& found = found_of[warp];
     const auto row_at = [&](int place) { return place < n ? order[place] : -1; };
     const auto mask_at = [&](int place, int row) {
         return row >= 0 && place >= one ? o.masks[(size_t)row * words + (parts > 1 ? 0 : turn)] : 0;
     };
-    const int ahead = blocks * MOST_ROWS;
-    int place = (first + block * GROUPS) * GROUP + warp * 32 + lane, own = row_at(place);
-    unsigned mask = mask_at(place, own);
-    for (; place - warp * 32 - lane < n; place += ahead) {
-        const int start = place - lane, group = start / GROUP, later = row_at(place + ahead);
+    int first = (one / MOST_ROWS + block) * MOST_ROWS, own = row_at(first + own_place);
+    unsigned mask = mask_at(first + own_place, own);
+    for (; first < n; first += ahead) {
+        const int place = first + own_place, start = place - lane, group = start / GROUP, later = row_at(place + ahead);
         const unsigned any = __reduce_or_sync(FULL_WARP, mask);
         if (lane == 0) masks[warp] = any;
         __syncthreads();

@@ -81,40 +81,36 @@ struct LaneRows {
         }
     }
 
-    __device__ __forceinline__ const Element* residual_at(const Output& output, int row, int at) const {
-        return output.residual + (int64_t)row * output.residual_pitch + at;
-    }
-
+    // AT_ONCE: all pieces are read before the first is added; left to itself, the compiler may wait for each. Where others
+    // bring x meanwhile, that gains nothing.
+    template <bool AT_ONCE>
     __device__ __forceinline__ void add_residual(const Output& output, Sums& sums) const {
         if (!output.residual) return;
+        const auto from = [&](int row, int at) { return output.residual + (int64_t)row * output.residual_pitch + at; };
         if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels)) {
-            each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*residual_at(output, row, at)); });
+            each(output, sums, [&](float& sum, int row, int at) { sum += to_float(*from(row, at)); });
             return;
         }
-        each_piece(output, [&](int piece, int h, int at) {
-            const auto more = *reinterpret_cast<const Neighbours<Element>*>(residual_at(output, rows[h], at));
+        const auto add = [&](int piece, int h, const Neighbours<Element>& more) {
 #pragma unroll
             for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
-        });
-    }
-
-    // The same with all pieces read before the first is added; left to itself, the compiler may wait for each.
-    __device__ __forceinline__ void add_residual_at_once(const Output& output, Sums& sums) const {
-        if (!output.residual) return;
-        if (!is_made_of<Neighbours<Element>>(output.residual, output.residual_pitch, output.channels))
-            return add_residual(output, sums);
+        };
+        if (!AT_ONCE) {
+            each_piece(output, [&](int piece, int h, int at) {
+                const auto more = *reinterpret_cast<const Neighbours<Element>*>(from(rows[h], at));
+                add(piece, h, more);
+            });
+            return;
+        }
         std::conditional_t<WIDE == 8, uint4, uint2> words[PIECES][2];
 #pragma unroll
         for (int n = 0; n < 2 * PIECES; ++n) {
             const int at = column_of(n / 2), row = at < output.channels ? rows[n % 2] : -1;
-            read_row(words[n / 2][n % 2], row, residual_at(output, row, at));
+            read_row(words[n / 2][n % 2], row, from(row, at));
         }
 #pragma unroll
-        for (int n = 0; n < 2 * PIECES; ++n) {
-            const auto& more = reinterpret_cast<const Neighbours<Element>&>(words[n / 2][n % 2]);
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c) sum(sums, n / 2, n % 2, c) += to_float(more.values[c]);
-        }
+        for (int n = 0; n < 2 * PIECES; ++n)
+            add(n / 2, n % 2, reinterpret_cast<const Neighbours<Element>&>(words[n / 2][n % 2]));
     }
 
     // Keeps the sums of a part before the last.

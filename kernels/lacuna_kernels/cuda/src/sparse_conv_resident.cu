@@ -181,7 +181,7 @@ struct Work {
             Gathered gathered[STAGES];
 #pragma unroll
             for (int s = 0; s < STAGES; ++s) source.gather(gathered[s], found_at(here, s, 0), found_at(here, s, 1));
-            own.add_residual_at_once(output, sums);
+            own.add_residual<true>(output, sums);
             if (first) barrier_wait(shared, 0);
             group -= apart;
             const unsigned present = group < 0 ? 0 : places.present_of(group);

@@ -140,7 +140,7 @@ struct Work {
         let_next_kernel_begin();
 #pragma unroll
         for (int half = 0; half < HALVES; ++half) {
-            if (!SPLIT || last) mine[half].add_residual(y, sums[half]);
+            if (!SPLIT || last) mine[half].template add_residual<false>(y, sums[half]);
         }
         int before = 0, step = 0;
         do {
