@@ -163,7 +163,7 @@ def test_blocks_with_the_hash_of_free_entries_are_found(device):
     check_map(mapped(device, sites, sites, CUBE), reference.kernel_map(coordinates, coordinates, CUBE), CUBE)
 
 
-@pytest.mark.parametrize("points, rows", [(700, 300), (700, 3), (300, 1), (1, 1), (0, 5)])
+@pytest.mark.parametrize("points, rows", [(700, 300), (700, 3), (5000, 2), (300, 1), (1, 1), (0, 5)])
 def test_points_are_listed_by_row_in_their_order(device, points, rows):
     torch.manual_seed(points + rows)
     capacity = rows + SPARE

@@ -37,6 +37,15 @@ static int grid_columns, block_columns;
 #define gridDim (Place{grid_columns, machine::grid / grid_columns})
 
 static void __syncthreads() { machine::meet("block", machine::block_threads); }
+static int __syncthreads_or(int predicate) {
+    static std::vector<int> given;  // by thread
+    given.resize(machine::block_threads);
+    given[machine::current->index] = predicate;
+    __syncthreads();
+    const bool any = std::any_of(given.begin(), given.end(), [](int each) { return each != 0; });
+    __syncthreads();
+    return any;
+}
 
 // What the lanes of a mask have, this one's too: all of them meet.
 template <class T>

@@ -1,7 +1,7 @@
 // Means over the points of each row, added in the order of the points.
 // Launched in this order, once the counts are cleared: count_points, start_rows, list_points, order_points, row_mean. The
 // points of a row are listed side by side, in whatever order they come, and then put in order: each finds out how many of
-// its row come before it. Rows are mostly of few points; of many, it takes as long as all of them read all of them.
+// its row come before it. That is quick for few points; where a row has many, a block finds them among all points instead.
 #include "element.cuh"
 #include "scan.cuh"
 
@@ -11,6 +11,7 @@
 #endif
 
 #define THREADS 256
+#define LONG 1024  // points: a row of more is a whole block's
 
 // The row that a point belongs to, -1 if that is not among the rows in use.
 __device__ inline int row_at(const int* row_of_point, int point, int rows) {
@@ -54,20 +55,42 @@ list_points(const int* __restrict__ row_of_point, const int* __restrict__ count,
     if (row >= 0) listed[starts[row] + ranks[p]] = p;
 }
 
+// Writes `size` points of a row in their order. All threads must call it; each reads EACH points side by side.
+template <int EACH>
+__device__ inline void order_long_row(const int* row_of_point, int points, int row, int size, int* order) {
+    for (int first = 0, written = 0; written < size; first += THREADS * EACH) {
+        const int mine = first + threadIdx.x * EACH;
+        unsigned own = 0;  // a bit each
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) own |= unsigned(mine + i < points && row_of_point[mine + i] == row) << i;
+        int all, to = written + block_exclusive_sum<THREADS>(__popc(own), &all);
+        for (; own; own &= own - 1) order[to++] = mine + __ffs(own) - 1;
+        written += all;
+    }
+}
+
 // order int32 [points]: the same, the points of each row in their order.
 extern "C" __global__ void __launch_bounds__(THREADS)
 order_points(const int* __restrict__ row_of_point, const int* __restrict__ count, const int* __restrict__ rows,
              const int* __restrict__ starts, const int* __restrict__ counts, const int* __restrict__ listed,
              int* __restrict__ order) {
-    const int p = blockIdx.x * THREADS + threadIdx.x;
-    if (p >= *count) return;
-    const int row = row_at(row_of_point, p, *rows);
-    if (row < 0) return;
-    const int start = starts[row], size = counts[row];
-    int before = 0;
+    const int p = blockIdx.x * THREADS + threadIdx.x, points = *count, n = *rows;
+    const int row = p < points ? row_at(row_of_point, p, n) : -1, size = row < 0 ? 0 : counts[row];
+    if (row >= 0 && size <= LONG) {
+        const int start = starts[row];
+        int before = 0;
 #pragma unroll 8
-    for (int i = 0; i < size; ++i) before += listed[start + i] < p;
-    order[start + before] = p;
+        for (int i = 0; i < size; ++i) before += listed[start + i] < p;
+        order[start + before] = p;
+    }
+    const int step = gridDim.x;  // blocks have every so-manyth row, as long rows may be neighbours
+    for (int first = blockIdx.x; first < n; first += THREADS * step) {
+        const int mine = first + threadIdx.x * step, stop = min(n, first + THREADS * step);
+        if (!__syncthreads_or(mine < n && counts[mine] > LONG)) continue;
+        for (int long_row = first; long_row < stop; long_row += step)
+            if (const int all = counts[long_row]; all > LONG)
+                order_long_row<8>(row_of_point, points, long_row, all, order + starts[long_row]);
+    }
 }
 
 // y[row] = mean over its points, added in their order, or its first point alone; zeros for a row without points.
