@@ -179,12 +179,13 @@ def test_points_are_listed_by_row_in_their_order(device, points, rows):
 
 
 @pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("channels, padding", [(3, 5), (40, 0)])
-def test_rows_are_the_means_of_their_points_added_in_order(device, channels, padding, first_only):
+@pytest.mark.parametrize("channels, padding, dtype", [(3, 5, torch.float32), (40, 0, torch.float16)], ids=str)
+@pytest.mark.parametrize("points, rows", [(250, 40), (3500, 3)], ids=["short", "long"])
+def test_rows_are_the_means_of_their_points_added_in_order(device, points, rows, channels, padding, dtype, first_only):
     torch.manual_seed(channels)
-    points, rows, capacity = 250, 40, 40 + SPARE
+    capacity = rows + SPARE
     x, row_of_point = torch.randn(points, channels), torch.randint(-1, rows - 1, (points,), dtype=torch.int32)
-    wide = torch.full((capacity, channels + padding + 1), torch.nan, dtype=torch.float16)
+    wide = torch.full((capacity, channels + padding + 1), torch.nan, dtype=dtype)
     work, (count, made) = device_sites.ints(row_means_work(points, capacity)), map(device_sites.counted, (points, rows))
 
     y = wide[:, :channels]
@@ -195,6 +196,6 @@ def test_rows_are_the_means_of_their_points_added_in_order(device, channels, pad
         total = torch.zeros(channels)
         for point in own:
             total += point
-        assert torch.equal(y[row], (total / max(1, len(own))).half())
+        assert torch.equal(y[row], (total / max(1, len(own))).to(dtype))
     assert not bool(wide[:rows, channels : channels + padding].any())
     assert bool(wide[rows:].isnan().all()) and bool(wide[:, channels + padding :].isnan().all())

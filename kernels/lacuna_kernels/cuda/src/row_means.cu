@@ -93,20 +93,57 @@ order_points(const int* __restrict__ row_of_point, const int* __restrict__ count
     }
 }
 
+__device__ inline void write_mean(float sum, int size, ELEMENT_OUT* to) {
+    *to = from_float<ELEMENT_OUT>(size ? __fdiv_rn(sum, (float)size) : sum);
+}
+
+// Means of one row of x and of zeros past its channels, by a whole block: all threads read, EACH points of a channel at a
+// time, and the first of those of a channel add them up in their order.
+template <int EACH>
+__device__ inline void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int* order, int size, ELEMENT_OUT* y,
+                                     int width, int channels) {
+    __shared__ float waiting[EACH * THREADS];
+    const int across = blockDim.x, together = EACH * blockDim.y;
+    for (int at = 0; at < width; at += across) {
+        const int c = at + threadIdx.x;
+        float sum = 0.0f;
+        for (int first = 0; first < size; first += together) {
+#pragma unroll
+            for (int i = 0; i < EACH; ++i) {
+                const int place = i * blockDim.y + threadIdx.y, point = first + place;
+                if (c < channels && point < size)
+                    waiting[place * across + threadIdx.x] = to_float(x[(size_t)order[point] * x_pitch + c]);
+            }
+            __syncthreads();
+#pragma unroll 8
+            for (int i = 0; !threadIdx.y && c < channels && i < min(together, size - first); ++i)
+                sum += waiting[i * across + threadIdx.x];
+            __syncthreads();
+        }
+        if (!threadIdx.y && c < width) write_mean(sum, size, y + c);
+    }
+}
+
 // y[row] = mean over its points, added in their order, or its first point alone; zeros for a row without points.
 // x, y: `pitch` elements from row to row, of which `width` of y are written: `channels`, and then zeros.
 extern "C" __global__ void __launch_bounds__(THREADS)
 row_mean(const ELEMENT_IN* __restrict__ x, int x_pitch, const int* __restrict__ order, const int* __restrict__ starts,
          const int* __restrict__ counts, const int* __restrict__ rows, int first_only, ELEMENT_OUT* __restrict__ y,
          int y_pitch, int width, int channels) {
-    const int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= *rows) return;
-    const int start = starts[row], size = counts[row], stop = start + (first_only ? min(size, 1) : size);
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        float sum = 0.0f;
+    const int first = blockIdx.x * blockDim.y, row = first + threadIdx.y, n = *rows;
+    if (first >= n) return;
+    const int all = row < n ? counts[row] : 0, size = first_only ? min(all, 1) : all;
+    if (row < n && size <= LONG) {
+        const int start = starts[row], stop = start + size;
+        for (int c = threadIdx.x; c < width; c += blockDim.x) {
+            float sum = 0.0f;
 #pragma unroll 4
-        for (int i = start; c < channels && i < stop; ++i) sum += to_float(x[(size_t)order[i] * x_pitch + c]);
-        if (stop > start) sum = __fdiv_rn(sum, (float)(stop - start));
-        y[(size_t)row * y_pitch + c] = from_float<ELEMENT_OUT>(sum);
+            for (int i = start; c < channels && i < stop; ++i) sum += to_float(x[(size_t)order[i] * x_pitch + c]);
+            write_mean(sum, size, y + (size_t)row * y_pitch + c);
+        }
     }
+    if (!__syncthreads_or(size > LONG)) return;
+    for (int other = first; other < n && other < first + int(blockDim.y); ++other)
+        if (const int points = counts[other]; points > LONG)
+            long_row_mean<8>(x, x_pitch, order + starts[other], points, y + (size_t)other * y_pitch, width, channels);
 }
