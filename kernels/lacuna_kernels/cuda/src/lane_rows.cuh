@@ -95,22 +95,22 @@ struct LaneRows {
 #pragma unroll
             for (int c = 0; c < WIDE; ++c) sum(sums, piece, h, c) += to_float(more.values[c]);
         };
-        if (!AT_ONCE) {
+        if constexpr (AT_ONCE) {
+            std::conditional_t<WIDE == 8, uint4, uint2> words[PIECES][2];
+#pragma unroll
+            for (int n = 0; n < 2 * PIECES; ++n) {
+                const int at = column_of(n / 2), row = at < output.channels ? rows[n % 2] : -1;
+                read_row(words[n / 2][n % 2], row, from(row, at));
+            }
+#pragma unroll
+            for (int n = 0; n < 2 * PIECES; ++n)
+                add(n / 2, n % 2, reinterpret_cast<const Neighbours<Element>&>(words[n / 2][n % 2]));
+        } else {
             each_piece(output, [&](int piece, int h, int at) {
                 const auto more = *reinterpret_cast<const Neighbours<Element>*>(from(rows[h], at));
                 add(piece, h, more);
             });
-            return;
         }
-        std::conditional_t<WIDE == 8, uint4, uint2> words[PIECES][2];
-#pragma unroll
-        for (int n = 0; n < 2 * PIECES; ++n) {
-            const int at = column_of(n / 2), row = at < output.channels ? rows[n % 2] : -1;
-            read_row(words[n / 2][n % 2], row, from(row, at));
-        }
-#pragma unroll
-        for (int n = 0; n < 2 * PIECES; ++n)
-            add(n / 2, n % 2, reinterpret_cast<const Neighbours<Element>&>(words[n / 2][n % 2]));
     }
 
     // Keeps the sums of a part before the last.

@@ -55,9 +55,21 @@ list_points(const int* __restrict__ row_of_point, const int* __restrict__ count,
     if (row >= 0) listed[starts[row] + ranks[p]] = p;
 }
 
+// Calls `make` with each long row, by whole blocks. A block has every so-manyth row, as long ones may be neighbours.
+template <class Make>
+__device__ __forceinline__ void each_long_row(const int* counts, int rows, Make make) {
+    const int step = gridDim.x, thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int first = blockIdx.x; first < rows; first += THREADS * step) {
+        const int mine = first + thread * step, stop = min(rows, first + THREADS * step);
+        if (!__syncthreads_or(mine < rows && counts[mine] > LONG)) continue;
+        for (int row = first; row < stop; row += step)
+            if (counts[row] > LONG) make(row);
+    }
+}
+
 // Writes `size` points of a row in their order. All threads must call it; each reads EACH points side by side.
 template <int EACH>
-__device__ inline void order_long_row(const int* row_of_point, int points, int row, int size, int* order) {
+__device__ __forceinline__ void order_long_row(const int* row_of_point, int points, int row, int size, int* order) {
     for (int first = 0, written = 0; written < size; first += THREADS * EACH) {
         const int mine = first + threadIdx.x * EACH;
         unsigned own = 0;  // a bit each
@@ -83,14 +95,9 @@ order_points(const int* __restrict__ row_of_point, const int* __restrict__ count
         for (int i = 0; i < size; ++i) before += listed[start + i] < p;
         order[start + before] = p;
     }
-    const int step = gridDim.x;  // blocks have every so-manyth row, as long rows may be neighbours
-    for (int first = blockIdx.x; first < n; first += THREADS * step) {
-        const int mine = first + threadIdx.x * step, stop = min(n, first + THREADS * step);
-        if (!__syncthreads_or(mine < n && counts[mine] > LONG)) continue;
-        for (int long_row = first; long_row < stop; long_row += step)
-            if (const int all = counts[long_row]; all > LONG)
-                order_long_row<8>(row_of_point, points, long_row, all, order + starts[long_row]);
-    }
+    each_long_row(counts, n, [&](int long_row) {
+        order_long_row<8>(row_of_point, points, long_row, counts[long_row], order + starts[long_row]);
+    });
 }
 
 __device__ inline void write_mean(float sum, int size, ELEMENT_OUT* to) {
@@ -100,7 +107,7 @@ __device__ inline void write_mean(float sum, int size, ELEMENT_OUT* to) {
 // Means of one row of x and of zeros past its channels, by a whole block: all threads read, EACH points of a channel at a
 // time, and the first of those of a channel add them up in their order.
 template <int EACH>
-__device__ inline void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int* order, int size, ELEMENT_OUT* y,
+__device__ __forceinline__ void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int* order, int size, ELEMENT_OUT* y,
                                      int width, int channels) {
     __shared__ float waiting[EACH * THREADS];
     const int across = blockDim.x, together = EACH * blockDim.y;
@@ -126,12 +133,12 @@ __device__ inline void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int
 
 // y[row] = mean over its points, added in their order, or its first point alone; zeros for a row without points.
 // x, y: `pitch` elements from row to row, of which `width` of y are written: `channels`, and then zeros.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Six blocks a multiprocessor, as the compiler would spill rather than make room for fewer.
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
 row_mean(const ELEMENT_IN* __restrict__ x, int x_pitch, const int* __restrict__ order, const int* __restrict__ starts,
          const int* __restrict__ counts, const int* __restrict__ rows, int first_only, ELEMENT_OUT* __restrict__ y,
          int y_pitch, int width, int channels) {
-    const int first = blockIdx.x * blockDim.y, row = first + threadIdx.y, n = *rows;
-    if (first >= n) return;
+    const int row = blockIdx.x * blockDim.y + threadIdx.y, n = *rows;
     const int all = row < n ? counts[row] : 0, size = first_only ? min(all, 1) : all;
     if (row < n && size <= LONG) {
         const int start = starts[row], stop = start + size;
@@ -142,8 +149,9 @@ row_mean(const ELEMENT_IN* __restrict__ x, int x_pitch, const int* __restrict__ 
             write_mean(sum, size, y + (size_t)row * y_pitch + c);
         }
     }
-    if (!__syncthreads_or(size > LONG)) return;
-    for (int other = first; other < n && other < first + int(blockDim.y); ++other)
-        if (const int points = counts[other]; points > LONG)
-            long_row_mean<8>(x, x_pitch, order + starts[other], points, y + (size_t)other * y_pitch, width, channels);
+    if (first_only) return;
+    each_long_row(counts, n, [&](int long_row) {
+        ELEMENT_OUT* to = y + (size_t)long_row * y_pitch;
+        long_row_mean<8>(x, x_pitch, order + starts[long_row], counts[long_row], to, width, channels);
+    });
 }
