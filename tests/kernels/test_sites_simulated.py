@@ -163,11 +163,15 @@ def test_blocks_with_the_hash_of_free_entries_are_found(device):
     check_map(mapped(device, sites, sites, CUBE), reference.kernel_map(coordinates, coordinates, CUBE), CUBE)
 
 
-@pytest.mark.parametrize("points, rows", [(700, 300), (700, 3), (5000, 2), (300, 1), (1, 1), (0, 5)])
-def test_points_are_listed_by_row_in_their_order(device, points, rows):
+@pytest.mark.parametrize(
+    "points, rows, apart",
+    [(700, 300, 1), (700, 3, 1), (5000, 2, 1), (5000, 50, 20), (300, 1, 1), (1, 1, 1), (0, 5, 1)],
+)
+def test_points_are_listed_by_row_in_their_order(device, points, rows, apart):
+    """Long rows, too, of which one block has several if they are 20 apart; some points are of no row in use."""
     torch.manual_seed(points + rows)
     capacity = rows + SPARE
-    row_of_point = torch.randint(-1, rows + 1, (points + SPARE,), dtype=torch.int32)  # the last is not in use
+    row_of_point = apart * torch.randint(-1, rows // apart + 1, (points + SPARE,), dtype=torch.int32)
     work = device_sites.ints(row_means_work(len(row_of_point), capacity))
 
     listed = list_points(device, row_of_point, device_sites.counted(points), device_sites.counted(rows), capacity, work)
@@ -180,7 +184,7 @@ def test_points_are_listed_by_row_in_their_order(device, points, rows):
 
 @pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize("channels, padding, dtype", [(3, 5, torch.float32), (40, 0, torch.float16)], ids=str)
-@pytest.mark.parametrize("points, rows", [(250, 40), (3500, 3)], ids=["short", "long"])
+@pytest.mark.parametrize("points, rows", [(250, 40), (7000, 5)], ids=["short", "long"])
 def test_rows_are_the_means_of_their_points_added_in_order(device, points, rows, channels, padding, dtype, first_only):
     torch.manual_seed(channels)
     capacity = rows + SPARE

@@ -12,6 +12,7 @@
 
 #define THREADS 256
 #define LONG 1024  // points: a row of more is a whole block's
+#define EACH 8     // points that a thread of that block reads at a time
 
 // The row that a point belongs to, -1 if that is not among the rows in use.
 __device__ inline int row_at(const int* row_of_point, int point, int rows) {
@@ -55,7 +56,8 @@ list_points(const int* __restrict__ row_of_point, const int* __restrict__ count,
     if (row >= 0) listed[starts[row] + ranks[p]] = p;
 }
 
-// Calls `make` with each long row, by whole blocks. A block has every so-manyth row, as long ones may be neighbours.
+// Calls `make` with each long row and its number of points, by whole blocks. A block has every so-manyth row, as long ones
+// may be neighbours.
 template <class Make>
 __device__ __forceinline__ void each_long_row(const int* counts, int rows, Make make) {
     const int step = gridDim.x, thread = threadIdx.y * blockDim.x + threadIdx.x;
@@ -63,12 +65,11 @@ __device__ __forceinline__ void each_long_row(const int* counts, int rows, Make 
         const int mine = first + thread * step, stop = min(rows, first + THREADS * step);
         if (!__syncthreads_or(mine < rows && counts[mine] > LONG)) continue;
         for (int row = first; row < stop; row += step)
-            if (counts[row] > LONG) make(row);
+            if (const int size = counts[row]; size > LONG) make(row, size);
     }
 }
 
-// Writes `size` points of a row in their order. All threads must call it; each reads EACH points side by side.
-template <int EACH>
+// Writes `size` points of a row in their order. All threads must call it; each reads points side by side.
 __device__ __forceinline__ void order_long_row(const int* row_of_point, int points, int row, int size, int* order) {
     for (int first = 0, written = 0; written < size; first += THREADS * EACH) {
         const int mine = first + threadIdx.x * EACH;
@@ -95,8 +96,8 @@ order_points(const int* __restrict__ row_of_point, const int* __restrict__ count
         for (int i = 0; i < size; ++i) before += listed[start + i] < p;
         order[start + before] = p;
     }
-    each_long_row(counts, n, [&](int long_row) {
-        order_long_row<8>(row_of_point, points, long_row, counts[long_row], order + starts[long_row]);
+    each_long_row(counts, n, [&](int long_row, int all) {
+        order_long_row(row_of_point, points, long_row, all, order + starts[long_row]);
     });
 }
 
@@ -104,11 +105,10 @@ __device__ inline void write_mean(float sum, int size, ELEMENT_OUT* to) {
     *to = from_float<ELEMENT_OUT>(size ? __fdiv_rn(sum, (float)size) : sum);
 }
 
-// Means of one row of x and of zeros past its channels, by a whole block: all threads read, EACH points of a channel at a
-// time, and the first of those of a channel add them up in their order.
-template <int EACH>
-__device__ __forceinline__ void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int* order, int size, ELEMENT_OUT* y,
-                                     int width, int channels) {
+// The mean over `size` points of x, and zeros past its channels, by a whole block: all threads read, and of those that have
+// a channel the first adds up in the order of the points.
+__device__ __forceinline__ void long_row_mean(const ELEMENT_IN* x, int x_pitch, const int* order, int size,
+                                              ELEMENT_OUT* y, int width, int channels) {
     __shared__ float waiting[EACH * THREADS];
     const int across = blockDim.x, together = EACH * blockDim.y;
     for (int at = 0; at < width; at += across) {
@@ -150,8 +150,8 @@ row_mean(const ELEMENT_IN* __restrict__ x, int x_pitch, const int* __restrict__ 
         }
     }
     if (first_only) return;
-    each_long_row(counts, n, [&](int long_row) {
+    each_long_row(counts, n, [&](int long_row, int points) {
         ELEMENT_OUT* to = y + (size_t)long_row * y_pitch;
-        long_row_mean<8>(x, x_pitch, order + starts[long_row], counts[long_row], to, width, channels);
+        long_row_mean(x, x_pitch, order + starts[long_row], points, to, width, channels);
     });
 }
