@@ -4,7 +4,10 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
 from math import prod
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from lacuna_kernels.cuda.kernel_map import (
 )
 from lacuna_kernels.cuda.offset_slots import offset_slots
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, part_sums
+from lacuna_kernels.cuda.tile_order import TILE_SIZES, TileOrder, order_tiles, tiles_shape
 from lacuna_kernels.cuda.voxelize import Grid, PlacementBuffer, PointBuffer, placing_work, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context, Placement
@@ -165,7 +169,9 @@ def mapped(
     work = ints(map_work(geometry.volume, outputs.capacity, parts, regions))
     offsets = offsets_on_device(geometry, parts, dense=dense)
     make_maps(device, [MapJob(inputs, outputs, offsets, result, work, backward, regions)])
-    return result
+    tiles = ints(*tiles_shape(outputs.capacity, parts))
+    order_tiles(device, [TileOrder(result.present, result.ones, tiles, outputs.count, outputs.capacity)])
+    return replace(result, tiles=tiles)
 
 
 def offsets_on_device(geometry: Geometry, parts: int = 1, *, dense: bool = False) -> Offsets:
@@ -193,11 +199,18 @@ def random_map(k: int, inputs: int, outputs: int, density: float) -> Tensor:
 
 
 def map_of(
-    rows: Tensor, capacity: int, tensor: Callable[..., Tensor] = ints, *, shuffled: bool = True, parts: int = 1
+    rows: Tensor,
+    capacity: int,
+    tensor: Callable[..., Tensor] = ints,
+    *,
+    shuffled: bool = True,
+    parts: int = 1,
+    told: bool = True,
 ) -> KernelMap:
     """A given map, int [k, outputs], in some random order, or in that of the rows; `tensor` makes room for it.
 
     parts  1, or 3 if it is of 27 offsets
+    told   whether it is told in which order tiles are made: from the last one back, as if nothing were told
     """
     k, m = rows.shape
     result, keys = KernelMap.made(k, capacity, tensor, parts), torch.zeros(m, dtype=torch.int32)
@@ -216,7 +229,21 @@ def map_of(
         words = present_words(padded)
         result.present[part, : len(words)] = words
     result.keys[:m] = keys
-    return result
+    if not told:
+        return result
+    tiles = tensor(*tiles_shape(capacity, parts))
+    for own, size in zip(tiles, TILE_SIZES, strict=True):
+        given = [tile for one in tile_sets(result, m, size) for tile in reversed(one)]
+        own[: len(given)] = torch.tensor(given, dtype=torch.int32)
+    return replace(result, tiles=tiles)
+
+
+def tile_sets(kernel_map: KernelMap, rows: int, size: int) -> list[list[int]]:
+    """Which tiles of a map there are, as `tiles` tells them: those of the last part come after all others."""
+    each, last, groups = -(-rows // size), kernel_map.parts - 1, size // 64
+    first = [int(ones) // size if rows else 0 for ones in kernel_map.ones[:last]]
+    before = [part << 26 | tile * groups for part in range(last) for tile in range(first[part], each)]
+    return [before, [last << 26 | tile * groups for tile in range(each)]]
 
 
 def sums_for(kernel_map: KernelMap, packed: PackedWeight, y: Tensor) -> dict[str, Tensor]:
@@ -277,6 +304,28 @@ def check_map(found: KernelMap, expected: Tensor, geometry: Geometry, *, dense: 
         padded[offsets, :m] = ordered
         words = present_words(padded)
         assert torch.equal(found.present[part, first // 64 : len(words)].cpu(), words[first // 64 :])
+    check_tiles(found, m)
+
+
+def check_tiles(found: KernelMap, rows: int) -> None:
+    """All tiles of each set are there, those of most offsets first, as far as these are told apart."""
+    assert found.tiles is not None
+    for tiles, size in zip(found.tiles.tolist(), TILE_SIZES, strict=True):
+        at = 0
+        for one in tile_sets(found, rows, size):
+            given = tiles[at : at + len(one)]
+            assert sorted(given) == one
+            counts = [min(511, offsets_of_tile(found, tile, rows, size)) for tile in given]
+            assert counts == sorted(counts, reverse=True)
+            at += len(one)
+        assert tiles[at:] == [NONSENSE] * (len(tiles) - at)
+
+
+def offsets_of_tile(found: KernelMap, tile: int, rows: int, size: int) -> int:
+    """How many offsets any of its rows has."""
+    part, group = tile >> 26, tile & (1 << 26) - 1
+    words = found.present[part, group : min(group + size // 64, -(-rows // 64))].tolist()
+    return sum(bin(reduce(or_, column) & 0xFFFFFFFF).count("1") for column in zip(*words, strict=True))
 
 
 def check_found(sites: SiteBuffer) -> None:

@@ -45,6 +45,7 @@ SOURCES = {
     "sparse_conv_tf32.cu",
     "sparse_conv_wgmma.cu",
     "sparse_to_bev.cu",
+    "tile_order.cu",
     "voxelize.cu",
 }
 

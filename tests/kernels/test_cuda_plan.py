@@ -236,7 +236,7 @@ def test_maps_share_memory_to_work_with() -> None:
         for name, graph in (("minkunet", minkunet(19)), ("centerpoint", centerpoint_encoder()))
     }
 
-    assert found == {"minkunet": 751, "centerpoint": 519}
+    assert found == {"minkunet": 751, "centerpoint": 520}
 
 
 def test_maps_are_made_as_many_at_a_time_as_may_be_the_longest_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_maps_are_made_as_many_at_a_time_as_may_be_the_longest_first(monkeypatch
 
     def one(number: int) -> MapTask:
         makes = {f"{number}": BufferSpec((1,), torch.int32)}
-        return MapTask([f"{number}:in"], makes, number, lambda b, work: cast(MapJob, (number, len(work))))
+        return MapTask([f"{number}:in"], makes, number, lambda b, work: cast(MapJob, (number, len(work))), None)
 
     task = maps_task(cast(Device, None), [one(number) for number in range(1, 15)], "maps")
     task.run({name: torch.zeros(spec.shape) for name, spec in task.makes.items()})
@@ -359,15 +359,23 @@ def test_levels_that_are_made_of_others_are_waited_for_one_by_one() -> None:
         assert all(still.isdisjoint(step.use.writes) for step in plan.steps[end : later + 1])
 
 
-def test_a_grid_without_other_levels_has_nothing_beside_it() -> None:
+@pytest.mark.parametrize("points, tiles", [(1 << 16, ["beside grid: 0, last"]), (1 << 17, [])])
+def test_of_a_grid_without_other_levels_nothing_but_the_order_of_tiles_is_made_beside(points, tiles) -> None:
+    shape = {"out_channels": 96, "kernel_size": [3, 3, 3]}
     nodes = [
         node("grid", "voxelize", "points", voxel_size_m=[0.1, 0.1, 0.1]),
-        node("y", "sparse_conv", "grid", out_channels=8, kernel_size=[3, 3, 3]),
+        node("few", "sparse_conv", "grid", out_channels=32, kernel_size=[3, 3, 3]),
+        node("first", "sparse_conv", "few", **shape),
+        node("second", "sparse_conv", "first", **shape),
     ]
 
-    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "y")))
+    plan = drawn(parse_graph(document(cloud("intensity"), nodes, "second")), Capacity(points, 4))
 
-    assert not any(step.name.startswith("beside") for step in plan.steps)
+    names = [step.name for step in plan.steps]
+    assert names[names.index("few") :][:3] == ["few", *tiles, "first", "second"][:3]
+    assert [name for name in names if name.startswith("beside")] == tiles
+    read = [name for step in plan.steps for name in step.use.reads if name.endswith(":tiles")]
+    assert bool(read) == bool(tiles)
 
 
 @pytest.mark.parametrize("reader, padding", [("sparse_conv", 3), ("linear", 0), ("layer_norm", 0)])

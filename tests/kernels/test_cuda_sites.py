@@ -122,29 +122,37 @@ def test_launches_made_at_once_come_after_what_was_before_and_before_what_follow
 @pytest.mark.parametrize("named", [False, True])
 def test_launches_beside_others_are_over_at_their_end(device, captured, named):
     size = 1 << 22
-    source, one, two, three, four, total = (torch.zeros(size, device="cuda") for _ in range(6))
+    source, one, two, three, four, five, six, total = (torch.zeros(size, device="cuda") for _ in range(8))
+
+    def others() -> None:
+        torch.add(source, 3, out=two)
+        torch.add(source, 4, out=six)
 
     def run() -> None:
         source.add_(1)
         beside = [partial(torch.add, source, number, out=one) for number in range(20)]
         stages = [
-            (lambda: [launch() for launch in beside], partial(torch.add, source, 5, out=three)),
-            (partial(torch.mul, one, 2, out=four), lambda: None),
+            (lambda: [launch() for launch in beside], partial(torch.add, source, 5, out=three), None),
+            (partial(torch.mul, one, 2, out=four), lambda: None, partial(torch.add, four, six, out=five)),
         ]
-        device.start_beside(stages, partial(torch.add, source, 3, out=two))
+        device.start_beside(stages, others)
         two.mul_(2)
         device.end_beside(0)
         torch.add(one, two, out=total)
         total.add_(three)
         if named:
             device.end_beside(1)
+            total.add_(four)
+            device.end_beside(1, last=True)
         else:
             device.end_beside()
-        total.add_(four)
+            total.add_(four)
+        total.add_(five)
 
     done = times_run(device, run, captured=captured)
 
-    assert bool((total == done + 19 + 2 * (done + 3) + done + 5 + 2 * (done + 19)).all())
+    expected = done + 19 + 2 * (done + 3) + done + 5 + 2 * (done + 19) + 2 * (done + 19) + done + 4
+    assert bool((total == expected).all())
 
 
 def test_a_launch_that_fails_leaves_the_others_joined(device):

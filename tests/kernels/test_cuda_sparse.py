@@ -9,6 +9,7 @@ from lacuna_kernels.cuda.kernel_map import MapJob, make_maps, map_work
 from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.sparse_conv import pack_weight, sparse_conv
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev
+from lacuna_kernels.cuda.tile_order import TileOrder, order_tiles
 from lacuna_kernels.cuda.voxelize import Grid, placing_work, site_of_points, voxelize, voxels_of_points
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.context import Context
@@ -153,6 +154,8 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
     buffers = voxelized(device, room, grid)
     kernel_map = mapped(device, buffers[1], buffers[1], geometry)
     reach, sums = offsets_on_device(geometry, kernel_map.parts), sums_for(kernel_map, packed, y)
+    tiles = kernel_map.tiles
+    assert tiles is not None
     work = [ints(placing_work(capacity)), ints(row_means_work(capacity, capacity))]
     work.append(ints(map_work(geometry.volume, capacity)))
 
@@ -162,6 +165,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         voxels_of_points(device, room, placement, sites, work[0])
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
         make_maps(device, [MapJob(sites, sites, reach, kernel_map, work[2])])
+        order_tiles(device, [TileOrder(kernel_map.present, kernel_map.ones, tiles, sites.count, sites.capacity)])
         sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums)
         devoxelize_nearest(device, y, placement, room.count, result)
 

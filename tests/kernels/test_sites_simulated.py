@@ -1,10 +1,13 @@
 """The kernels that make sites and kernel maps, run on the CPU: tests/kernels/simulated.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lacuna_kernels.cuda.kernel_map import KernelMap, MapJob, make_maps, map_work
 from lacuna_kernels.cuda.row_means import list_points, row_means, row_means_work
+from lacuna_kernels.cuda.tile_order import TileOrder, order_tiles, tiles_shape
 from lacuna_kernels.ops import coordinates as reference
 from lacuna_kernels.ops.sparse_conv import active_sites
 from lacuna_kernels.types import Geometry, Level, Value
@@ -20,6 +23,7 @@ from tests.kernels.device_sites import (
     SUBMANIFOLD,
     check_found,
     check_map,
+    check_tiles,
     cloud_on_device,
     grid_of,
     mapped,
@@ -127,15 +131,40 @@ def test_maps_of_any_sizes_are_made_together(device):
     made = [(many, CUBE, 3), (few, SUBMANIFOLD[2], 1), (none, CUBE, 1), (many, CUBE, 1)]
     results = [KernelMap.made(g.volume, sites.capacity, device_sites.ints, parts) for sites, g, parts in made]
 
-    jobs = []
+    jobs, orders = [], []
     for (sites, g, parts), result in zip(made, results, strict=True):
         work = device_sites.ints(map_work(g.volume, sites.capacity, parts))
         jobs.append(MapJob(sites, sites, device_sites.offsets_on_device(g, parts), result, work))
+        tiles = device_sites.ints(*tiles_shape(sites.capacity, parts))
+        orders.append(TileOrder(result.present, result.ones, tiles, sites.count, sites.capacity))
     make_maps(device, jobs)
+    order_tiles(device, orders)
 
-    for (sites, g, _), result in zip(made, results, strict=True):
+    for (sites, g, _), result, order in zip(made, results, orders, strict=True):
         coordinates = sites.coordinates[: int(sites.count)]
-        check_map(result, reference.kernel_map(coordinates, coordinates, g), g)
+        found = replace(result, tiles=order.tiles)
+        check_map(found, reference.kernel_map(coordinates, coordinates, g), g)
+
+
+@pytest.mark.parametrize("parts, volume", [(1, 27), (3, 27), (1, 40), (1, 600)])
+def test_tiles_of_most_offsets_come_first(device, parts, volume):
+    """Of some parts most groups are in no tile; of more than 511 offsets tiles are not told apart."""
+    generator = torch.Generator().manual_seed(volume)
+    for rows in (0, 1, 64, 65, 128, 3000, 150_000):
+        found = KernelMap.made(1, rows + SPARE, device_sites.ints, parts)
+        words = torch.randint(0, 2**31, (*found.present.shape[:2], -(-volume // 32)), generator=generator)
+        if volume < 512:
+            words &= torch.randint(0, 2**31, words.shape, generator=generator)
+        else:
+            words[:, ::3] = -1
+        ones = (torch.arange(parts) * (rows // 2)).int()
+        tiles = device_sites.ints(*tiles_shape(rows + SPARE, parts))
+        found = replace(found, present=words.int(), ones=ones, tiles=tiles)
+
+        count = torch.tensor([rows], dtype=torch.int32)
+        order_tiles(device, [TileOrder(found.present, found.ones, tiles, count, rows + SPARE)])
+
+        check_tiles(found, rows)
 
 
 @pytest.mark.parametrize("geometry", [*STRIDED, *GENERATIVE], ids=str)

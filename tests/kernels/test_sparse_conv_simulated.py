@@ -29,7 +29,7 @@ def test_a_convolution_agrees_with_the_reference(folder, k, outputs, ci, co, see
     count = torch.tensor([outputs], dtype=torch.int32)
     added = {"bias": bias, "residual": residual, "activation": Activation.RELU}
 
-    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense)
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense, told=bool(seed))
     sparse_conv(
         SimulatedDevice(folder, 1, seed), x, packed, kernel_map, count, y, likely=max(1, outputs - 20 * seed), **added
     )
@@ -67,7 +67,7 @@ def test_parts_of_the_offsets_are_summed_up_by_themselves_and_added(folder, outp
     y, memory = guarded(outputs + SPARE, co, dtype)
     count = torch.tensor([outputs], dtype=torch.int32)
 
-    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense, parts=3)
+    packed, kernel_map = pack_weight(weight, dtype, tile), map_of(rows, len(y), nonsense, parts=3, told=not seed)
     given = sums_for(kernel_map, packed, y)
     for _ in range(2):  # the second finds that all is as the first found it
         device = SimulatedDevice(folder, 1, seed)

@@ -40,10 +40,18 @@ class DeviceLimits:
 
 @dataclass(slots=True)
 class _Sides:
-    """Streams beside another, of which the first are taken: by `at_once` until it returns, or by `start_beside`."""
+    """Streams beside another, of which `at_once` has taken the first until it returns."""
 
     streams: list[torch.cuda.Stream] = field(default_factory=list)
     taken: int = 0
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Streams beside another of the stages of `start_beside`, two of each, and those with something on them."""
+
+    streams: list[tuple[torch.cuda.Stream, torch.cuda.Stream]] = field(default_factory=list)
+    taken: list[torch.cuda.Stream] = field(default_factory=list)
 
 
 class Device:
@@ -68,7 +76,7 @@ class Device:
         self._kernels: dict[Variant, Kernel] = {}
         self._streams: dict[int, Any] = {0: None}
         self._sides: dict[int, _Sides] = {}
-        self._besides: dict[int, _Sides] = {}
+        self._besides: dict[int, _Stages] = {}
         self._counters = TileCounters()
         self._lock = threading.RLock()
         self._context = driver.Device(index).retain_primary_context()
@@ -117,31 +125,46 @@ class Device:
             for side in streams[1:]:
                 main.wait_stream(side)
 
-    def start_beside(self, stages: Sequence[tuple[Launch, Launch]], others: Launch) -> None:
+    def start_beside(self, stages: Sequence[tuple[Launch, Launch, Launch | None]], others: Launch) -> None:
         """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
 
-        A stage is made of launches that come after the first ones of the stages before it, and of others that come
-        after these alone. None of their kernels may take tiles from a counter, either.
+        A stage is made of launches that come after the first ones of the stages before it, of others that come after
+        these alone, and of last ones, that come after these and after `others`. None of their kernels may take tiles
+        from a counter, either.
         """
         main = torch.cuda.current_stream(self.index)
-        beside = self._besides.setdefault(main.cuda_stream, _Sides())
+        beside = self._besides.setdefault(main.cuda_stream, _Stages())
         while len(beside.streams) < len(stages):
-            beside.streams.append(self.new_stream())
-        beside.taken = len(stages)
-        beside.streams[0].wait_stream(main)
+            beside.streams.append((self.new_stream(), self.new_stream()))
+        beside.taken = []
+
+        def join(stream: torch.cuda.Stream, *before: torch.cuda.Stream) -> None:
+            beside.taken.append(stream)
+            for other in before:
+                stream.wait_stream(other)
+
+        streams = beside.streams[: len(stages)]
+        join(streams[0][0], main)
         others()
-        for at, (first, then) in enumerate(stages):
-            with torch.cuda.stream(beside.streams[at]):
+        for at, ((own, apart), (first, then, last)) in enumerate(zip(streams, stages, strict=True)):
+            with torch.cuda.stream(own):
                 first()
                 if at + 1 < len(stages):
-                    beside.streams[at + 1].wait_stream(beside.streams[at])
+                    join(streams[at + 1][0], own)
                 then()
+            if last is not None:
+                join(apart, own, main)
+                with torch.cuda.stream(apart):
+                    last()
 
-    def end_beside(self, stage: int | None = None) -> None:
-        """Let what is launched from now on come after the launches of a stage beside, by default of all."""
+    def end_beside(self, stage: int | None = None, *, last: bool = False) -> None:
+        """Let what is launched from now on come after the launches of a stage beside, by default of all.
+
+        last  after its last ones, instead of those before
+        """
         main = torch.cuda.current_stream(self.index)
-        beside = self._besides.get(main.cuda_stream, _Sides())
-        for side in beside.streams[: beside.taken] if stage is None else [beside.streams[stage]]:
+        beside = self._besides.get(main.cuda_stream, _Stages())
+        for side in beside.taken if stage is None else [beside.streams[stage][last]]:
             main.wait_stream(side)
 
     @contextmanager

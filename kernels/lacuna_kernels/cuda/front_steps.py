@@ -7,8 +7,9 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.kernel_map import make_maps
 from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
 from lacuna_kernels.cuda.site_steps import MapTask, cleared_tables, kernel_map_task, map_name, sites_task, source_of
-from lacuna_kernels.cuda.steps import Buffers, Stage, Writer, ints, sites_name
+from lacuna_kernels.cuda.steps import Buffers, Stage, Work, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task, at_once
+from lacuna_kernels.cuda.tile_order import MOST_MAPS, order_tiles
 from lacuna_kernels.ops.sparse_conv import SparseConv
 from lacuna_kernels.types import Level
 
@@ -21,10 +22,11 @@ class LevelStage:
     sites: Sequence[Task]
     maps: Sequence[MapTask]
 
-    def stage(self, device: Device, name: str) -> Stage:
-        """As a plan has it; `name` is that of what its maps work with."""
+    def stage(self, device: Device, name: str, others: Sequence[MapTask] = ()) -> Stage:
+        """As a plan has it; `name` is that of what its maps work with. Tiles of others, too, are put in order last."""
         counts = [sites_name(level, "count") for level in self.levels]
-        return Stage(at_once(device, self.sites), at_once(device, [maps_task(device, self.maps, name)]), counts)
+        maps, tiles = maps_task(device, self.maps, name), tiles_task(device, [*others, *self.maps])
+        return Stage(at_once(device, self.sites), at_once(device, [maps]), tiles, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +76,15 @@ class Front:
 def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
     """Write the steps that make the sites of a grid; those of all levels, and maps; and features and maps of the grid.
 
-    The levels are made beside what reads nothing but the grid: the first convolutions.
+    The levels are made beside what reads nothing but the grid: the first convolutions. The order of tiles is not waited
+    for with the maps, as the first to read these have an order of their own.
 
     place  makes the sites of the grid, and beside it tables are cleared
     """
     device, front = writer.device, Front.of(writer, grid, means)
     own = maps_task(device, front.own, f"{name}:maps")
-    stages = [sites.stage(device, f"{name}:maps {at}") for at, sites in enumerate(front.stages)]
+    levels = front.stages or ([LevelStage([], [], [])] if any(one.tiles for one in front.own) else [])
+    stages = [one.stage(device, f"{name}:maps {at}", [] if at else front.own) for at, one in enumerate(levels)]
     placed, now = at_once(device, [place, front.clear]), at_once(device, [means, own])
     writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
     if stages:
@@ -104,3 +108,15 @@ def maps_task(device: Device, maps: Sequence[MapTask], name: str) -> Task:
 
     made = {key: spec for one in maps for key, spec in one.makes.items()}
     return Task(list(dict.fromkeys(key for one in maps for key in one.reads)), made | works, run)
+
+
+def tiles_task(device: Device, maps: Sequence[MapTask]) -> Work:
+    """The order of the tiles of kernel maps, as many at a time as may be."""
+    tasks = [one.tiles for one in maps if one.tiles is not None]
+
+    def run(b: Buffers) -> None:
+        for at in range(0, len(tasks), MOST_MAPS):
+            order_tiles(device, [one.order(b) for one in tasks[at : at + MOST_MAPS]])
+
+    made = {key: spec for one in tasks for key, spec in one.makes.items()}
+    return Work(list(dict.fromkeys(key for one in tasks for key in one.reads)), made, run)

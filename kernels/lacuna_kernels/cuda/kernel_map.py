@@ -44,6 +44,8 @@ class KernelMap:
     keys     int32 [capacity], what output rows are sorted by, many of them region by region: of several parts, byte p
              is 0 if the row has no offset of part p
     ones     int32 [parts], if there are several: the place of the first row whose byte is not 0
+    tiles    int32 [2, parts * ceil(capacity / 64)] if it is told in which order tiles are made: of 64 places, then of
+             128, each part << 26 | place / 64 of the first
     """
 
     rows: Tensor
@@ -51,6 +53,7 @@ class KernelMap:
     present: Tensor
     keys: Tensor
     ones: Tensor
+    tiles: Tensor | None = None
 
     @classmethod
     def made(cls, volume: int, capacity: int, tensor: Callable[..., Tensor], parts: int = 1) -> "KernelMap":

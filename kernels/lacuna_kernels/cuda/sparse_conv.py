@@ -97,12 +97,12 @@ def sparse_conv(
     assert y.dtype is x.dtype or (resident and y.dtype is torch.float32)
     assert residual is None or residual.dtype is x.dtype
     assert (0 if shortcut is None else shortcut.shape[1]) == weight.shortcut_channels
-    read: tuple[Tensor | int | None, ...] = (None, None, None, None, None, 1, volume, 1)
+    read: tuple[Tensor | int | None, ...] = (*[None] * 6, 1, volume, 1)
     parts = 1
     if kernel_map is not None:
         m, parts = kernel_map, kernel_map.parts
         assert m.rows.shape == (volume, capacity)
-        read = (m.rows, m.present, m.order, m.keys, m.ones, parts, volume, m.present.shape[2])
+        read = (m.rows, m.present, m.order, m.keys, m.ones, m.tiles, parts, volume, m.present.shape[2])
     assert shortcut is None or not resident
     if parts > 1:
         assert sums is not None and progress is not None and sums.shape == part_sums(parts, capacity, weight)

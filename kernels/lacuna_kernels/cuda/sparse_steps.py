@@ -17,18 +17,21 @@ from lacuna_kernels.cuda.row_means import row_means, row_means_work
 from lacuna_kernels.cuda.site_steps import (
     kernel_map_buffers,
     kernel_map_in,
+    likely_rows,
     map_name,
     placement_in,
     placement_specs,
     root,
     row_of_point,
+    rows_by_stride,
     site_specs,
     sites_in,
+    tiles_name,
 )
 from lacuna_kernels.cuda.sparse_conv import PROGRESS, PackedWeight, are_whole_pieces, pack_weight, part_sums
 from lacuna_kernels.cuda.sparse_conv import sparse_conv as launch_sparse_conv
 from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, candidates
-from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, piece_of
+from lacuna_kernels.cuda.sparse_conv_hopper import ResidentTile, WgmmaTile, piece_of
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.sparse_to_bev import sparse_to_bev as launch_sparse_to_bev
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Writer, ints, sites_name
@@ -105,12 +108,15 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     device, level = writer.device, writer.level(layer.output)
     x, residual, shortcut = _sources(writer, layer)
     weight, bias = packed(writer, layer, tile), writer.weights.bias(layer)
-    count, likely = sites_name(level, "count"), _likely_rows(writer, level)
+    count = sites_name(level, "count")
     given = [name for name in (x, residual, shortcut) if name is not None]
-    reads = [*given, *([] if key is None else kernel_map_buffers(key))]
+    parts = 1 if key is None else writer.map_parts[key]
+    tiles = key is not None and tiles_name(key) in writer.made and _ends_sooner(writer, weight, level, parts)
+    reads = [*given, *([] if key is None else kernel_map_buffers(key, tiles=tiles))]
+    # A block for each tile then; else those that make a second one look up its first rows before the first is written.
+    likely = likely_rows(writer, level) if tiles else rows_by_stride(writer, level)
     first, joined = writer.once(f"convolution of {level.grid}"), writer.join_before(reads)
     settled = not (first or joined)  # those come right after what makes their map
-    parts = 1 if key is None else writer.map_parts[key]
     sums, scratch = f"{layer.output}:sums", dict[str, BufferSpec]()
     progress: Iterator[Tensor | None] = repeat(None)
     if parts > 1:
@@ -119,7 +125,7 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
         progress = cycle(torch.zeros(2, PROGRESS, dtype=torch.int32).to(writer.weights.place))
 
     def run(b: Buffers) -> None:
-        read = None if key is None else kernel_map_in(b, key)
+        read = None if key is None else kernel_map_in(b, key, tiles=tiles)
         launch_sparse_conv(
             device,
             *(b[x], weight, read, b[count], b[layer.output]),
@@ -135,6 +141,19 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
         )
 
     writer.add(layer.output, reads, _output(writer, layer, tile) | scratch, run)
+
+
+def _ends_sooner(writer: Writer, weight: PackedWeight, level: Level, parts: int) -> bool:
+    """Whether a convolution ends sooner if its longest tiles come first: where each place makes only a few.
+
+    Where it makes more, those that are made at the same time had better read the same weights, and rows that lie close.
+    """
+    tile, multiprocessors = weight.tile, writer.device.limits.multiprocessors
+    if not isinstance(tile, WgmmaTile):
+        return False
+    rows, likely = writer.room.sites(level), likely_rows(writer, level)
+    tiles = tile.grid(rows, likely, weight.out_channels, parts, multiprocessors)
+    return tiles <= (2 if parts > 1 else 3) * tile.blocks * multiprocessors
 
 
 def _output(writer: Writer, layer: Layer, tile: Tile) -> dict[str, BufferSpec]:
@@ -187,19 +206,10 @@ def _shape(writer: Writer, layer: Layer, *, single: bool, split: bool) -> ConvSh
     (volume, ci, co), level, dtype = layer.weights["weight"].shape, writer.level(layer.output), DTYPES[layer.precision]
     x, _, shortcut = _sources(writer, layer)
     aligned = are_aligned(writer, [x] if shortcut is None else [x, shortcut], dtype)
-    rows, beside = _likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
+    rows, beside = likely_rows(writer, level), len(layer.weights.get("shortcut", ()))
     tf32 = layer.precision is Precision.TF32
     given = (ci, co, dtype, aligned, rows, single, beside, max(level.stride), split, tf32)
     return ConvShape(*given, volume=volume, readable=_is_readable(writer, x))
-
-
-def _likely_rows(writer: Writer, level: Level) -> int:
-    """How many sites there will be, about.
-
-    The points by the stride: of 123 thousand points of a LiDAR scan, voxels of 5 cm and then of twice the size are 92,
-    60, 32, 14 and 6 thousand.
-    """
-    return max(1, min(writer.room.points // max(level.stride), writer.room.sites(level)))
 
 
 def are_aligned(writer: Writer, names: Sequence[str], dtype: torch.dtype) -> bool:

@@ -85,30 +85,22 @@ class Work:
 class Stage:
     """What runs beside steps, after the stages before it: launches, and then others, that the next does not wait for.
 
-    tells  what may be read only once it has ended without being written in this sense: counts
+    last   what comes after these, and after the steps' own, and is waited for by itself
+    tells  what may be read only once the others have ended without being written in this sense: counts
     """
 
     first: Work
     then: Work
+    last: Work
     tells: Sequence[str]
-
-    @property
-    def reads(self) -> list[str]:
-        """Buffers that both read, and neither writes."""
-        return [key for key in dict.fromkeys((*self.first.reads, *self.then.reads)) if key not in self.writes]
-
-    @property
-    def writes(self) -> dict[str, BufferSpec]:
-        """Buffers that both write."""
-        return {**self.first.writes, **self.then.writes}
 
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """A stage that has not been waited for: the name of its end, which of them it is, and what it touches and tells."""
+    """What runs beside and has not been waited for: its end, the name of that, and what it touches and tells."""
 
     name: str
-    index: int
+    end: Run
     touches: Sequence[str]
     tells: set[str]
 
@@ -145,37 +137,45 @@ class Writer:
         self._beside: list[_Beside] = []
 
     def add_with(self, name: str, now: Work, stages: Sequence[Stage]) -> None:
-        """Append a step, and what runs beside it and those after it, each stage up to the first that needs it."""
+        """Append a step, and what runs beside it and those after it, each up to the first that needs it."""
         self.join()
-        device, writes = self.device, dict(now.writes)
-        for stage in stages:
-            writes |= stage.writes
-        asked = dict.fromkeys((*now.reads, *(key for stage in stages for key in stage.reads)))
+        device, works = self.device, [now, *(work for one in stages for work in (one.first, one.then, one.last))]
+        writes = {key: spec for work in works for key, spec in work.writes.items()}
+        reads = dict.fromkeys(key for work in works for key in work.reads)
 
         def run(b: Buffers) -> None:
-            launches = [(partial(stage.first.run, b), partial(stage.then.run, b)) for stage in stages]
+            runs = [[partial(work.run, b) for work in (one.first, one.then, one.last)] for one in stages]
+            launches = [
+                (first, then, last if one.last.writes else None)
+                for one, (first, then, last) in zip(stages, runs, strict=True)
+            ]
             device.start_beside(launches, partial(now.run, b))
 
-        self.add(name, [key for key in asked if key not in writes], writes, run)
-        for index, stage in enumerate(stages):
-            touches, tells = [*stage.reads, *stage.writes], {*stage.writes, *stage.tells}
-            self._beside.append(_Beside(f"beside {name}: {index}", index, touches, tells))
+        self.add(name, [key for key in reads if key not in writes], writes, run)
+        for at, one in enumerate(stages):
+            self._put_beside(f"beside {name}: {at}", _end_of(device, at), [one.first, one.then], one.tells)
+            self._put_beside(f"beside {name}: {at}, last", _end_of(device, at, last=True), [one.last])
+
+    def _put_beside(self, name: str, end: Run, works: Sequence[Work], tells: Sequence[str] = ()) -> None:
+        made = {key for work in works for key in work.writes}
+        touches = dict.fromkeys(key for work in works for key in (*work.reads, *work.writes))
+        if touches:
+            self._beside.append(_Beside(name, end, [*touches], made.union(tells)))
 
     def join(self) -> None:
         """Append the ends of all that runs beside others: until then all it touches is alive."""
-        self._join(len(self._beside))
+        self._join(self._beside)
 
     def join_before(self, reads: Sequence[str]) -> bool:
-        """Append the ends of the stages up to the last that any of these is of; returns whether it was of any."""
-        needed = [at for at, beside in enumerate(self._beside, 1) if not beside.tells.isdisjoint(reads)]
-        if needed:
-            self._join(needed[-1])
+        """Append the ends of what any of these is made by; returns whether there was any."""
+        needed = [beside for beside in self._beside if not beside.tells.isdisjoint(reads)]
+        self._join(needed)
         return bool(needed)
 
-    def _join(self, count: int) -> None:
-        ended, self._beside = self._beside[:count], self._beside[count:]
+    def _join(self, ended: Sequence[_Beside]) -> None:
+        self._beside = [beside for beside in self._beside if beside not in ended]
         for beside in ended:
-            self.add(beside.name, beside.touches, {}, _end_of(self.device, beside.index))
+            self.add(beside.name, beside.touches, {}, beside.end)
 
     def add(self, name: str, reads: Sequence[str], writes: Mapping[str, BufferSpec], run: Run) -> None:
         """Append a step; what it writes into a part of a wider buffer makes that buffer, or needs it alive."""
@@ -235,9 +235,9 @@ class Writer:
         return copy
 
 
-def _end_of(device: Device, stage: int) -> Run:
+def _end_of(device: Device, stage: int, *, last: bool = False) -> Run:
     """Outside of the writer, which a step must not keep alive."""
-    return lambda b: device.end_beside(stage)
+    return lambda b: device.end_beside(stage, last=last)
 
 
 def count_name(kind: ValueType) -> str:

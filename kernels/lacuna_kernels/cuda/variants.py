@@ -16,6 +16,7 @@ from lacuna_kernels.cuda import (
     sort,
     sparse_conv_choice,
     sparse_to_bev,
+    tile_order,
     voxelize,
 )
 from lacuna_kernels.cuda.compiler import Variant
@@ -36,6 +37,7 @@ SHIPPED: tuple[Variant, ...] = (
     *sort.VARIANTS,
     *sparse_conv_choice.VARIANTS,
     *sparse_to_bev.VARIANTS,
+    *tile_order.VARIANTS,
     *voxelize.VARIANTS,
 )
 """Those that the wrappers beside this file name."""

@@ -18,20 +18,22 @@
 using Element = ELEMENT;
 
 // As the host passes it: map int32 [volume, capacity], order int32 [parts, capacity], present uint32 [parts, capacity /
-// GROUP, words], keys int32 [capacity], ones int32 [parts], see kernel_map.cu; map, order and present are null for the
-// identity, of volume 1, and keys and ones may be if there is one part.
+// GROUP, words], keys int32 [capacity], ones int32 [parts], see kernel_map.cu, tiles int32 [2, parts * capacity / GROUP],
+// see tile_order.cu; map, order and present are null for the identity, of volume 1, keys and ones may be if there is one
+// part, and tiles may be always.
 struct KernelMap {
     const int* map;
     const unsigned* present;
-    const int *order, *keys, *ones;
+    const int *order, *keys, *ones, *tiles;
     int parts, volume, words, capacity;
 
     __device__ __forceinline__ bool is_last(int part) const { return part == parts - 1; }
     __device__ __forceinline__ int row_of(int part, int place) const {
         return order ? order[(size_t)part * capacity + place] : place;
     }
+    __device__ __forceinline__ int groups() const { return (capacity + GROUP - 1) / GROUP; }
     __device__ __forceinline__ unsigned present_of(int part, int group, int word) const {
-        return present[((size_t)part * ((capacity + GROUP - 1) / GROUP) + group) * words + word];
+        return present[((size_t)part * groups() + group) * words + word];
     }
     // Of an output row, whether it has any offset of the parts before the last: a byte of each.
     __device__ __forceinline__ int parts_before(int row) const { return keys[row] & (1 << 8 * (parts - 1)) - 1; }
@@ -43,8 +45,8 @@ struct Tile {
     int part, place, column;
 };
 
-// How tiles of M x N come one after another: part by part, each from its last tile back, as rows with far
-// offsets come last in an order, and their tiles take longest.
+// How tiles of M x N come one after another: as the map tells (tile_order.cu), else part by part, each from its last tile
+// back, as rows with far offsets come last in an order, and many of their tiles take longest.
 template <int M, int N>
 struct Tiles {
     static_assert(MOST_ROWS % M == 0, "a map has all places of a tile, of the offsets that `present` tells, see kernel_map.cu");
@@ -59,10 +61,16 @@ struct Tiles {
 
     __device__ __forceinline__ Tile at(int index) const {
         int from = index / across;
+        const int column = index % across * N;
+        if ((M == GROUP || M == 2 * GROUP) && map.tiles) {
+            if (index >= all()) return {-1, 0, 0};
+            const int tile = map.tiles[M / GROUP / 2 * map.parts * map.groups() + from];
+            return {tile >> TILE_PART, (tile & (1 << TILE_PART) - 1) * GROUP, column};
+        }
 #pragma unroll 1
         for (int part = 0; part < map.parts; ++part) {
             const int here = of_part(part);
-            if (from < here) return {part, ((rows + M - 1) / M - 1 - from) * M, index % across * N};
+            if (from < here) return {part, ((rows + M - 1) / M - 1 - from) * M, column};
             from -= here;
         }
         return {-1, 0, 0};

@@ -206,7 +206,7 @@ struct Work {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int, int, const char* __restrict__ weight,
                      int, const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
-                     int, int volume, int, int capacity, const int* count, float*, int, Progress*,
+                     const int*, int, int volume, int, int capacity, const int* count, float*, int, Progress*,
                      const float* __restrict__ bias, const Element* residual, int residual_pitch, Element* y,
                      int y_pitch, int co, int activation, float negative_slope, int settled, int wide) {
     const uint32_t shared = dynamic_shared();
@@ -219,7 +219,7 @@ sparse_conv_resident(const Element* x, int x_pitch, int ci, const Element*, int,
             copy_in(shared + WEIGHTS + from, weight + from, OFFSET_BYTES, shared);
     }
     __syncthreads();
-    const KernelMap map = {map_rows, present, order, keys, ones, 1, volume, 1, capacity};
+    const KernelMap map = {map_rows, present, order, keys, ones, nullptr, 1, volume, 1, capacity};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const Rows source(x, x_pitch, ci);
     const int rows = min(*count, capacity), groups = (rows + GROUP - 1) / GROUP;

@@ -172,12 +172,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE)
 sparse_conv_wgmma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                   int shortcut_pitch, int shortcut_ci, const char* __restrict__ weight, int weight_pitch,
                   const int* map_rows, const unsigned* present, const int* order, const int* keys, const int* ones,
-                  int parts, int volume, int words, int capacity, const int* count, float* part_sums, int part_pitch,
-                  Progress* progress, const float* __restrict__ bias, const Element* residual, int residual_pitch,
-                  Element* y, int y_pitch, int co, int activation, float negative_slope, int settled) {
+                  const int* tile_order, int parts, int volume, int words, int capacity, const int* count,
+                  float* part_sums, int part_pitch, Progress* progress, const float* __restrict__ bias,
+                  const Element* residual, int residual_pitch, Element* y, int y_pitch, int co, int activation,
+                  float negative_slope, int settled) {
     const Stages stages{dynamic_shared()};
     if (!settled) wait_for_kernels_before();
-    const KernelMap map = {map_rows, present, order, keys, ones, SPLIT ? parts : 1, volume, words, capacity};
+    const KernelMap map = {map_rows, present, order, keys, ones, tile_order, SPLIT ? parts : 1, volume, words, capacity};
     const Source input = {x, x_pitch, ci}, beside = {shortcut, shortcut_pitch, shortcut_ci};
     const Output output = {bias, residual, y, residual_pitch, y_pitch, co, activation, negative_slope};
     const Tiling tiles = {map, min(*count, capacity), weight_pitch / TILE_N};
