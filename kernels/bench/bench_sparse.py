@@ -3,8 +3,8 @@
 python kernels/bench/bench_sparse.py SCAN.bin [--columns 4] [--voxel 0.05] [--dtype fp16] [--tiles] [--clouds 1]
 
 SCAN.bin holds fp32 points, x y z first. Times are medians over replays of a CUDA graph. "effective" counts the products
-whose input is there; "executed" those of the tiles, which have an offset if any of their rows does. Tiles are made in the
-order of their rows, never the longest first, as in a program some are.
+whose input is there; "executed" those of the tiles, which have an offset if any of their rows does. Tiles are made in
+the order of their rows, never the longest first, as in a program some are.
 """
 
 import argparse
