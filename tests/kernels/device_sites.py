@@ -170,7 +170,7 @@ def mapped(
     offsets = offsets_on_device(geometry, parts, dense=dense)
     make_maps(device, [MapJob(inputs, outputs, offsets, result, work, backward, regions)])
     tiles = ints(*tiles_shape(outputs.capacity, parts))
-    order_tiles(device, [TileOrder(result.present, result.ones, tiles, outputs.count, outputs.capacity)])
+    order_tiles(device, [TileOrder(result.present, result.ones, tiles, outputs.count)])
     return replace(result, tiles=tiles)
 
 
@@ -210,7 +210,7 @@ def map_of(
     """A given map, int [k, outputs], in some random order, or in that of the rows; `tensor` makes room for it.
 
     parts  1, or 3 if it is of 27 offsets
-    told   whether it is told in which order tiles are made: from the last one back, as if nothing were told
+    told   whether it is told in which order tiles are made: some random one, but for those of the last part
     """
     k, m = rows.shape
     result, keys = KernelMap.made(k, capacity, tensor, parts), torch.zeros(m, dtype=torch.int32)
@@ -233,7 +233,7 @@ def map_of(
         return result
     tiles = tensor(*tiles_shape(capacity, parts))
     for own, size in zip(tiles, TILE_SIZES, strict=True):
-        given = [tile for one in tile_sets(result, m, size) for tile in reversed(one)]
+        given = [one[at] for one in tile_sets(result, m, size) for at in torch.randperm(len(one)).tolist()]
         own[: len(given)] = torch.tensor(given, dtype=torch.int32)
     return replace(result, tiles=tiles)
 

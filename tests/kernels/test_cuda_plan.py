@@ -19,16 +19,17 @@ from lacuna_kernels.cuda.arena import BufferSpec, Use, arrange, lifetimes, views
 from lacuna_kernels.cuda.blueprint import Blueprint, draw
 from lacuna_kernels.cuda.capacity import MIN_POINTS, Capacity, Sizes, power_of_two
 from lacuna_kernels.cuda.device import Device, DeviceLimits
-from lacuna_kernels.cuda.front_steps import Front, maps_task
+from lacuna_kernels.cuda.front_steps import Front, maps_task, tiles_task
 from lacuna_kernels.cuda.fusion import fuse
 from lacuna_kernels.cuda.kernel_map import MapJob, map_work
 from lacuna_kernels.cuda.precision import DTYPES
-from lacuna_kernels.cuda.site_steps import MapTask, is_dense, source_of
+from lacuna_kernels.cuda.site_steps import MapTask, TilesTask, is_dense, likely_rows, source_of
 from lacuna_kernels.cuda.sparse_conv_choice import RESIDENT_TILES, WGMMA_TILES, ConvShape
 from lacuna_kernels.cuda.sparse_conv_choice import candidates as choose
 from lacuna_kernels.cuda.sparse_conv_tiles import Tile
 from lacuna_kernels.cuda.steps import Weights, Writer, levels_of
 from lacuna_kernels.cuda.tasks import Task
+from lacuna_kernels.cuda.tile_order import TileOrder
 from lacuna_kernels.graph import Graph
 from lacuna_kernels.ops.coordinates import submanifold_geometry, unique_first
 from lacuna_kernels.ops.sparse_conv import active_sites
@@ -376,6 +377,107 @@ def test_of_a_grid_without_other_levels_nothing_but_the_order_of_tiles_is_made_b
     assert [name for name in names if name.startswith("beside")] == tiles
     read = [name for step in plan.steps for name in step.use.reads if name.endswith(":tiles")]
     assert bool(read) == bool(tiles)
+
+
+def told(plan: Blueprint) -> dict[str, int]:
+    """How many convolutions are told in which order to make their tiles, by the level of these; each is waited for."""
+    found: dict[str, int] = {}
+    for at, step in enumerate(plan.steps):
+        tiles = {name for name in step.use.reads if name.endswith(":tiles")} - step.use.writes.keys()
+        if not tiles or step.name.startswith("beside"):
+            continue
+        ends = [one for one in plan.steps[:at] if one.name.endswith(", last") and tiles <= {*one.use.reads}]
+        assert len(ends) == 1
+        level = tiles.pop().split(" (")[0].split(" to ")[1]
+        found[level] = found.get(level, 0) + 1
+    return found
+
+
+@pytest.mark.parametrize(
+    "build, points, levels",
+    [
+        (minkunet, 1 << 17, {"down1": 4, "down2": 5, "down3": 8, "down4": 4}),
+        (minkunet, 1 << 18, {"down2": 1, "down4": 4}),  # others have too many tiles by then, in parts or not
+        (minkunet, 1 << 20, {}),
+        (centerpoint_encoder, 1 << 17, {"down4": 4}),
+        (centerpoint_encoder, 1 << 19, {}),
+    ],
+)
+def test_convolutions_of_few_tiles_make_the_longest_first(build, points, levels) -> None:
+    graph = build(19) if build is minkunet else build()
+
+    found = told(drawn(graph, Capacity(points, 16)))
+
+    assert found == levels
+
+
+@pytest.mark.parametrize(
+    "precision, architecture", [(Precision.FP32, "sm_90"), (Precision.TF32, "sm_90"), (Precision.FP16, "sm_80")]
+)
+def test_no_order_of_tiles_is_made_that_nobody_can_read(precision, architecture) -> None:
+    graph = minkunet(5)
+    device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 163_840, architecture)))
+    layers = fuse(graph, random_weights(graph, 0), precision)
+
+    plan = draw(device, graph, layers, Weights(torch.device("cpu")), Capacity(1000, 4))
+
+    assert not any(name.endswith(":tiles") for step in plan.steps for name in step.use.writes)
+
+
+@pytest.mark.parametrize("points, likely", [(1 << 17, 24_576), (1 << 19, 1 << 16)])
+def test_dense_levels_have_a_block_for_each_tile_if_these_are_in_order(points, likely, monkeypatch) -> None:
+    """Half as many rows more are likely there, for which there are fewer blocks if nothing is told."""
+    asked: dict[tuple[int, bool], set[int]] = {}
+
+    def launched(device, x, weight, kernel_map, count, y, *, likely, **more) -> None:
+        asked.setdefault((weight.channels, kernel_map.tiles is not None), set()).add(likely)
+
+    class Any(dict[str, torch.Tensor]):
+        def __missing__(self, name: str) -> torch.Tensor:
+            return torch.empty(0)
+
+    monkeypatch.setattr(sparse_steps, "launch_sparse_conv", launched)
+    plan = drawn(centerpoint_encoder(), Capacity(points, 16))
+
+    for step in plan.steps:
+        if step.name in plan.convolutions:
+            step.run(Any())
+
+    in_order = points == 1 << 17
+    assert likely in asked[128, in_order]
+    assert not any(told for channels, told in asked if channels < 128 or not in_order)
+    assert asked[64, False] == {points // 4, points // 8}  # submanifold ones, and the one that makes the last level
+
+
+def test_a_level_has_no_more_likely_rows_than_room() -> None:
+    graph = centerpoint_encoder()
+    layers = fuse(graph, random_weights(graph, 0), Precision.FP16)
+    device = cast(Device, SimpleNamespace(limits=DeviceLimits(132, 232_448, "sm_90")))
+    found = {}
+    for points in (1000, 1 << 17):
+        writer = Writer(device, graph.types, Weights(torch.device("cpu")), Capacity(points, 4), layers)
+        found[points] = [likely_rows(writer, level) for level in levels_of(graph.types)[:3]]
+
+    assert found == {1000: [1000, 750, 375], 1 << 17: [1 << 17, 98_304, 49_152]}
+
+
+def test_tiles_are_put_in_order_for_as_many_maps_at_a_time_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[list[int]] = []
+    monkeypatch.setattr(front_steps, "order_tiles", lambda device, orders: turns.append(orders))
+
+    def one(number: int) -> MapTask:
+        makes = {f"{number}": BufferSpec((1,), torch.int32)}
+        order = TilesTask([f"{number}:in"], makes, lambda b: cast(TileOrder, number))
+        return MapTask([], {}, 0, lambda b, work: cast(MapJob, None), order)
+
+    task = tiles_task(cast(Device, None), [one(number) for number in range(14)])
+    assert task is not None
+    task.run({})
+
+    assert turns == [[*range(12)], [12, 13]]
+    assert [*task.writes] == [f"{number}" for number in range(14)]
+    assert task.reads == [f"{number}:in" for number in range(14)]
+    assert tiles_task(cast(Device, None), []) is None
 
 
 @pytest.mark.parametrize("reader, padding", [("sparse_conv", 3), ("linear", 0), ("layer_norm", 0)])

@@ -165,7 +165,7 @@ def test_a_captured_pipeline_follows_the_points_that_it_is_given(device):
         voxels_of_points(device, room, placement, sites, work[0])
         row_means(device, room.points, placement.voxel_of_point, room.count, x, sites.count, work[1])
         make_maps(device, [MapJob(sites, sites, reach, kernel_map, work[2])])
-        order_tiles(device, [TileOrder(kernel_map.present, kernel_map.ones, tiles, sites.count, sites.capacity)])
+        order_tiles(device, [TileOrder(kernel_map.present, kernel_map.ones, tiles, sites.count)])
         sparse_conv(device, x, packed, kernel_map, sites.count, y, **sums)
         devoxelize_nearest(device, y, placement, room.count, result)
 

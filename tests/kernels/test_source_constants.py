@@ -3,7 +3,7 @@
 import re
 import struct
 
-from lacuna_kernels.cuda import coordinates, kernel_map, key_order, sparse_conv_hopper
+from lacuna_kernels.cuda import coordinates, kernel_map, key_order, sparse_conv_hopper, tile_order
 from lacuna_kernels.cuda.compiler import SOURCES
 
 
@@ -20,6 +20,14 @@ def test_maps_are_ordered_so_many_at_a_time_and_packed_alike() -> None:
 
     assert defined("ordering.cuh")["MOST_ORDERINGS"] == key_order.MOST_ORDERINGS
     assert f"sizeof(Ordering) == {struct.calcsize(key_order._FORMAT)}" in source
+
+
+def test_tiles_of_so_many_maps_are_ordered_at_a_time_and_packed_alike() -> None:
+    source, said = (SOURCES / "tile_order.cu").read_text(), defined("tile_order.cu")
+
+    assert said["MOST_MAPS"] == tile_order.MOST_MAPS
+    assert said["THREADS"] == tile_order._THREADS
+    assert f"sizeof(TileOrder) == {struct.calcsize(tile_order._FORMAT)}" in source
 
 
 def test_keys_have_so_many_bits() -> None:

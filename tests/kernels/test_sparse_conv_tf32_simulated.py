@@ -14,8 +14,8 @@ from tests.cases import assert_close, tolerance
 from tests.kernels.device_sites import map_of, nonsense, random_map, sums_for
 from tests.kernels.simulated import SimulatedDevice, guarded
 
-ROUNDED = [Tf32Tile(64, 32, 32, (2, 1), 3), Tf32Tile(64, 96, 16, (1, 2), 2)]
-WHOLE = [Tf32Tile(64, 32, 32, (2, 1), 2, 3), Tf32Tile(64, 96, 16, (2, 3), 4, 3)]
+ROUNDED = [Tf32Tile(64, 32, 32, (2, 1), 3), Tf32Tile(32, 96, 16, (1, 2), 2)]
+WHOLE = [Tf32Tile(32, 32, 32, (2, 1), 2, 3), Tf32Tile(64, 96, 16, (2, 3), 4, 3)]
 INPUTS = 50
 SPARE = 9
 """Rows of y past the count, which are left alone."""

@@ -53,6 +53,12 @@ class _Stages:
     streams: list[tuple[torch.cuda.Stream, torch.cuda.Stream]] = field(default_factory=list)
     taken: list[torch.cuda.Stream] = field(default_factory=list)
 
+    def follow(self, stream: torch.cuda.Stream, *before: torch.cuda.Stream) -> None:
+        """Take a stream whose launches come after those of others up to now."""
+        self.taken.append(stream)
+        for other in before:
+            stream.wait_stream(other)
+
 
 class Device:
     """A GPU opened on the calling thread. Torch's memory and PyCUDA's kernels live in the same primary context.
@@ -125,37 +131,31 @@ class Device:
             for side in streams[1:]:
                 main.wait_stream(side)
 
-    def start_beside(self, stages: Sequence[tuple[Launch, Launch, Launch | None]], others: Launch) -> None:
-        """Make launches beside others, which are made first, and beside all that follow until `end_beside`.
+    def start_beside(self, stages: Sequence[Sequence[Launch]], now: Launch) -> None:
+        """Make launches beside others, `now`, which are made first, and beside all that follow until `end_beside`.
 
-        A stage is made of launches that come after the first ones of the stages before it, of others that come after
-        these alone, and of last ones, that come after these and after `others`. None of their kernels may take tiles
-        from a counter, either.
+        A stage is made of launches that come after the first ones of the stages before it, of some that come after
+        these alone, and perhaps of last ones, that come after these and after `now`. None of their kernels may take
+        tiles from a counter, either.
         """
         main = torch.cuda.current_stream(self.index)
         beside = self._besides.setdefault(main.cuda_stream, _Stages())
         while len(beside.streams) < len(stages):
             beside.streams.append((self.new_stream(), self.new_stream()))
         beside.taken = []
-
-        def join(stream: torch.cuda.Stream, *before: torch.cuda.Stream) -> None:
-            beside.taken.append(stream)
-            for other in before:
-                stream.wait_stream(other)
-
         streams = beside.streams[: len(stages)]
-        join(streams[0][0], main)
-        others()
-        for at, ((own, apart), (first, then, last)) in enumerate(zip(streams, stages, strict=True)):
+        beside.follow(streams[0][0], main)
+        now()
+        for at, ((own, apart), (first, then, *last)) in enumerate(zip(streams, stages, strict=True)):
             with torch.cuda.stream(own):
                 first()
                 if at + 1 < len(stages):
-                    join(streams[at + 1][0], own)
+                    beside.follow(streams[at + 1][0], own)
                 then()
-            if last is not None:
-                join(apart, own, main)
+            for launch in last:
+                beside.follow(apart, own, main)
                 with torch.cuda.stream(apart):
-                    last()
+                    launch()
 
     def end_beside(self, stage: int | None = None, *, last: bool = False) -> None:
         """Let what is launched from now on come after the launches of a stage beside, by default of all.

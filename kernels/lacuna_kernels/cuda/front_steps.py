@@ -1,12 +1,15 @@
 """The steps that come before the convolutions of a grid: sites of all levels, and the maps between them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lacuna_kernels.cuda.device import Device
+from lacuna_kernels.cuda.fusion import Layer
 from lacuna_kernels.cuda.kernel_map import make_maps
 from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
+from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.site_steps import MapTask, cleared_tables, kernel_map_task, map_name, sites_task, source_of
+from lacuna_kernels.cuda.sparse_conv_choice import MOST_RESIDENT_CHANNELS
 from lacuna_kernels.cuda.steps import Buffers, Stage, Work, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task, at_once
 from lacuna_kernels.cuda.tile_order import MOST_MAPS, order_tiles
@@ -49,8 +52,8 @@ class Front:
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
         """Collect it from the layers to come; `means` makes the features."""
         levels, maps = [[grid], list[Level]()], dict[str, tuple[MapTask, int]]()
-        layers = [layer for layer in writer.layers if isinstance(layer.node, SparseConv)]
-        for layer in (layer for layer in layers if writer.level(layer.output).grid == grid.name):
+        wide = {key for key, layer in _convolutions(writer, grid) if _is_wide(writer, layer)}
+        for key, layer in _convolutions(writer, grid):
             node = layer.node
             assert isinstance(node, SparseConv)
             level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
@@ -59,10 +62,9 @@ class Front:
                     levels[1].append(level_out)
                 else:
                     levels.append([level_out])
-            key = map_name(node, level_in, level_out)
             if key is not None and key not in maps:
                 last = max(at for at, made in enumerate(levels) if level_in in made or level_out in made)
-                maps[key] = kernel_map_task(writer, key, node, level_in, level_out), last
+                maps[key] = kernel_map_task(writer, key, node, level_in, level_out, wide=key in wide), last
         made = [level for stage in levels[1:] for level in stage]
         at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
         stages = [
@@ -73,17 +75,34 @@ class Front:
         return cls(means, cleared_tables(writer, made), at_stage[0], stages)
 
 
+def _convolutions(writer: Writer, grid: Level) -> Iterator[tuple[str | None, Layer]]:
+    """The sparse convolutions to come on levels of a grid, and the names of their maps."""
+    for layer in writer.layers:
+        node = layer.node
+        if isinstance(node, SparseConv) and writer.level(layer.output).grid == grid.name:
+            yield map_name(node, writer.level(node.inputs[0]), writer.level(layer.output)), layer
+
+
+def _is_wide(writer: Writer, layer: Layer) -> bool:
+    """Whether a convolution may take tiles of `wgmma`: with fewer channels all weights stay, without order."""
+    _, ci, co = layer.weights["weight"].shape
+    is_half = DTYPES[layer.precision].itemsize == 2
+    return writer.device.limits.hopper and is_half and max(ci, co) > MOST_RESIDENT_CHANNELS
+
+
 def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:
     """Write the steps that make the sites of a grid; those of all levels, and maps; and features and maps of the grid.
 
-    The levels are made beside what reads nothing but the grid: the first convolutions. The order of tiles is not waited
-    for with the maps, as the first to read these have an order of their own.
+    The levels are made beside what reads nothing but the grid: the first convolutions. The order of tiles is waited for
+    by itself: most of the first to read a map do without.
 
     place  makes the sites of the grid, and beside it tables are cleared
     """
     device, front = writer.device, Front.of(writer, grid, means)
     own = maps_task(device, front.own, f"{name}:maps")
-    levels = front.stages or ([LevelStage([], [], [])] if any(one.tiles for one in front.own) else [])
+    levels = list(front.stages)
+    if not levels and any(one.tiles for one in front.own):
+        levels.append(LevelStage([], [], []))  # for their order alone
     stages = [one.stage(device, f"{name}:maps {at}", [] if at else front.own) for at, one in enumerate(levels)]
     placed, now = at_once(device, [place, front.clear]), at_once(device, [means, own])
     writer.add(f"place {name}", placed.reads, placed.writes, placed.run)
@@ -110,8 +129,8 @@ def maps_task(device: Device, maps: Sequence[MapTask], name: str) -> Task:
     return Task(list(dict.fromkeys(key for one in maps for key in one.reads)), made | works, run)
 
 
-def tiles_task(device: Device, maps: Sequence[MapTask]) -> Work:
-    """The order of the tiles of kernel maps, as many at a time as may be."""
+def tiles_task(device: Device, maps: Sequence[MapTask]) -> Work | None:
+    """The order of the tiles of kernel maps, as many at a time as may be; None if there is nothing to order."""
     tasks = [one.tiles for one in maps if one.tiles is not None]
 
     def run(b: Buffers) -> None:
@@ -119,4 +138,4 @@ def tiles_task(device: Device, maps: Sequence[MapTask]) -> Work:
             order_tiles(device, [one.order(b) for one in tasks[at : at + MOST_MAPS]])
 
     made = {key: spec for one in tasks for key, spec in one.makes.items()}
-    return Work(list(dict.fromkeys(key for one in tasks for key in one.reads)), made, run)
+    return Work(list(dict.fromkeys(key for one in tasks for key in one.reads)), made, run) if tasks else None

@@ -28,7 +28,7 @@ from lacuna_kernels.ops.sparse_conv import ONES, SparseConv
 from lacuna_kernels.types import Geometry, Level, Triple
 
 _LEAST_OFFSETS, _MOST_ROWS = 16, 1 << 16
-"""Of maps whose tiles are put in order: with fewer, or more rows, their convolutions would gain nothing by it."""
+"""Of maps whose tiles are put in order: with fewer, or more rows, their convolutions would seldom gain by it."""
 
 
 def source_of(level: Level) -> tuple[Level, Geometry]:
@@ -101,6 +101,15 @@ def map_name(node: SparseConv, level_in: Level, level_out: Level) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class TilesTask:
+    """The tiles of a kernel map to be put in order, what is read for it and what it is made of."""
+
+    reads: Sequence[str]
+    makes: Mapping[str, BufferSpec]
+    order: Callable[[Buffers], TileOrder]
+
+
+@dataclass(frozen=True, slots=True)
 class MapTask:
     """A kernel map to be made, what is read for it and what it is made of.
 
@@ -113,20 +122,16 @@ class MapTask:
     makes: Mapping[str, BufferSpec]
     work: int
     job: Callable[[Buffers, Tensor], MapJob]
-    tiles: "TilesTask | None"
+    tiles: TilesTask | None
 
 
-@dataclass(frozen=True, slots=True)
-class TilesTask:
-    """The tiles of a kernel map to be put in order, what is read for it and what it is made of."""
+def kernel_map_task(
+    writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level, *, wide: bool
+) -> MapTask:
+    """The map of a convolution between two levels, of this name.
 
-    reads: Sequence[str]
-    makes: Mapping[str, BufferSpec]
-    order: Callable[[Buffers], TileOrder]
-
-
-def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level) -> MapTask:
-    """The map of a convolution between two levels, of this name."""
+    wide  whether any convolution takes tiles of it that may be made the longest first
+    """
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
     held, capacity = writer.weights, writer.room.sites(level_out)
@@ -145,7 +150,7 @@ def kernel_map_task(writer: Writer, name: str, node: SparseConv, level_in: Level
     shapes = map_shapes(g.volume, capacity, parts)
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
     reads = [*_found_by(level_in), *_found_by(level_out)]
-    in_order = g.volume >= _LEAST_OFFSETS and likely_rows(writer, level_out) <= _MOST_ROWS
+    in_order = wide and g.volume >= _LEAST_OFFSETS and likely_rows(writer, level_out) <= _MOST_ROWS
     tiles = _tiles_task(name, level_out, capacity, parts) if in_order else None
     return MapTask(reads, made, map_work(g.volume, capacity, parts, regions), job, tiles)
 
@@ -155,7 +160,7 @@ def _tiles_task(name: str, level: Level, capacity: int, parts: int) -> TilesTask
 
     def order(b: Buffers) -> TileOrder:
         present, ones, count = (b[key] for key in reads)
-        return TileOrder(present, ones, b[made], count, capacity)
+        return TileOrder(present, ones, b[made], count)
 
     return TilesTask(reads, {made: BufferSpec(tiles_shape(capacity, parts), torch.int32)}, order)
 

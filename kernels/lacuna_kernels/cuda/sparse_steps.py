@@ -113,7 +113,8 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     parts = 1 if key is None else writer.map_parts[key]
     tiles = key is not None and tiles_name(key) in writer.made and _ends_sooner(writer, weight, level, parts)
     reads = [*given, *([] if key is None else kernel_map_buffers(key, tiles=tiles))]
-    # A block for each tile then; else those that make a second one look up its first rows before the first is written.
+    # With an order a block for each tile; without, fewer on dense levels: a block with a second tile looks its rows up
+    # before it writes the first.
     likely = likely_rows(writer, level) if tiles else rows_by_stride(writer, level)
     first, joined = writer.once(f"convolution of {level.grid}"), writer.join_before(reads)
     settled = not (first or joined)  # those come right after what makes their map
@@ -143,6 +144,10 @@ def _convolution(writer: Writer, layer: Layer, key: str | None, tile: Tile) -> N
     writer.add(layer.output, reads, _output(writer, layer, tile) | scratch, run)
 
 
+_FEW_TURNS, _FEW_TURNS_IN_PARTS = 3, 2
+"""Tiles one after another, up to which it pays to make the longest first."""
+
+
 def _ends_sooner(writer: Writer, weight: PackedWeight, level: Level, parts: int) -> bool:
     """Whether a convolution ends sooner if its longest tiles come first: where each place makes only a few.
 
@@ -153,7 +158,7 @@ def _ends_sooner(writer: Writer, weight: PackedWeight, level: Level, parts: int)
         return False
     rows, likely = writer.room.sites(level), likely_rows(writer, level)
     tiles = tile.grid(rows, likely, weight.out_channels, parts, multiprocessors)
-    return tiles <= (2 if parts > 1 else 3) * tile.blocks * multiprocessors
+    return tiles <= (_FEW_TURNS_IN_PARTS if parts > 1 else _FEW_TURNS) * tile.blocks * multiprocessors
 
 
 def _output(writer: Writer, layer: Layer, tile: Tile) -> dict[str, BufferSpec]:

@@ -91,8 +91,13 @@ class Stage:
 
     first: Work
     then: Work
-    last: Work
+    last: Work | None
     tells: Sequence[str]
+
+    @property
+    def works(self) -> list[Work]:
+        """All of it, in this order."""
+        return [self.first, self.then, *([] if self.last is None else [self.last])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +144,19 @@ class Writer:
     def add_with(self, name: str, now: Work, stages: Sequence[Stage]) -> None:
         """Append a step, and what runs beside it and those after it, each up to the first that needs it."""
         self.join()
-        device, works = self.device, [now, *(work for one in stages for work in (one.first, one.then, one.last))]
+        device, works = self.device, [now, *(work for one in stages for work in one.works)]
         writes = {key: spec for work in works for key, spec in work.writes.items()}
         reads = dict.fromkeys(key for work in works for key in work.reads)
 
         def run(b: Buffers) -> None:
-            runs = [[partial(work.run, b) for work in (one.first, one.then, one.last)] for one in stages]
-            launches = [
-                (first, then, last if one.last.writes else None)
-                for one, (first, then, last) in zip(stages, runs, strict=True)
-            ]
+            launches = [[partial(work.run, b) for work in one.works] for one in stages]
             device.start_beside(launches, partial(now.run, b))
 
         self.add(name, [key for key in reads if key not in writes], writes, run)
         for at, one in enumerate(stages):
             self._put_beside(f"beside {name}: {at}", _end_of(device, at), [one.first, one.then], one.tells)
-            self._put_beside(f"beside {name}: {at}, last", _end_of(device, at, last=True), [one.last])
+            if one.last is not None:
+                self._put_beside(f"beside {name}: {at}, last", _end_of(device, at, last=True), [one.last])
 
     def _put_beside(self, name: str, end: Run, works: Sequence[Work], tells: Sequence[str] = ()) -> None:
         made = {key for work in works for key in work.writes}

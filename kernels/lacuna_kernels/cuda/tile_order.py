@@ -30,7 +30,7 @@ def tiles_shape(capacity: int, parts: int = 1) -> tuple[int, int]:
 class TileOrder:
     """The tiles of a kernel map, to be put in order: see KernelMap.
 
-    tiles  int32 [tiles_shape(capacity, parts)]
+    tiles  int32 [tiles_shape(capacity, parts)], of the map's capacity
     count  int32 [1], output rows in use
     """
 
@@ -38,15 +38,14 @@ class TileOrder:
     ones: Tensor
     tiles: Tensor
     count: Tensor
-    capacity: int
 
     @property
     def packed(self) -> bytes:
         """`struct TileOrder` of src/tile_order.cu."""
-        parts, _, words = self.present.shape
-        assert self.tiles.shape == tiles_shape(self.capacity, parts)
+        parts, groups, words = self.present.shape
+        assert self.tiles.shape == (len(TILE_SIZES), parts * groups)
         pointers = [given.data_ptr() for given in (self.present, self.count, self.ones, self.tiles)]
-        return struct.pack(_FORMAT, *pointers, parts, self.capacity, words)
+        return struct.pack(_FORMAT, *pointers, parts, groups, words)
 
 
 def order_tiles(device: Device, orders: Sequence[TileOrder]) -> None:

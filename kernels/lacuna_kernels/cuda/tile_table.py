@@ -26,7 +26,7 @@ MapKind = Literal["submanifold", "strided", "inverse", "generative", "identity"]
 class Key(NamedTuple):
     """What an entry is found by; see Group.
 
-    rows  a power of two: about as many as the plan's points by the stride
+    rows  a power of two: about as many as there are likely to be
     """
 
     ci: int

@@ -18,9 +18,9 @@
 using Element = ELEMENT;
 
 // As the host passes it: map int32 [volume, capacity], order int32 [parts, capacity], present uint32 [parts, capacity /
-// GROUP, words], keys int32 [capacity], ones int32 [parts], see kernel_map.cu, tiles int32 [2, parts * capacity / GROUP],
-// see tile_order.cu; map, order and present are null for the identity, of volume 1, keys and ones may be if there is one
-// part, and tiles may be always.
+// GROUP, words], keys int32 [capacity], ones int32 [parts], see kernel_map.cu, tiles int32 [2, parts * groups], see
+// tile_order.cu; map, order and present are null for the identity, of volume 1, keys and ones may be if there is one part,
+// and tiles may be always.
 struct KernelMap {
     const int* map;
     const unsigned* present;

@@ -7,7 +7,7 @@
 //             weights copied beside them: so those who gather do little else
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that, but tiles are
 // taken at once, so that launches which follow one another must not have the same `progress`. `settled` tells whether
-// map and count were complete before that kernel began; if not, they may be written while this one runs already, and are
+// map, order of tiles and count were complete before that kernel began; if not, they may be written while this one runs already, and are
 // read after it, too.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past

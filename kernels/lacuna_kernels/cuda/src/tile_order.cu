@@ -8,13 +8,13 @@
 #define COUNTS (THREADS / 2)  // of offsets that are told apart; tiles of more come first, in any order
 #define MOST_MAPS 12
 
-// present, count and ones as kernel_map.cu makes them. tiles int32 [2, parts * ceil(capacity / GROUP)]: tiles of GROUP
-// places, then of twice as many, each its part << TILE_PART | the group that it begins with.
+// present, count and ones as kernel_map.cu makes them, of so many groups that there is room for. tiles int32 [2, parts *
+// groups]: tiles of GROUP places, then of twice as many, each its part << TILE_PART | the group that it begins with.
 struct TileOrder {
     const unsigned* present;
     const int *count, *ones;
     int* tiles;
-    int parts, capacity, words;
+    int parts, groups, words;
 };
 
 // As cuda/tile_order.py packs them.
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 order_tiles(const __grid_constant__ TileOrders orders) {
     __shared__ int bins[2 * COUNTS];  // one a thread
     const TileOrder& o = orders.of[blockIdx.y];
-    const int n = *o.count, groups = (o.capacity + GROUP - 1) / GROUP, together = 1 + blockIdx.x, size = together * GROUP;
+    const int n = *o.count, groups = o.groups, together = 1 + blockIdx.x, size = together * GROUP;
     const int each = (n + size - 1) / size, all = each * o.parts;
     int* tiles = o.tiles + (size_t)blockIdx.x * o.parts * groups;
     const auto bin_of = [&](int at) {
