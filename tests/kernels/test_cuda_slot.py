@@ -22,8 +22,8 @@ from lacuna_kernels.cuda.device import Device
 from lacuna_kernels.cuda.plan import IN_FLIGHT, Overflow, Plan, Running
 from lacuna_kernels.cuda.steps import OVERFLOW, Buffers, Step
 from lacuna_kernels.types import outline
+from tests.kernels.drawn import drawn
 from tests.kernels.networks import cloud, document, node
-from tests.kernels.test_cuda_plan import drawn
 
 POINTS = 1000
 BACK, CONV = "back:torch.float32", "conv:torch.float32"  # buffers of the outputs

@@ -9,7 +9,7 @@ from lacuna_kernels.cuda.kernel_map import make_maps
 from lacuna_kernels.cuda.key_order import MOST_ORDERINGS
 from lacuna_kernels.cuda.precision import DTYPES
 from lacuna_kernels.cuda.site_steps import MapTask, cleared_tables, kernel_map_task, map_name, sites_task, source_of
-from lacuna_kernels.cuda.sparse_conv_choice import MOST_RESIDENT_CHANNELS
+from lacuna_kernels.cuda.sparse_conv_choice import ConvShape, resident
 from lacuna_kernels.cuda.steps import Buffers, Stage, Work, Writer, ints, sites_name
 from lacuna_kernels.cuda.tasks import Task, at_once
 from lacuna_kernels.cuda.tile_order import MOST_MAPS, order_tiles
@@ -52,8 +52,9 @@ class Front:
     def of(cls, writer: Writer, grid: Level, means: Task) -> "Front":
         """Collect it from the layers to come; `means` makes the features."""
         levels, maps = [[grid], list[Level]()], dict[str, tuple[MapTask, int]]()
-        wide = {key for key, layer in _convolutions(writer, grid) if _is_wide(writer, layer)}
-        for key, layer in _convolutions(writer, grid):
+        layers = [*_convolutions(writer, grid)]
+        told = {key for key, layer in layers if _may_be_told(writer, layer)}
+        for key, layer in layers:
             node = layer.node
             assert isinstance(node, SparseConv)
             level_in, level_out = writer.level(node.inputs[0]), writer.level(layer.output)
@@ -64,7 +65,7 @@ class Front:
                     levels.append([level_out])
             if key is not None and key not in maps:
                 last = max(at for at, made in enumerate(levels) if level_in in made or level_out in made)
-                maps[key] = kernel_map_task(writer, key, node, level_in, level_out, wide=key in wide), last
+                maps[key] = kernel_map_task(writer, key, node, level_in, level_out, told=key in told), last
         made = [level for stage in levels[1:] for level in stage]
         at_stage = [[task for task, after in maps.values() if after == at] for at in range(len(levels))]
         stages = [
@@ -83,11 +84,12 @@ def _convolutions(writer: Writer, grid: Level) -> Iterator[tuple[str | None, Lay
             yield map_name(node, writer.level(node.inputs[0]), writer.level(layer.output)), layer
 
 
-def _is_wide(writer: Writer, layer: Layer) -> bool:
-    """Whether a convolution may take tiles of `wgmma`: with fewer channels all weights stay, without order."""
-    _, ci, co = layer.weights["weight"].shape
-    is_half = DTYPES[layer.precision].itemsize == 2
-    return writer.device.limits.hopper and is_half and max(ci, co) > MOST_RESIDENT_CHANNELS
+def _may_be_told(writer: Writer, layer: Layer) -> bool:
+    """Whether a convolution may take tiles of `wgmma`, which may be told an order: unless all its weights stay."""
+    (volume, ci, co), dtype = layer.weights["weight"].shape, DTYPES[layer.precision]
+    shortcut = len(layer.weights.get("shortcut", ()))
+    shape = ConvShape(ci, co, dtype, shortcut=shortcut, volume=volume, readable=True)
+    return writer.device.limits.hopper and dtype.itemsize == 2 and not resident(shape)
 
 
 def write_front(writer: Writer, name: str, grid: Level, place: Task, means: Task) -> None:

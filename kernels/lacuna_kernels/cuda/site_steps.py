@@ -126,11 +126,11 @@ class MapTask:
 
 
 def kernel_map_task(
-    writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level, *, wide: bool
+    writer: Writer, name: str, node: SparseConv, level_in: Level, level_out: Level, *, told: bool
 ) -> MapTask:
     """The map of a convolution between two levels, of this name.
 
-    wide  whether any convolution takes tiles of it that may be made the longest first
+    told  whether any convolution may be told in which order to make its tiles
     """
     g = level_in.geometry if node.mode == "inverse" else node.geometry
     assert g is not None
@@ -150,7 +150,7 @@ def kernel_map_task(
     shapes = map_shapes(g.volume, capacity, parts)
     made = {f"{name}:{part}": BufferSpec(shape, torch.int32) for part, shape in shapes.items()}
     reads = [*_found_by(level_in), *_found_by(level_out)]
-    in_order = wide and g.volume >= _LEAST_OFFSETS and likely_rows(writer, level_out) <= _MOST_ROWS
+    in_order = told and g.volume >= _LEAST_OFFSETS and likely_rows(writer, level_out) <= _MOST_ROWS
     tiles = _tiles_task(name, level_out, capacity, parts) if in_order else None
     return MapTask(reads, made, map_work(g.volume, capacity, parts, regions), job, tiles)
 

@@ -127,8 +127,6 @@ def _portable(shape: ConvShape) -> list[Tile]:
     )
 
 
-MOST_RESIDENT_CHANNELS = 64
-"""In and out, of convolutions of 27 offsets whose weights stay."""
 _LEAST_IN, _LINEAR_LEAST_IN = 32, 96
 _TALL_TURNS = 2.5
 """Tiles one after another, below which those of half as many rows end sooner."""

@@ -62,7 +62,7 @@ struct Tiles {
     __device__ __forceinline__ Tile at(int index) const {
         int from = index / across;
         const int column = index % across * N;
-        if ((M == GROUP || M == 2 * GROUP) && map.tiles) {
+        if (map.tiles) {
             if (index >= all()) return {-1, 0, 0};
             const int tile = map.tiles[M / GROUP / 2 * map.parts * map.groups() + from];
             return {tile >> TILE_PART, (tile & (1 << TILE_PART) - 1) * GROUP, column};

@@ -125,11 +125,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_mma(const Element* __restrict__ x, int x_pitch, int ci, const Element* __restrict__ shortcut,
                 int shortcut_pitch, int shortcut_ci, const Element* __restrict__ weight, int weight_pitch,
                 const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
-                const int* __restrict__ keys, const int* __restrict__ ones, const int*,
-                int parts, int volume, int words, int capacity, const int* __restrict__ count, float* part_sums,
-                int part_pitch, Progress* progress, const float* __restrict__ bias,
-                const Element* residual, int residual_pitch, Element* y, int y_pitch,
-                int co, int activation, float negative_slope) {
+                const int* __restrict__ keys, const int* __restrict__ ones, const int*, int parts, int volume,
+                int words, int capacity, const int* __restrict__ count, float* part_sums, int part_pitch,
+                Progress* progress, const float* __restrict__ bias, const Element* residual, int residual_pitch,
+                Element* y, int y_pitch, int co, int activation, float negative_slope) {
     extern __shared__ __align__(16) unsigned char shared_memory[];
     Element* stages = reinterpret_cast<Element*>(shared_memory);
     const KernelMap map = {map_rows, present, order, keys, ones, nullptr, parts, volume, words, capacity};

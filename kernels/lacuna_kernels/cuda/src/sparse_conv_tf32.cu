@@ -164,11 +164,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 sparse_conv_tf32(const float* __restrict__ x, int x_pitch, int ci, const float* __restrict__ shortcut,
                  int shortcut_pitch, int shortcut_ci, const float* __restrict__ weight, int weight_pitch,
                  const int* __restrict__ map_rows, const unsigned* __restrict__ present, const int* __restrict__ order,
-                 const int* __restrict__ keys, const int* __restrict__ ones, const int*,
-                 int parts, int volume, int words, int capacity, const int* __restrict__ count, float* part_sums,
-                 int part_pitch, Progress* progress, const float* __restrict__ bias,
-                 const float* residual, int residual_pitch, float* y, int y_pitch, int co,
-                 int activation, float negative_slope) {
+                 const int* __restrict__ keys, const int* __restrict__ ones, const int*, int parts, int volume,
+                 int words, int capacity, const int* __restrict__ count, float* part_sums, int part_pitch,
+                 Progress* progress, const float* __restrict__ bias, const float* residual, int residual_pitch,
+                 float* y, int y_pitch, int co, int activation, float negative_slope) {
     extern __shared__ __align__(128) unsigned char shared[];
     float* stages = reinterpret_cast<float*>(shared);
     const KernelMap map = {map_rows, present, order, keys, ones, nullptr, parts, volume, words, capacity};

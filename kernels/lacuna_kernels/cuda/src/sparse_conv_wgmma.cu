@@ -7,8 +7,8 @@
 //             weights copied beside them: so those who gather do little else
 // A launch may begin before the kernel before it has ended: x, residual and y are touched only after that, but tiles are
 // taken at once, so that launches which follow one another must not have the same `progress`. `settled` tells whether
-// map, order of tiles and count were complete before that kernel began; if not, they may be written while this one runs already, and are
-// read after it, too.
+// map, order of tiles and count were complete before that kernel began; if not, they may be written while this one runs
+// already, and are read after it, too.
 // ci, and x's pitch and address, are multiples of 8 elements, and those of the shortcut. weight, packed: [panels of all
 // offsets and then of the shortcut, tiles of TILE_N channels, TILE_N, 32], rows of 32 swizzled by 64 bytes, zeros past
 // ci and co. Channels of y are in an order by which a lane makes neighbours (lane_rows.cuh).
@@ -34,6 +34,7 @@ constexpr int ENOUGH = 64, SPARED = EVEN > ENOUGH && BRINGERS % 128 == 0;
 constexpr int BRING = SPARED ? ENOUGH : EVEN, MULTIPLY = EVEN + (EVEN - BRING) * BRINGERS / MULTIPLIERS / 8 * 8;
 using Rows = LaneRows<TILE_N>;
 using Tiling = Tiles<TILE_M, TILE_N>;
+static_assert(TILE_M == GROUP || TILE_M == 2 * GROUP, "tiles of other sizes are in no order");
 
 // What a thread adds up, of each half of the tile.
 using Sums = float[HALVES][TILE_N / 2];
